@@ -1,0 +1,54 @@
+"""Continuous position bias: log-spaced coordinates, and the layout of a bias over offsets as a bias over slots."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)  # one per stage, window and pretrained window in use
+def log_spaced_coords(
+    window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Coordinates of all offsets inside a window, log-spaced (paper, equation 4, in Microsoft's normalisation).
+
+    An offset ``o`` becomes ``sign(o) * log2(1 + |8 * o / (p - 1)|) / log2(8)``. The normaliser ``p`` belongs to the
+    weights: it is the window of their first pre-training, whatever the window in use.
+
+    Args:
+        window: ``(Wh, Ww)`` in use, in tokens.
+        pretrained: ``p`` per axis, in tokens.
+
+    Returns:
+        ``(2 * Wh - 1, 2 * Ww - 1, 2)``; entry ``[i, j]`` belongs to the offset ``(i - Wh + 1, j - Ww + 1)``.
+    """
+
+    def axis(size: int, p: int) -> Tensor:
+        offsets = torch.arange(-(size - 1), size, dtype=torch.float64) * 8 / max(p - 1, 1)
+        return offsets.sign() * torch.log2(1 + offsets.abs()) / math.log2(8)
+
+    with torch.inference_mode(False):
+        coords = torch.meshgrid(axis(window[0], pretrained[0]), axis(window[1], pretrained[1]), indexing='ij')
+        return torch.stack(coords, dim=-1).to(device=device, dtype=dtype)
+
+
+def spread_over_slots(table: Tensor) -> Tensor:
+    """Turn a bias per offset into a bias per pair of slots.
+
+    Entry ``[h, q, k]`` of the result is the table's entry for the offset ``position(q) - position(k)``. Overlapping
+    views of the table do this without an index table, and without the scatter-add that the gradient of one costs.
+
+    Args:
+        table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)``, ordered as :func:`log_spaced_coords`.
+
+    Returns:
+        ``(nH, N, N)`` with ``N = Wh * Ww``.
+    """
+    nH, Wh, Ww = table.shape[0], (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+    x = table.flip(1, 2)
+    x = x.unfold(1, Wh, 1).unfold(2, Ww, 1)  # (nH, Wh, Ww, Wh, Ww): queries from last to first, then keys
+    x = x.flip(1, 2)
+    return x.reshape(nH, Wh * Ww, Wh * Ww)

@@ -1,0 +1,98 @@
+"""Small layers around the attention: Mlp, DropPath, PatchEmbed, PatchMerging."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between; features in the last dimension."""
+
+    def __init__(self, embed_dims: int, hidden_dims: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): zero a residual branch per sample, scale the kept ones by ``1 / keep``."""
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0.0:
+            return x
+        keep = 1.0 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob:.3f}'
+
+
+class PatchEmbed(nn.Module):
+    """Image to tokens: a strided convolution, then a LayerNorm.
+
+    An image that is not a multiple of the patch is completed with zeros at the bottom and the right.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in_channels, H, W)`` to ``(B, ceil(H / patch), ceil(W / patch), C)``."""
+        bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        x = self.proj(x)
+        x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        return self.norm(x)
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution, double the channels: 2x2 neighbours are concatenated, reduced, then normalised.
+
+    SwinV2 normalises after the reduction, Swin V1 before it.
+    """
+
+    def __init__(self, in_dims: int, out_dims: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * in_dims, out_dims, bias=False)
+        self.norm = nn.LayerNorm(out_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``; an odd side is completed with zeros."""
+        B, H, W, C = x.shape
+        if H % 2 or W % 2:
+            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
+        x = x.permute(0, 1, 3, 4, 2, 5)                   # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
+        x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)
+        return self.norm(self.reduction(x))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Microsoft's initialisation: linear weights from a normal of 0.02, truncated; biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def zero_norm(norm: nn.LayerNorm) -> None:
+    """Silence a post-norm, so that its fresh residual branch adds nothing."""
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.zero_()

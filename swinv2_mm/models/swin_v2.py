@@ -1,0 +1,336 @@
+"""Swin Transformer V2 (arXiv 2111.09883) as a multi-scale backbone: block, stage, backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from swinv2_mm.models.attention import WindowAttention
+from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
+from swinv2_mm.models.variants import get_variant
+from swinv2_mm.models.window import (
+    effective_window,
+    pad_bottom_right,
+    padding_to_windows,
+    window_layout,
+    window_partition,
+    window_reverse,
+)
+from swinv2_mm.registry import MODELS
+
+Pair = tuple[int, int]
+
+
+class SwinTransformerV2Block(nn.Module):
+    """Window attention, then an MLP, each normalised *after* it and added to the main branch (res-post-norm).
+
+    Args:
+        embed_dims: Channels ``C``.
+        num_heads: Heads, a divisor of ``C``.
+        window_size: ``(Wh, Ww)``, in tokens.
+        pretrained_window_size: Normaliser of the position bias, per axis.
+        shifted: Shift the windows by half a window.
+        mlp_ratio, qkv_bias, drop_rate, attn_drop_rate: See :class:`SwinTransformerV2`.
+        drop_path_rate: Probability to drop each of the two residual branches, per sample.
+        extra_norm: A LayerNorm on the main branch at the end of the block (huge and giant sizes).
+        mask_padding: See :class:`SwinTransformerV2`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        window_size: Pair,
+        pretrained_window_size: Pair,
+        shifted: bool = False,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        extra_norm: bool = False,
+        mask_padding: bool = True,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shifted = shifted
+        self.mask_padding = mask_padding
+        self.attn = WindowAttention(embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate)
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.mlp = Mlp(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm3 = nn.LayerNorm(embed_dims) if extra_norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` to the same shape."""
+        x = x + self.drop_path(self.norm1(self._attend(x)))
+        x = x + self.drop_path(self.norm2(self.mlp(x)))
+        return x if self.norm3 is None else self.norm3(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        B, H, W, _ = x.shape
+        window = self.window_size
+        Hp, Wp = H, W
+        if self.mask_padding:
+            window = effective_window((H, W), window)
+        else:  # zero tokens take part as real ones, so the map as padded is the map
+            rows, cols = padding_to_windows((H, W), window)
+            x = pad_bottom_right(x, rows, cols)
+            Hp, Wp = H + rows, W + cols
+        layout = window_layout(B, Hp, Wp, window, self.shifted, x.device)
+        windows = window_partition(x, layout)                         # (B * nW, N, C)
+        windows = self.attn(windows, window, layout.groups)
+        return window_reverse(windows, layout, (Hp, Wp))[:, :H, :W]   # (B, H, W, C)
+
+
+class SwinTransformerV2Stage(nn.Module):
+    """An optional patch merging, then blocks with plain and shifted windows in turn.
+
+    Args:
+        in_dims: Channels of the input.
+        embed_dims: Channels of the blocks.
+        drop_path_rates: One per block; their number is the depth.
+        downsample: Start with a patch merging from ``in_dims`` to ``embed_dims``.
+        extra_norm_every: An extra norm in every so many blocks; 0 for none.
+        with_cp: Recompute each block in the backward pass instead of keeping its activations.
+        **block_args: Given to every :class:`SwinTransformerV2Block`.
+    """
+
+    def __init__(
+        self,
+        in_dims: int,
+        embed_dims: int,
+        drop_path_rates: Sequence[float],
+        downsample: bool,
+        extra_norm_every: int = 0,
+        with_cp: bool = False,
+        **block_args: Any,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.downsample = PatchMerging(in_dims, embed_dims) if downsample else None
+        self.blocks = nn.ModuleList(
+            SwinTransformerV2Block(
+                embed_dims,
+                shifted=index % 2 == 1,
+                drop_path_rate=rate,
+                extra_norm=extra_norm_every > 0 and (index + 1) % extra_norm_every == 0,
+                **block_args,
+            ) for index, rate in enumerate(drop_path_rates))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), embed_dims)``, or ``(B, H, W, embed_dims)``."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)  # the reentrant kind breaks under DDP
+            else:
+                x = block(x)
+        return x
+
+
+@MODELS.register_module()
+class SwinTransformerV2(BaseModule):
+    """Swin Transformer V2, emitting one feature map per entry of ``out_indices``.
+
+    The map of stage ``i`` has ``embed_dims * 2 ** i`` channels and ``ceil(side / (patch_size * 2 ** i))`` rows and
+    columns. Images of any size are accepted.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'huge'`` or ``'giant'``: defaults for the next three.
+        embed_dims: Channels of the first stage.
+        depths: Blocks per stage; their number is the number of stages.
+        num_heads: Attention heads per stage; each divides the stage's channels.
+        in_channels: Channels of the image.
+        patch_size: Side of a patch, in pixels.
+        window_size: Side of the windows, in tokens: one number, or per stage a number or a pair ``(Wh, Ww)``.
+        pretrained_window_sizes: The windows of the *first* pre-training of the weights, in the same form; they
+            normalise the position bias and belong to the checkpoint. None (or 0 for a stage): ``window_size``.
+        mlp_ratio: Width of the MLP relative to the channels.
+        qkv_bias: Learn a bias for queries and values.
+        drop_rate: Dropout after the patch embedding, the projections and in the MLP.
+        attn_drop_rate: Dropout of the attention probabilities.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
+        out_indices: Stages whose features are emitted.
+        frozen_stages: -1 freezes nothing, 0 the patch embedding, ``i`` also the first ``i`` stages.
+        with_cp: Activation checkpointing of every block: less memory, about a third more time.
+        mask_padding: Exclude the padding that completes windows from attention, so that a pixel's features do not
+            depend on it. False lets zero tokens take part, as MMDetection and MMPretrain do.
+        init_cfg: mmengine's initialisation; ``dict(type='Pretrained', checkpoint=...)`` loads weights.
+
+    Raises:
+        ValueError: A value is out of range; the message names the argument, the value and the remedy.
+
+    Example:
+        >>> backbone = SwinTransformerV2('tiny', window_size=8)
+        >>> [tuple(f.shape) for f in backbone(torch.rand(1, 3, 100, 150))]
+        [(1, 96, 25, 38), (1, 192, 13, 19), (1, 384, 7, 10), (1, 768, 4, 5)]
+    """
+
+    def __init__(
+        self,
+        arch: str = 'tiny',
+        embed_dims: int | None = None,
+        depths: Sequence[int] | None = None,
+        num_heads: Sequence[int] | None = None,
+        in_channels: int = 3,
+        patch_size: int = 4,
+        window_size: int | Sequence[int | Sequence[int]] = 8,
+        pretrained_window_sizes: int | Sequence[int | Sequence[int]] | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        mask_padding: bool = True,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        variant = get_variant(arch)
+        embed_dims = _integer('embed_dims', variant.embed_dims if embed_dims is None else embed_dims, 1)
+        depths = _integers('depths', variant.depths if depths is None else depths, 1)
+        num_heads = _integers('num_heads', variant.num_heads if num_heads is None else num_heads, 1)
+        stages = len(depths)
+        dims = [embed_dims * 2**i for i in range(stages)]
+        _check_heads(dims, num_heads)
+        _integer('in_channels', in_channels, 1)
+        _integer('patch_size', patch_size, 1)
+        windows = _windows('window_size', window_size, stages, minimum=1)
+        pretrained = windows
+        if pretrained_window_sizes is not None:
+            pretrained = _windows('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
+            pretrained = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pretrained, windows, strict=True)]
+        if not mlp_ratio > 0:
+            raise ValueError(f'mlp_ratio={mlp_ratio!r} must be positive; SwinV2 uses 4.')
+        for name, rate in (('drop_rate', drop_rate), ('attn_drop_rate', attn_drop_rate),
+                           ('drop_path_rate', drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name}={rate!r} is a probability; give a number in [0, 1).')
+        out_indices = _out_indices(out_indices, stages)
+        if frozen_stages not in range(-1, stages + 1):
+            raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
+                             f'{stages}, the number of stages.')
+
+        super().__init__(init_cfg)
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.num_features = dims
+        self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
+        self.stages = nn.ModuleList(
+            SwinTransformerV2Stage(
+                in_dims=dims[max(i - 1, 0)],
+                embed_dims=dims[i],
+                drop_path_rates=rates[sum(depths[:i]):sum(depths[:i + 1])],
+                downsample=i > 0,
+                extra_norm_every=variant.extra_norm_every,
+                with_cp=with_cp,
+                num_heads=num_heads[i],
+                window_size=windows[i],
+                pretrained_window_size=pretrained[i],
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_rate=drop_rate,
+                attn_drop_rate=attn_drop_rate,
+                mask_padding=mask_padding,
+            ) for i in range(stages))
+        for i in out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
+        self._reset_parameters()
+        self._freeze()
+
+    def _reset_parameters(self) -> None:
+        """Initialise as Microsoft does; a fresh block is the identity."""
+        self.apply(init_linear)
+        for stage in self.stages:
+            for block in stage.blocks:
+                zero_norm(block.norm1)
+                zero_norm(block.norm2)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        norms = [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
+        return [self.patch_embed, self.pos_drop, *self.stages[:self.frozen_stages], *norms]
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SwinTransformerV2:
+        """Switch the mode; frozen stages stay in eval, without gradients."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
+        x = self.pos_drop(self.patch_embed(x))
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(x)
+                outs.append(out.permute(0, 3, 1, 2).contiguous())  # (B, C, h, w)
+        return tuple(outs)
+
+
+def _integer(name: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f'{name}={value!r} must be a whole number, at least {minimum}.')
+    return value
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _integers(name: str, values: Any, minimum: int) -> tuple[int, ...]:
+    if not _is_sequence(values) or not values:
+        raise ValueError(f'{name}={values!r} must be a list with one whole number per stage.')
+    return tuple(_integer(f'{name}[{i}]', value, minimum) for i, value in enumerate(values))
+
+
+def _windows(name: str, value: Any, stages: int, minimum: int) -> list[Pair]:
+    """Spell out a window for every stage."""
+    per_stage = list(value) if _is_sequence(value) else [value] * stages
+    if len(per_stage) != stages:
+        raise ValueError(f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
+                         f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.')
+    pairs = [tuple(entry) if _is_sequence(entry) else (entry, entry) for entry in per_stage]
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f'{name}[{i}]={pair!r} must be a number or a pair (Wh, Ww).')
+        for side in pair:
+            _integer(f'{name}[{i}]', side, minimum)
+    return pairs
+
+
+def _check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
+    if len(num_heads) != len(dims):
+        raise ValueError(f'num_heads={list(num_heads)!r} has {len(num_heads)} entries, depths has {len(dims)}; '
+                         'give one number of heads per stage.')
+    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
+        if dim % heads:
+            raise ValueError(f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
+                             f'the published sizes use {max(dim // 32, 1)} (head width 32).')
+
+
+def _out_indices(value: Any, stages: int) -> tuple[int, ...]:
+    indices = tuple(value) if _is_sequence(value) else ()
+    if not indices or any(i not in range(stages) for i in indices) or len(set(indices)) < len(indices) \
+            or list(indices) != sorted(indices):
+        raise ValueError(f'out_indices={value!r} must list stages in rising order, each once, out of '
+                         f'{list(range(stages))}.')
+    return indices

@@ -1,0 +1,45 @@
+"""The table of published sizes (paper, section 3.5; head width 32 throughout)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Widths and depths of a size.
+
+    Attributes:
+        embed_dims: Channels of the first stage; each later stage doubles them.
+        depths: Blocks per stage.
+        num_heads: Attention heads per stage.
+        extra_norm_every: A LayerNorm on the main branch after every so many blocks of a stage; 0 for none.
+    """
+
+    embed_dims: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    extra_norm_every: int = 0
+
+
+VARIANTS = {
+    'tiny': Variant(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    'small': Variant(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    'base': Variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    'large': Variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    'huge': Variant(352, (2, 2, 18, 2), (11, 22, 44, 88), extra_norm_every=6),
+    'giant': Variant(512, (2, 2, 42, 4), (16, 32, 64, 128), extra_norm_every=6),
+}
+
+
+def get_variant(arch: str) -> Variant:
+    """Look up a size by its name, in any case.
+
+    Raises:
+        ValueError: The name is not in the table.
+    """
+    variant = VARIANTS.get(str(arch).lower())
+    if variant is None:
+        raise ValueError(
+            f'arch={arch!r} is unknown; choose one of {", ".join(VARIANTS)}, or give embed_dims, depths and num_heads.')
+    return variant

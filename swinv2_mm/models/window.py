@@ -1,0 +1,192 @@
+"""Window tiling: which token sits in which slot of which window, and which slots may attend to each other.
+
+Padding, cyclic shift and partition are one permutation of tokens (padding slots excepted). It is planned once per
+shape as an index, so that a block moves its features into windows and back with a single gather each way, instead of
+the pad, roll and partition copies and their inverses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Codes of a slot along one axis. A window holds several regions only where the roll brought opposite borders together
+# (WRAPPED) or where the map ended (PAD).
+_REGULAR, _WRAPPED, _PAD = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class WindowGroup:
+    """Windows that share one attention mask; they are neighbours in the order of the layout.
+
+    Attributes:
+        start, stop: The group is ``windows[start:stop]`` of the ``B * nW`` windows.
+        mask: ``(N, N)``, True where the row's slot may attend to the column's; None where all may.
+    """
+
+    start: int
+    stop: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """The permutation between a ``(B, H, W)`` map and its ``(B * nW, N)`` windows.
+
+    Attributes:
+        window: ``(Wh, Ww)`` as used, in tokens.
+        gather: ``(B * nW * N,)``, the token in ``0 .. B * H * W - 1`` for each slot; any token for a padding slot.
+        scatter: ``(B * H * W,)``, the slot of each token.
+        pads: The slots that hold padding.
+        groups: Cover all windows, in order.
+    """
+
+    window: tuple[int, int]
+    gather: Tensor
+    scatter: Tensor
+    pads: Tensor
+    groups: tuple[WindowGroup, ...]
+
+
+def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """Shrink a window to the map where it is larger.
+
+    With padding masked, this changes no result: the bias depends on offsets alone and padding is never attended to.
+    """
+    return min(size[0], window[0]), min(size[1], window[1])
+
+
+def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
+    """Rows at the bottom and columns at the right that complete the last windows."""
+    return -size[0] % window[0], -size[1] % window[1]
+
+
+def _axis(size: int, window: int, shifted: bool) -> tuple[list[int], dict[tuple[int, ...], list[int]]]:
+    """Plan one axis: the token of each slot, and the windows by the codes of their slots."""
+    count = -(-size // window)
+    length = count * window
+    shift = window // 2 if shifted and count > 1 else 0  # a single window sees everything already
+    tokens, codes = [], []
+    for slot in range(length):
+        token = (slot + shift) % length
+        tokens.append(token)
+        codes.append(_PAD if token >= size else _WRAPPED if slot + shift >= length else _REGULAR)
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for index in range(count):
+        kinds.setdefault(tuple(codes[index * window:(index + 1) * window]), []).append(index)
+    return tokens, kinds
+
+
+def _attend_mask(rows: Sequence[int], cols: Sequence[int]) -> Tensor | None:
+    """The ``(N, N)`` mask of a window with these codes, or None where all its slots are one region."""
+    r = torch.tensor(rows)[:, None].expand(-1, len(cols))
+    c = torch.tensor(cols)[None, :].expand(len(rows), -1)
+    # Padding is a region of its own: never seen by a real token, while its own soft-max stays defined.
+    region = torch.where((r == _PAD) | (c == _PAD), 4, 2 * r + c).reshape(-1)
+    mask = region[:, None] == region[None, :]
+    return None if mask.all() else mask
+
+
+@lru_cache(maxsize=64)  # stages x (plain, shifted) x a few image shapes; an entry is two int64 per token
+def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
+    """Plan the windows of ``B`` maps of ``H x W`` tokens; padding slots are masked.
+
+    Args:
+        B, H, W: Batch size and map size, each at least 1.
+        window: ``(Wh, Ww)``, in tokens, at most ``(H, W)`` if no padding beyond the last window is wanted.
+        shifted: Shift by half a window along each axis that has more than one window.
+        device: Where the indices live.
+    """
+    Wh, Ww = window
+    N = Wh * Ww
+    row_tokens, row_kinds = _axis(H, Wh, shifted)
+    col_tokens, col_kinds = _axis(W, Ww, shifted)
+    rows = torch.tensor(row_tokens).view(-1, Wh)
+    cols = torch.tensor(col_tokens).view(-1, Ww)
+    batch = torch.arange(B).view(B, 1, 1, 1, 1) * (H * W)
+    with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
+        gather, real, groups, start = [], [], [], 0
+        for row_codes, row_windows in row_kinds.items():
+            for col_codes, col_windows in col_kinds.items():
+                r = rows[row_windows][:, None, :, None]                  # (nr, 1, Wh, 1)
+                c = cols[col_windows][None, :, None, :]                  # (1, nc, 1, Ww)
+                inside = ((r < H) & (c < W)).expand(B, -1, -1, -1, -1)   # (B, nr, nc, Wh, Ww)
+                token = batch + r.clamp(max=H - 1) * W + c.clamp(max=W - 1)
+                gather.append(token.reshape(-1))
+                real.append(inside.reshape(-1))
+                stop = start + token.numel() // N
+                mask = _attend_mask(row_codes, col_codes)
+                groups.append(WindowGroup(start, stop, None if mask is None else mask.to(device)))
+                start = stop
+        gather, real = torch.cat(gather), torch.cat(real)
+        scatter = torch.empty(B * H * W, dtype=torch.long)
+        scatter[gather[real]] = real.nonzero().squeeze(1)
+        pads = (~real).nonzero().squeeze(1)
+        return WindowLayout(window, gather.to(device), scatter.to(device), pads.to(device), tuple(groups))
+
+
+class _ToWindows(torch.autograd.Function):
+    """Gather whose gradient is a gather too: a permutation needs no atomic scatter-add.
+
+    The gradient of a padding slot is dropped; it is zero, since nothing real attends to padding.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
+        ctx.save_for_backward(gather, scatter, pads)
+        return x.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gather, scatter, pads = ctx.saved_tensors
+        return _FromWindows.apply(grad, gather, scatter, pads), None, None, None
+
+
+class _FromWindows(torch.autograd.Function):
+    """The inverse gather; what stands in padding slots is not read, and its gradient is zero."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
+        ctx.save_for_backward(gather, scatter, pads)
+        return x.index_select(0, scatter)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gather, scatter, pads = ctx.saved_tensors
+        grad = _ToWindows.apply(grad, gather, scatter, pads)
+        if pads.numel():
+            grad = grad.index_fill(0, pads, 0)
+        return grad, None, None, None
+
+
+def window_partition(x: Tensor, layout: WindowLayout) -> Tensor:
+    """Pad, shift and cut a feature map into windows.
+
+    Args:
+        x: Features, ``(B, H, W, C)``, of the shape that ``layout`` was planned for.
+        layout: From :func:`window_layout`.
+
+    Returns:
+        Windows, ``(B * nW, N, C)``, in the order of ``layout.groups``. Padding slots hold an arbitrary token.
+    """
+    C = x.shape[-1]
+    Wh, Ww = layout.window
+    x = _ToWindows.apply(x.reshape(-1, C), layout.gather, layout.scatter, layout.pads)  # (B * nW * N, C)
+    return x.view(-1, Wh * Ww, C)
+
+
+def window_reverse(windows: Tensor, layout: WindowLayout, size: tuple[int, int]) -> Tensor:
+    """Undo :func:`window_partition`: windows ``(B * nW, N, C)`` to features ``(B, H, W, C)`` of ``size = (H, W)``."""
+    C = windows.shape[-1]
+    x = _FromWindows.apply(windows.reshape(-1, C), layout.gather, layout.scatter, layout.pads)  # (B * H * W, C)
+    return x.view(-1, *size, C)
+
+
+def pad_bottom_right(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Append zero tokens to ``(B, H, W, C)``."""
+    return F.pad(x, (0, 0, 0, cols, 0, rows)) if rows or cols else x
