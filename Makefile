@@ -1,0 +1,52 @@
+# Every target makes the environment (.venv) first if it is missing or out of date, and costs nothing if it is not.
+# Variables: PYTHON, the interpreter that .venv is made with (3.10 to 3.12); ARGS, more arguments for pytest.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+DET := maskrcnn_swinv2_t_shapes
+SEG := upernet_swinv2_t_shapes
+
+.PHONY: help setup data train train-upernet test lint clean
+
+help: ## this list
+	@echo 'swinv2_mm: Swin Transformer V2 for MMDetection and MMSegmentation'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
+		printf '  make %-14s %s\n' "$$name" "$$what"; done
+	@echo
+	@echo '  make setup PYTHON=python3.11    choose the interpreter of .venv (3.10 to 3.12)'
+	@echo '  make test ARGS="-k window -x"   more arguments for pytest'
+	@echo
+	@echo 'No GPU? The default index serves the CUDA build of torch (several GB). For the CPU build:'
+	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup'
+
+setup: ## make .venv: pinned packages, mmcv compiled for this machine (minutes once, then nothing)
+	@$(or $(PYTHON),python3) tools/setup_env.py
+
+data: setup ## generate the small "shapes" data set in data/shapes
+	@$(PY) tools/make_shapes.py data/shapes
+
+train: data ## train Mask R-CNN with SwinV2-T on the shapes, print COCO bbox and segm mAP, write pictures
+	$(call train_and_test,$(DET))
+
+train-upernet: data ## the same with UperNet: mIoU
+	$(call train_and_test,$(SEG))
+
+test: setup ## run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff, and bash's syntax check of the scripts
+	@.venv/bin/ruff check .
+	@for script in .ci/run tools/*.sh; do if [ -e "$$script" ]; then bash -n "$$script" || exit 1; fi; done
+
+clean: ## remove caches and build leftovers (keeps .venv, data and work_dirs)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# Training goes on where it was interrupted, and ends at once where it had finished.
+define train_and_test
+	@$(PY) tools/train.py configs/$(1).py --resume
+	@$(PY) tools/test.py configs/$(1).py "$$(cat work_dirs/$(1)/last_checkpoint)" --show-dir work_dirs/$(1)/pictures
+	@echo 'pictures: work_dirs/$(1)/pictures'
+endef
