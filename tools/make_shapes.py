@@ -1,0 +1,78 @@
+"""Write the shapes data set: COCO instances and semantic maps to train on within minutes."""
+
+import argparse
+import signal
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import Progress
+
+from swinv2_mm.datasets import OUTLINES, ShapesSpec, write_shapes
+
+
+class Parser(argparse.ArgumentParser):
+
+    def error(self, message: str):
+        self.exit(2, f'error: {message}\n')
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    default = ShapesSpec()
+    parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('out', help='folder to write: absent, empty, or an earlier set')
+    parser.add_argument('--seed', type=int, default=default.seed, help='another seed gives other images')
+    parser.add_argument('--size', type=int, default=default.size, help='side of the images in pixels, from 32')
+    parser.add_argument('--num-train', type=int, default=default.num_train, help='training images')
+    parser.add_argument('--num-val', type=int, default=default.num_val, help='validation images')
+    parser.add_argument('--classes', default=','.join(default.classes), help=f'out of {", ".join(OUTLINES)}')
+    parser.add_argument('--force', action='store_true', help='replace an earlier set made with other arguments')
+    return parser.parse_args(argv)
+
+
+def terminate(signum: int, frame: object) -> None:
+    # SIGTERM ends Python on the spot; as an exception it lets the writer remove its temporary folder.
+    sys.exit(128 + signum)
+
+
+def write(spec: ShapesSpec, out: str, force: bool) -> bool:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return write_shapes(spec, out, force, print_tenth)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task('shapes', total=None)
+        return write_shapes(spec, out, force, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def print_tenth(done: int, total: int) -> None:
+    if done * 10 // total > (done - 1) * 10 // total:
+        print(f'{done} of {total} images', flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    signal.signal(signal.SIGTERM, terminate)
+    start = time.perf_counter()
+    try:
+        classes = tuple(name.strip() for name in args.classes.split(',') if name.strip())
+        spec = ShapesSpec(args.seed, args.size, args.num_train, args.num_val, classes)
+        written = write(spec, args.out, args.force)
+    except (ValueError, OSError) as error:
+        if getattr(error, 'errno', None):   # the system refused, not write_shapes
+            print(f'error: cannot write {args.out}: {error}; nothing was left behind', file=sys.stderr)
+            return 1
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('error: interrupted; nothing was left behind', file=sys.stderr)
+        return 130
+    if written:
+        print(f'wrote {spec.num_train} training and {spec.num_val} validation images to {args.out} '
+              f'in {time.perf_counter() - start:.1f} s')
+    else:
+        print(f'{args.out} is already there')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
