@@ -1,0 +1,32 @@
+"""What every test shares: two threads, a fixed seed, and weights that hide nothing."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def randomize():
+    """Give every parameter a random value: a fresh block is the identity and would hide any error inside it."""
+
+    def apply(model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                if name.endswith('logit_scale'):
+                    noise = 1 + 2 * noise                      # on both sides of the clamp at log(100) = 4.6
+                elif 'norm' in name and name.endswith('weight'):
+                    noise = 1 + 0.3 * noise
+                elif parameter.ndim > 1:
+                    noise = noise * parameter[0].numel() ** -0.5
+                else:
+                    noise = 0.1 * noise
+                parameter.copy_(noise)
+        return model
+
+    return apply
