@@ -1,0 +1,228 @@
+"""swinv2_mm/doctor.py: what it finds on machines where something is missing or broken."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swinv2_mm import doctor
+
+ROOT = Path(__file__).resolve().parents[1]
+SYMBOL = 'ImportError: /x/mmcv/_ext.so: undefined symbol: _ZN3c106detail14torchCheckFailE'
+MODULES = {'mmdet': 'mmdet.models', 'mmsegmentation': 'mmseg.models', 'opencv-python': 'cv2'}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine where all is well, and a function that breaks things on it and runs the doctor."""
+    versions, problems = dict(doctor.TESTED), {}
+    probe = {'returncode': 0, 'stdout': 'CUDA not available False\n', 'stderr': ''}
+
+    def import_problem(module):
+        return problems.get(module) or problems.get(module.split('.')[0])
+
+    monkeypatch.setattr(doctor, 'version_of', lambda name: versions.get(name))
+    monkeypatch.setattr(doctor, 'import_problem', import_problem)
+    monkeypatch.setattr(doctor, 'run_ext_probe', lambda: subprocess.CompletedProcess([], **probe))
+    monkeypatch.setattr(doctor, 'check_model', lambda: doctor.Row('swinv2_mm', 'builds and runs'))
+    monkeypatch.setattr(doctor, 'check_gpu', lambda: doctor.Row('GPU', 'none'))
+    monkeypatch.setattr(doctor, 'check_python', lambda: doctor.Row('Python', '3.11.7'))
+
+    def run(absent=(), problem=None, version=None, ext=None):
+        for name in absent:
+            versions.pop(name, None)
+            problems[MODULES.get(name, name).split('.')[0]] = f"ModuleNotFoundError: No module named '{name}'"
+        problems.update(problem or {})
+        versions.update(version or {})
+        probe.update(ext or {})
+        status = doctor.main()
+        return status, {row.item: row for row in doctor.examine()}
+
+    return run
+
+
+def test_a_machine_with_the_tested_versions_is_ready(machine):
+    """Bug: a row is not ok where nothing is wrong, and people mend what is whole."""
+    status, rows = machine()
+    assert status == 0
+    assert {row.status for row in rows.values()} == {doctor.OK}
+    assert {'Python', 'torch', 'mmcv._ext', 'mmdet', 'mmsegmentation', 'GPU', 'swinv2_mm'} <= set(rows)
+
+
+def test_mmcv_compiled_for_another_torch_is_an_error_with_a_remedy(machine, capsys):
+    """Bug: a page of mangled names is all that somebody sees who has changed torch."""
+    status, rows = machine(ext={'returncode': 1, 'stderr': f'Traceback\n{SYMBOL}\n'})
+    row = rows['mmcv._ext']
+    assert status == 1
+    assert row.status == doctor.ERROR
+    assert f'compiled for another torch than {doctor.TESTED["torch"]}' in row.found
+    assert 'make setup' in row.remedy or 'pip install' in row.remedy
+    assert 'not ready to train: 1 to mend' in capsys.readouterr().out
+
+
+def test_mmcv_that_crashes_when_it_loads_does_not_take_the_doctor_along(machine):
+    """Bug: a segmentation fault in the extension ends the report without a word."""
+    status, rows = machine(ext={'returncode': -11})
+    assert status == 1
+    assert rows['mmcv._ext'].status == doctor.ERROR
+    assert 'swinv2_mm' in rows
+
+
+def test_mmcv_lite_is_told_from_mmcv(machine):
+    """Bug: mmcv-lite imports as mmcv, and the first training step fails on a missing operation."""
+    status, rows = machine(absent=['mmcv'], version={'mmcv-lite': '2.1.0'})
+    assert status == 1
+    assert 'pip uninstall mmcv-lite' in rows['mmcv._ext'].remedy
+
+
+def test_operations_without_cuda_beside_a_gpu_are_an_error(machine):
+    """Bug: mmcv compiled on a login node without a GPU fails in the first NMS of the training."""
+    status, rows = machine(ext={'stdout': 'CUDA not available True\n'})
+    assert status == 1
+    assert 'without CUDA' in rows['mmcv._ext'].found
+
+
+def test_without_mmseg_detection_still_works(machine):
+    """Bug: somebody who only detects is told that the machine is not ready."""
+    status, rows = machine(absent=['mmsegmentation'], problem={'mmseg': "ModuleNotFoundError: No module named 'mmseg'"})
+    assert status == 0
+    assert rows['mmsegmentation'].status == doctor.WARNING
+    assert 'no segmentation without it' in rows['mmsegmentation'].remedy
+    assert rows['mmdet'].status == doctor.OK
+
+
+def test_without_mmdet_segmentation_still_works(machine):
+    """Bug: the same for somebody who only segments."""
+    status, rows = machine(absent=['mmdet', 'pycocotools'])
+    assert status == 0
+    assert rows['mmdet'].status == doctor.WARNING
+
+
+def test_without_both_nothing_can_be_trained(machine):
+    """Bug: two warnings, and "ready to train" on a machine that can train nothing."""
+    status, rows = machine(absent=['mmdet'], problem={'mmseg': 'AssertionError: MMCV==2.2.0 is used but incompatible'})
+    assert status == 1
+    assert rows['mmdet'].status == rows['mmsegmentation'].status == doctor.ERROR
+
+
+def test_frameworks_that_refuse_their_neighbours_are_reported(machine):
+    """Bug: mmdet's version assertion ends the doctor, or is shown without the versions that it wants."""
+    status, rows = machine(problem={'mmdet': 'AssertionError: MMCV==2.2.0 is used but incompatible.'})
+    assert status == 0
+    assert 'AssertionError: MMCV==2.2.0' in rows['mmdet'].found
+    assert 'mmcv<2.2.0' in rows['mmdet'].remedy
+
+
+def test_what_mmseg_imports_without_requiring_is_named(machine):
+    """Bug: "mmsegmentation is broken" where only ftfy is missing."""
+    status, rows = machine(absent=['ftfy'], problem={'mmseg': "ModuleNotFoundError: No module named 'ftfy'"})
+    assert status == 0
+    assert 'install ftfy first' in rows['mmsegmentation'].remedy
+    assert rows['ftfy'].status == doctor.WARNING
+
+
+def test_missing_pkg_resources_names_the_setuptools_that_has_it(machine):
+    """Bug: setuptools 82 has no pkg_resources, and configs that inherit from mmdet die in mmengine."""
+    problem = {'pkg_resources': "ModuleNotFoundError: No module named 'pkg_resources'"}
+    status, rows = machine(problem=problem, version={'setuptools': '82.0.0'})
+    assert status == 1
+    assert 'setuptools<81' in rows['setuptools, pkg_resources'].remedy
+
+
+def test_missing_system_libraries_of_opencv_name_their_packages(machine):
+    """Bug: "libGL.so.1: cannot open shared object file" on every slim container."""
+    problem = {'cv2': 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'}
+    status, rows = machine(problem=problem)
+    assert status == 1
+    assert rows['opencv-python'].remedy == 'apt-get install libgl1 libglib2.0-0'
+
+
+def test_another_version_is_a_warning(machine):
+    """Bug: a newer torch is called an error; or one is called untested because its build is named (+cpu)."""
+    status, rows = machine(version={'torch': '2.99.0+cu999', 'mmengine': doctor.TESTED['mmengine'] + '+cpu'})
+    assert status == 0
+    assert rows['torch'].status == doctor.WARNING
+    assert rows['torch'].tested == doctor.TESTED['torch']
+    assert rows['mmengine'].status == doctor.OK
+
+
+def test_without_torch_every_row_is_still_there(machine, monkeypatch):
+    """Bug: the doctor needs what it examines."""
+    monkeypatch.setattr(doctor, 'check_gpu', lambda: importlib.import_module('no_such_torch'))
+    monkeypatch.setattr(doctor, 'check_model', lambda: importlib.import_module('no_such_torch'))
+    status, rows = machine(absent=['torch'])
+    assert status == 1
+    assert rows['torch'].found == 'missing'
+    assert rows['swinv2_mm'].status == doctor.ERROR
+    assert rows['GPU'].status == doctor.WARNING
+
+
+# --- looking, on this machine ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('source', 'told'),
+    [
+        ('assert False, "MMCV==2.2.0 is used\\nbut"', 'AssertionError: MMCV==2.2.0 is used'),
+        ('raise SystemExit("bye")', 'SystemExit: bye'),
+        ('import no_such_thing', "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ('x = 1', None),
+    ],
+)
+def test_an_import_that_fails_is_one_line(source, told, tmp_path, monkeypatch):
+    """Bug: whatever a package does while it is imported ends the doctor."""
+    (tmp_path / 'patient.py').write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'patient', raising=False)
+    assert doctor.import_problem('patient') == told
+    sys.modules.pop('patient', None)
+
+
+def test_the_extension_is_loaded_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Bug: the extension is only looked for, not loaded; or it is loaded here, and a crash ends the doctor."""
+    for package in ('torch', 'mmcv'):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / '__init__.py').touch()
+    (tmp_path / 'mmcv' / '_ext.py').write_text(f'raise ImportError("{SYMBOL}")')
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    assert doctor.check_ext().status == doctor.ERROR
+    assert 'compiled for another torch' in doctor.check_ext().found
+    (tmp_path / 'mmcv' / '_ext.py').write_text('import os\nos.abort()')
+    assert doctor.check_ext().status == doctor.ERROR
+
+
+def test_a_check_that_raises_is_a_row():
+    """Bug: one check's exception hides all the others' results."""
+
+    def check():
+        raise SystemExit('first\nsecond')
+
+    (row,) = doctor.guarded('thing', check)
+    assert row == doctor.Row('thing', 'SystemExit: first', '', doctor.ERROR, 'mend the rows above first', False)
+
+
+def test_the_table_is_plain_without_rich(monkeypatch, capsys):
+    """Bug: the doctor fails on a missing rich; or square brackets in an error are taken for colours."""
+    rows = [doctor.Row('mmcv', 'see [/x] there', '2.1.0', doctor.ERROR, 'do [this]')]
+    doctor.show(rows)
+    assert 'see [/x] there' in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, 'rich', None)
+    monkeypatch.setitem(sys.modules, 'rich.console', None)
+    doctor.show(rows)
+    plain = capsys.readouterr().out
+    assert 'see [/x] there' in plain and '-> do [this]' in plain
+
+
+def test_the_tested_versions_are_those_of_the_constraints():
+    """Bug: constraints.txt moves on, and the doctor calls the versions that we install untested."""
+    lines = (ROOT / 'constraints.txt').read_text()
+    pins = dict(re.findall(r'^([\w.-]+)==([^\s;]+)', lines, re.M))
+    assert {name: pins.get(name) for name in doctor.TESTED} == doctor.TESTED
+    spec = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools' / 'setup_env.py')
+    setup_env = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(setup_env)
+    assert setup_env.SUPPORTED == doctor.TESTED_PYTHON
+    assert doctor.TESTED['mmcv'] == setup_env.MMCV
