@@ -14,6 +14,7 @@ Three decisions live here:
   and leaves the optimisation level alone.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -29,8 +30,9 @@ import sysconfig
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / '.venv'
@@ -46,7 +48,7 @@ GIB = 2**30
 # What the environment and a build take, with some air. CUDA: torch's wheels unpack to 7 GiB.
 VENV_GIB, VENV_CUDA_GIB, BUILD_GIB = 3, 12, 2
 # CPU seconds of one file and of the precompiled header (gcc 12, a 2.6 GHz core); only for the estimate shown up front.
-FILES, SECONDS_PER_FILE, SECONDS_HEADER, CUDA_FACTOR = 77, 5, 25, 6
+FILES, SECONDS_PER_FILE, SECONDS_HEADER, CUDA_FACTOR = 77, 4, 25, 8
 # Memory that one compiler needs; nvcc's front end needs as much.
 GIB_PER_JOB = 1.5
 
@@ -176,8 +178,8 @@ PIP_FAILURES = (
     ),
     (
         r'No matching distribution found for (?P<what>\S+)',
-        'The package index has no {what} for this Python and machine ({machine}). Another Python may have one: '
-        'make setup PYTHON=python3.11',
+        'The package index has no {what} for this machine ({machine}), or cannot be reached. Check the network; '
+        'another Python may have one: make setup PYTHON=python3.11',
     ),
 )
 
@@ -201,6 +203,14 @@ def minutes(seconds: float) -> str:
     if seconds < 90:
         return '{:.0f} s'.format(seconds)
     return '{:.0f} min'.format(seconds / 60) if seconds > 600 else '{}:{:02d} min'.format(*divmod(round(seconds), 60))
+
+
+def roughly(seconds: float) -> str:
+    """An estimate, no finer than it is good."""
+    if seconds < 55:
+        return '{:.0f} s'.format(max(round(seconds, -1), 10))
+    count = max(round(seconds / 60), 1)
+    return '{} minute{}'.format(count, 's' * (count > 1))
 
 
 class BuildProgress:
@@ -243,7 +253,7 @@ class BuildProgress:
             return 'preparing'
         if self.done >= self.total:
             return '{0} of {0} files, linking'.format(self.total)
-        return '{} of {} files, about {} left'.format(self.done, self.total, minutes(self.left(now)))
+        return '{} of {} files, about {} left'.format(self.done, self.total, roughly(self.left(now)))
 
 
 class Screen:
@@ -339,9 +349,10 @@ def run(
 def pip_note() -> Callable[[str], str]:
     """What pip is at, from its output: the last thing that it named."""
     last = ['']
+    doing = re.compile(r'\s*(Collecting|Downloading|Building wheel for|Installing collected packages)\b:?\s*(\S*)')
 
     def note(line: str) -> str:
-        found = re.match(r'\s*(Collecting|Downloading|Building wheel for|Installing collected packages)\b:?\s*(\S*)', line)
+        found = doing.match(line)
         if found:
             what, name = found.groups()
             last[0] = 'installing' if what.startswith('Installing') else '{} {}'.format(what.lower(), name)
@@ -429,6 +440,11 @@ def up_to_date(stamp: Dict[str, Any], inputs: str, torch: Optional[str], mmcv: O
     return torch is not None and all(stamp.get(key) == value for key, value in now.items())
 
 
+def done_already(inputs: str) -> bool:
+    """Whether there is nothing to do; quick, and nothing is imported."""
+    return python().exists() and up_to_date(read_stamp(), inputs, installed('torch'), mmcv_installed(), VENV)
+
+
 def torch_to_install(pin: str, found: Optional[str], stamp: Dict[str, Any]) -> Tuple[str, bool]:
     """Which torch the environment shall have, and whether that is somebody's own choice.
 
@@ -443,13 +459,13 @@ def torch_to_install(pin: str, found: Optional[str], stamp: Dict[str, Any]) -> T
     return (pin, False) if ours else (found, True)
 
 
-def make_venv(screen: Screen, clear: bool) -> None:
-    """Make the environment, or make it anew."""
-    status, output = subprocess.getstatusoutput(
-        ' '.join(shlex.quote(part) for part in [sys.executable, '-m', 'venv', *(['--clear'] if clear else []), str(VENV)])
-    )
-    if status:
-        raise SetupError('The environment cannot be made in {}: {}'.format(VENV, output.strip().splitlines()[-1]))
+def make_venv() -> None:
+    """Make the environment, or make it anew: what is in the way is removed."""
+    command = [sys.executable, '-m', 'venv', '--clear', str(VENV)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        said = done.stdout.decode(errors='replace').strip().splitlines() or ['no output']
+        raise SetupError('The environment cannot be made in {}: {}'.format(VENV, said[-1]))
 
 
 class Torch(NamedTuple):
@@ -654,9 +670,12 @@ def install_mmcv(torch: Torch, screen: Screen) -> None:
         if attempt == 'compiled':
             prepare_build(torch)
             cores = jobs(os.environ)
-            guess = minutes(60 * round(build_guess(torch.compile_cuda, cores) / 60 + 0.5))
-            screen.step('compile mmcv {} for torch {}: about {} on {} core{}, once'.format(
-                MMCV, torch.version, guess, cores, 's' * (cores > 1)))
+            guess = roughly(build_guess(torch.compile_cuda, cores))
+            screen.step(
+                'compile mmcv {} for torch {}: about {} on {} core{}, once'.format(
+                    MMCV, torch.version, guess, cores, 's' * (cores > 1)
+                )
+            )
             build_mmcv(torch, target, screen)
         else:
             screen.step('install mmcv {}, compiled earlier for torch {}'.format(MMCV, torch.version))
@@ -718,11 +737,14 @@ def prepare_venv(screen: Screen, stamp: Dict[str, Any]) -> None:
             os.execv(str(python()), [str(python()), *sys.argv])
         return
     screen.step('create .venv')
-    make_venv(screen, clear=True)
+    make_venv()
     screen.end()
 
 
 def main() -> None:
+    inputs = inputs_hash()
+    if done_already(inputs):
+        return
     try:
         check_python(sys.version_info)
     except SetupError as error:
@@ -731,10 +753,37 @@ def main() -> None:
             raise
         print('{}\nUsing {}'.format(str(error).splitlines()[0], other), flush=True)
         os.execv(other, [other, *sys.argv])
-    inputs, stamp = inputs_hash(), read_stamp()
-    if python().exists() and up_to_date(stamp, inputs, installed('torch'), mmcv_installed(), VENV):
-        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with only_one():
+        # Another one may just have done it.
+        if not done_already(inputs):
+            set_up(inputs, read_stamp())
+
+
+@contextmanager
+def only_one() -> Iterator[None]:
+    """Wait while another setup of this checkout runs; a file system without locks does without."""
+    handle = os.open(str(ROOT), os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print('waiting for another `make setup` of this checkout', flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def set_up(inputs: str, stamp: Dict[str, Any]) -> None:
+    """All steps; each finds what an interrupted earlier run has done.
+
+    Args:
+        inputs: Hash of the files that decide what is installed, for the stamp.
+        stamp: What the last complete setup wrote.
+    """
     began = time.monotonic()
     screen = Screen()
     check_machine(screen)
@@ -749,7 +798,7 @@ def main() -> None:
     screen.step('install torch {}, mmengine and what compiling needs'.format(version))
     if own:
         print('      torch {} was installed by hand and is kept; tested is {}'.format(version, pinned('torch')))
-    pip(screen, 'install', '-c', constraints, 'torch==' + version, *BEFORE_MMCV)
+    pip(screen, 'install', '-c', constraints, 'torch', *BEFORE_MMCV)
     screen.end()
 
     torch = probe_torch()
@@ -767,7 +816,8 @@ def main() -> None:
         raise SetupError('mmcv does not run: {}\nStart afresh: rm -rf .venv && make setup'.format(problem))
     status, output = run([python(), '-m', 'pip', '--disable-pip-version-check', 'check'], screen)
     screen.end('' if status == 0 else 'pip check: ' + output.strip())
-    found = {'inputs': inputs, 'torch': installed('torch'), 'mmcv': mmcv_installed(), 'venv': str(VENV), 'own_torch': own}
+    found = {'inputs': inputs, 'torch': installed('torch'), 'mmcv': mmcv_installed(), 'venv': str(VENV)}
+    found['own_torch'] = own
     STAMP.write_text(json.dumps(found, indent=1) + '\n')
     print('ready in {}: make test, make train, . .venv/bin/activate'.format(minutes(time.monotonic() - began)))
 
