@@ -17,13 +17,13 @@ SOURCES = ('.cpp', '.cc', '.cxx')
 WITH_VALUE = ('-o', '-MF', '-MT', '-MQ', '-I', '-D', '-U', '-isystem', '-iquote', '-idirafter', '--param')
 PER_FILE = ('-c', '-MMD', '-MD')
 PER_FILE_WITH_VALUE = ('-o', '-MF', '-MT', '-MQ')
-# Other languages, other outputs, and calls that already begin with a header of their own.
-LEAVE_ALONE = ('-x', '-E', '-S', '-M', '-MM', '-include', '-imacros', '-fsyntax-only')
+# Calls that want another output.
+LEAVE_ALONE = ('-E', '-S', '-M', '-MM', '-fsyntax-only')
 
 
 def header_flags(args: list[str]) -> 'list[str] | None':
     """The flags that decide what a header compiles to, or None if this is not the compilation of one C++ file."""
-    if '-c' not in args or any(arg in LEAVE_ALONE or arg.startswith('@') for arg in args):
+    if '-c' not in args or any(arg in LEAVE_ALONE for arg in args):
         return None
     flags, sources, rest = [], 0, iter(args)
     for arg in rest:
@@ -36,7 +36,7 @@ def header_flags(args: list[str]) -> 'list[str] | None':
                 flags.append(arg)
         elif arg.endswith(SOURCES):
             sources += 1
-        else:
+        else:  # an object, @arguments, or the value of an option that is not known here, like -x and -include
             return None
     return flags if sources == 1 else None
 
@@ -44,7 +44,7 @@ def header_flags(args: list[str]) -> 'list[str] | None':
 def precompiled(directory: Path, header: str, compiler: list[str], flags: list[str]) -> 'Path | None':
     """The header to include, precompiled with ``flags``; None while another call makes it, or if it cannot be made.
 
-    Nobody waits for it: compiling a file the slow way is quicker than waiting, unless there is only one core.
+    Nobody waits for it: compiling a file the slow way is quicker than waiting.
     """
     text, made = directory / 'precompiled.hpp', directory / 'flags.json'
     if not made.exists():
