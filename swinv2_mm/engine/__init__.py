@@ -1,0 +1,17 @@
+"""What training needs around the model: start-up, checks, hooks. Importing it registers what configs name."""
+
+from swinv2_mm.engine.amp import AmpOptimWrapper, Float32BoxesHook
+from swinv2_mm.engine.checkpoint_match import CheckpointMatchHook
+from swinv2_mm.engine.errors import UserError
+from swinv2_mm.engine.pictures import PicturesHook
+from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
+
+__all__ = [
+    'AmpOptimWrapper',
+    'CheckpointMatchHook',
+    'EpochSeedHook',
+    'Float32BoxesHook',
+    'PicturesHook',
+    'UserError',
+    'seed_worker',
+]

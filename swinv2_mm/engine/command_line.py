@@ -1,0 +1,86 @@
+"""What the command lines share: arguments, the syntax of ``--cfg-options``, errors as one paragraph and exit code 2."""
+
+import os
+import sys
+import time
+import warnings
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from mmengine.config import DictAction
+
+from swinv2_mm.engine.errors import UserError, is_first
+
+
+class Parser(ArgumentParser):
+    """Reports a wrong argument like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}. {self.prog} --help explains the arguments.')
+
+
+class ConfigOptions(Action):
+    """``--cfg-options key=value ...``, in mmengine's syntax for values."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str], option_string: str | None = None
+    ) -> None:
+        options = dict(getattr(namespace, self.dest) or {})
+        for value in values:
+            key, equals, text = value.partition('=')
+            if not equals or not all(key.split('.')):
+                raise UserError(
+                    f'{option_string} {value}: expected key=value, as in train_cfg.max_epochs=12. What is no option '
+                    'belongs in front of them.'
+                )
+            try:
+                options[key] = DictAction._parse_iterable(text)
+            except AssertionError:
+                raise UserError(
+                    f"{option_string} {value}: the brackets do not match. Quote lists, as in 'key=[(1,2),(3,4)]'."
+                ) from None
+        setattr(namespace, self.dest, options)
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that ``tools/train.py`` and ``tools/test.py`` share."""
+    parser.add_argument('--work-dir', metavar='DIR', help='for checkpoints and logs; default work_dirs/<config>')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        help="change the config, as in train_cfg.max_epochs=12 'model.backbone.out_indices=(1,2,3)'",
+    )  # fmt: skip
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Parse a command line into keyword arguments."""
+    arguments = vars(parser.parse_args(argv))
+    local_rank = arguments.pop('local_rank')
+    if arguments['launcher'] == 'pytorch':
+        os.environ.setdefault('LOCAL_RANK', str(local_rank))
+    return arguments
+
+
+def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command; report a :class:`UserError` on stderr, let every other exception keep its traceback.
+
+    Args:
+        command: Parses its arguments and does the work.
+        argv: The arguments; those of the process if None.
+
+    Returns:
+        0, or 2 after a :class:`UserError`.
+    """
+    # mmengine asks for it; nobody at a command line can do anything about it.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
+    try:
+        command(argv)
+    except UserError as error:
+        if not is_first():
+            # Launchers end all processes when one has ended, so most likely the first one says it within this time.
+            time.sleep(10)
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        return 2
+    return 0

@@ -1,0 +1,67 @@
+"""Drawing predictions beside the ground truth while testing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from swinv2_mm.engine.config import add_hook
+from swinv2_mm.engine.errors import UserError
+from swinv2_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class PicturesHook(Hook):
+    """Draw every test image into one folder, ground truth left and prediction right, under the image's own name.
+
+    MMSegmentation's hook can only draw through the visualizer's back ends, which nest folders and add counters;
+    MMDetection's joins a relative folder to the work dir once per batch. The visualizers of both take a file. They draw
+    in the first process only: of a distributed test, these are the images that fell to it.
+
+    Args:
+        out_dir: The folder.
+        score_thr: Boxes below this score are left out; None where predictions have no score.
+    """
+
+    def __init__(self, out_dir: str, score_thr: float | None = None):
+        self.out_dir = Path(out_dir)
+        self.options = {} if score_thr is None else {'pred_score_thr': score_thr}
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Sequence | None = None
+    ) -> None:
+        import mmcv
+
+        for sample in outputs:
+            image = mmcv.imread(sample.img_path, channel_order='rgb')
+            file = self.out_dir / Path(sample.img_path).name
+            runner.visualizer.add_datasample(file.stem, image, sample, out_file=str(file), **self.options)
+
+
+def draw_predictions(cfg: Config, show: bool = False, show_dir: str | None = None, wait_time: float = 2.0) -> None:
+    """Have a test run show or save its predictions.
+
+    Args:
+        cfg: Edited in place.
+        show: Open a window for each image.
+        show_dir: Save the pictures in this folder.
+        wait_time: How long a window stays, in seconds.
+
+    Raises:
+        UserError: The config belongs to neither framework that can draw.
+    """
+    if not show and show_dir is None:
+        return
+    detects = cfg.get('default_scope') == 'mmdet'
+    if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+        raise UserError('--show and --show-dir need a config with default_scope mmdet or mmseg.')
+    hooks = cfg.setdefault('default_hooks', {})
+    hook = hooks.get('visualization') or {'type': 'DetVisualizationHook' if detects else 'SegVisualizationHook'}
+    if show:
+        hooks['visualization'] = dict(hook, draw=True, interval=1, show=True, wait_time=wait_time)
+    if show_dir is not None:
+        folder = str(Path(show_dir).expanduser().absolute())
+        score_thr = hook.get('score_thr', 0.3) if detects else None
+        add_hook(cfg, 'swinv2_mm.PicturesHook', out_dir=folder, score_thr=score_thr)

@@ -1,0 +1,200 @@
+"""A training run and a test run: from a config file and the flags of a command line to mmengine's runner.
+
+``prepare_*`` checks everything that can be checked and writes nothing; what it returns is complete and can be run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from swinv2_mm.engine.amp import set_precision
+from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
+from swinv2_mm.engine.config import add_hook, load_config
+from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
+from swinv2_mm.engine.errors import UserError, say
+from swinv2_mm.engine.pictures import draw_predictions
+from swinv2_mm.engine.preflight import (
+    check_checkpoint,
+    check_data,
+    check_pretrained,
+    check_work_dir,
+    starts_from_noise,
+)
+
+
+def prepare_training(
+    config: str,
+    *,
+    work_dir: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Turn a config file and the flags of ``tools/train.py`` into a config that can be run.
+
+    Args:
+        config: The config file.
+        work_dir: Where checkpoints and logs go. Default: the config's, else ``./work_dirs/<name of the config>``.
+        amp: Train in mixed precision, bfloat16 unless the config names another type.
+        auto_scale_lr: Scale the learning rate with the batch size.
+        resume: ``'auto'`` for the latest checkpoint of the work dir, if there is one, or a checkpoint.
+        cfg_options: Dotted keys and values to merge into the config.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        UserError: Something would go wrong; nothing has been written.
+    """
+    cfg = _load(config, work_dir, cfg_options, launcher)
+    if cfg.get('train_cfg') is None or cfg.get('train_dataloader') is None:
+        raise UserError(f'{config} has no train_cfg or no train_dataloader: it does not describe a training.')
+    set_precision(cfg, amp)
+    if auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UserError(
+                f'--auto-scale-lr: {config} does not say for which batch size its learning rate is; pass '
+                '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
+            )
+        cfg.auto_scale_lr.enable = True
+    _set_resume(cfg, resume)
+    check_pretrained(cfg)
+    check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    return cfg
+
+
+def prepare_test(
+    config: str,
+    checkpoint: str,
+    *,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config that can be run.
+
+    Args:
+        config: The config file.
+        checkpoint: The weights to test.
+        work_dir: As for training.
+        out: Detection: a ``.pkl`` for the predictions. Segmentation: a folder for the predicted maps.
+        show: Open a window for each image, for ``wait_time`` seconds.
+        show_dir: Save the pictures, ground truth left and prediction right, in this folder.
+        wait_time: In seconds.
+        tta: Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` describe it.
+        cfg_options: Dotted keys and values to merge into the config.
+        launcher: As for training.
+
+    Raises:
+        UserError: Something would go wrong; nothing has been written.
+    """
+    cfg = _load(config, work_dir, cfg_options, launcher)
+    if cfg.get('test_cfg') is None or cfg.get('test_dataloader') is None:
+        raise UserError(f'{config} has no test_cfg or no test_dataloader: it does not describe a test.')
+    check_checkpoint(checkpoint)
+    cfg.load_from, cfg.resume = checkpoint, False
+    add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
+    if out is not None:
+        _dump_predictions(cfg, out)
+    draw_predictions(cfg, show, show_dir, wait_time)
+    if tta:
+        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+            raise UserError(f'--tta: {config} has no tta_model or no tta_pipeline that would say what to augment.')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+    check_data(cfg, ('test',))
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a prepared config, with its processes joined and its loading protected."""
+    protect_loading()
+    start_processes(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def train(cfg: Config) -> Runner:
+    """Run a training that :func:`prepare_training` has prepared.
+
+    Returns:
+        The runner, after its last epoch.
+    """
+    try:
+        runner = build_runner(cfg)
+        if starts_from_noise(cfg):
+            runner.logger.warning(
+                'The backbone starts from random weights: nothing is loaded into it. For pre-trained ones set '
+                "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='/path/to/it.pth'), or pass --cfg-options "
+                'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=/path/to/it.pth'
+            )
+        runner.train()
+    finally:
+        leave_processes()
+    return runner
+
+
+def test(cfg: Config) -> dict[str, float]:
+    """Run a test that :func:`prepare_test` has prepared.
+
+    Returns:
+        The metrics.
+    """
+    try:
+        return build_runner(cfg).test()
+    finally:
+        leave_processes()
+
+
+def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None, launcher: str) -> Config:
+    check_launcher(launcher)
+    cfg = load_config(config, cfg_options)
+    cfg.launcher = launcher
+    cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
+    check_work_dir(cfg.work_dir)
+    return cfg
+
+
+def _set_resume(cfg: Config, resume: str | None) -> None:
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    if resume == 'auto':
+        resume = latest_checkpoint(cfg.work_dir)
+        if resume is None:
+            say(f'--resume: no checkpoint in {cfg.work_dir}; training starts from the beginning.')
+            cfg.resume = False
+            return
+    if resume is None:
+        return
+    cfg.resume, cfg.load_from = True, str(resume)
+    checkpoint = check_checkpoint(cfg.load_from, '--resume')
+    if checkpoint is not None:
+        check_resumable(cfg.load_from, checkpoint)
+        randomness = cfg.get('randomness') or {}
+        if randomness.get('seed') is None:
+            # mmengine restores the seed after the data loaders were built with another one.
+            cfg.randomness = dict(randomness, seed=checkpoint['meta'].get('seed'))
+        add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
+
+
+def _dump_predictions(cfg: Config, out: str) -> None:
+    """Have a test write its predictions where ``--out`` says, each framework in its own format."""
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    pickled = out.endswith(('.pkl', '.pickle'))
+    if cfg.get('default_scope') == 'mmseg':
+        if pickled:
+            raise UserError(f'--out {out}: segmentation maps are saved as images; name a folder, as --out predictions.')
+        metrics = [dict(metric, output_dir=out) for metric in metrics]
+    else:
+        if not pickled:
+            raise UserError(f'--out {out}: detections are pickled; name a file that ends in .pkl.')
+        dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        metrics = [*metrics, {'type': dump, 'out_file_path': out}]
+    cfg.test_evaluator = metrics

@@ -1,0 +1,70 @@
+"""Randomness that depends on where training is, not on how it got there: a resumed run repeats an uninterrupted one.
+
+Three things carry history in mmengine: the main process (drop path, RoI sampling) draws from one stream from start to
+end; each start of the data workers seeds them with the same numbers, so that the second epoch after a resume is
+augmented like the first; and persistent workers keep their streams across epochs. ``EpochSeedHook`` cuts all three.
+"""
+
+import random
+from functools import partial
+
+import numpy as np
+import torch
+from mmengine.dataset import worker_init_fn as mmengine_worker_init_fn
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from swinv2_mm.registry import FUNCTIONS, HOOKS
+
+
+def seed_everything(*entropy: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators from a few integers, each of which matters."""
+    words = np.random.SeedSequence([int(number) for number in entropy]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+@FUNCTIONS.register_module()
+def seed_worker(worker_id: int) -> None:
+    """Seed a data worker from the main process, instead of from the run's seed alone.
+
+    torch draws a fresh number from the main process whenever workers start, and has seeded its own generator with it
+    by the time this runs. Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')``; ``EpochSeedHook`` puts it in
+    place of mmengine's default by itself.
+    """
+    seed_everything(torch.initial_seed() % 2**64)
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed all randomness of an epoch from (the run's seed, epoch, rank) before its data workers start.
+
+    With it, ``--resume`` after an interruption ends in the weights of an uninterrupted run, on the same number of
+    processes and workers. An iteration-based loop has no epochs and skips the data it has seen by loading it again;
+    there the main process is seeded before each iteration, and exactness needs ``num_workers >= 1`` (without workers
+    the skipped data draw from the stream that the model draws from).
+    """
+
+    # Last of all hooks before an epoch: nothing may draw between this and the creation of the epoch's workers.
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        loader = runner.train_dataloader
+        default = isinstance(loader.worker_init_fn, partial) and loader.worker_init_fn.func is mmengine_worker_init_fn
+        if _by_epoch(runner) and (default or loader.worker_init_fn is None):
+            loader.worker_init_fn = seed_worker
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        seed_everything(runner.seed, runner.epoch, runner.rank)
+        if _by_epoch(runner) and runner.train_dataloader.persistent_workers:
+            # Persistent workers would go on with the streams of the epochs before: let this epoch start new ones.
+            runner.train_dataloader._iterator = None
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        if not _by_epoch(runner):
+            seed_everything(runner.seed, runner.iter, runner.rank)
+
+
+def _by_epoch(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, EpochBasedTrainLoop)

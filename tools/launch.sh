@@ -1,0 +1,46 @@
+# Shared by dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh; not run by itself.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The interpreter: $PYTHON, else that of an active environment, else the repository's .venv, else python3.
+python=${PYTHON:-}
+if [[ -z $python ]]; then
+    python=python3
+    conda=${CONDA_DEFAULT_ENV:-base}  # conda's base is active by default, and nobody's choice
+    if [[ -z ${VIRTUAL_ENV:-} && $conda == base && -x $root/.venv/bin/python ]]; then
+        python=$root/.venv/bin/python
+    fi
+fi
+
+die() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
+# run_processes NUMBER SCRIPT [ARGUMENT...]: replace this shell with torchrun, which signals then reach.
+run_processes() {
+    local number=$1 script=$2 nodes=${NNODES:-1} place
+    shift 2
+    if [[ $nodes != 1 ]]; then
+        [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] ||
+            die "NNODES=$nodes needs NODE_RANK, from 0 on, and MASTER_ADDR, the address of node 0 (and PORT, if 29500 is taken there)."
+        place=(--nnodes="$nodes" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${PORT:-29500}")
+    elif [[ -n ${PORT:-} ]]; then
+        place=(--nnodes=1 --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="$PORT")
+    else
+        place=(--standalone)  # takes a free port
+    fi
+    exec "$python" -m torch.distributed.run "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
+}
+
+# run_tasks PARTITION JOB SCRIPT [ARGUMENT...]: the same through Slurm's srun.
+run_tasks() {
+    local partition=$1 job=$2 script=$3 gpus=${GPUS:-8} per_node
+    shift 3
+    per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+    # SRUN_ARGS holds several arguments in one variable: it is split on purpose.
+    # shellcheck disable=SC2086
+    exec srun -p "$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
+        --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+        "$python" -u "$script" "$@" --launcher slurm
+}
