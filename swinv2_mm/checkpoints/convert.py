@@ -81,3 +81,19 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str | None = None) -
 
 def _matching_rows(key: str, table: Layout) -> list:
     return [(row, match) for row in table.rows if (match := re.fullmatch(row.source, key))]
+
+
+def windows_of(state: Mapping[str, Tensor]) -> tuple[list[int], list[int]] | None:
+    """Read windows and pretrained windows per stage off Microsoft's coordinate tables; None where there are none.
+
+    A table of ``2 * w - 1`` offsets has ``c`` as its largest entry with ``8 * (w - 1) / (p - 1) = 2 ** (3 * c) - 1``.
+    """
+    windows, pretrained = {}, {}
+    for key, table in state.items():
+        if match := re.fullmatch(r'(.*\.)?layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table', key):
+            stage, w = int(match[2]), (table.shape[1] + 1) // 2
+            windows[stage] = w
+            pretrained[stage] = round(1 + 8 * (w - 1) / (2 ** (3 * float(table.max())) - 1)) if w > 1 else 1
+    if not windows:
+        return None
+    return [windows[i] for i in sorted(windows)], [pretrained[i] for i in sorted(pretrained)]
