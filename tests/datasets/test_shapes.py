@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from swinv2_mm import datasets
-from swinv2_mm.datasets import OUTLINES, SPLITS, ShapesSpec, _box, _segmentation, render, write_shapes
+from swinv2_mm.datasets import shapes as datasets
+from swinv2_mm.datasets.shapes import OUTLINES, SPLITS, ShapesSpec, _box, _segmentation, render, write_shapes
 
 ROOT = Path(__file__).parents[2]
 TOOL = [sys.executable, str(ROOT / 'tools' / 'make_shapes.py')]
