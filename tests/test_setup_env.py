@@ -339,6 +339,14 @@ def test_flags_of_the_header_are_those_of_the_call_without_its_files():
 HEAVY = '#ifndef HEAVY\n#define HEAVY\n#include <vector>\ninline int twice(int x) { return 2 * x; }\n#endif\n'
 
 
+def test_mmcv_is_compiled_with_pythons_own_optimisation():
+    """Bug: CFLAGS=-g0 replaces Python's -O3, and every operation of mmcv runs several times slower."""
+    env = setup_env.build_env({'PATH': '/bin'}, '-DNDEBUG -g -O3')
+    assert env['CFLAGS'] == env['CXXFLAGS'] == '-DNDEBUG -g -O3 -g0'
+    assert setup_env.build_env({'CFLAGS': '-O1 -march=native'}, '-g -O3')['CFLAGS'] == '-O1 -march=native -g0'
+    assert env['MMCV_WITH_OPS'] == '1' and env['PATH'].endswith('/bin')
+
+
 @pytest.fixture
 def wrapped(tmp_path):
     """A project of one file and one header, and the wrapper that precompiles the header."""
