@@ -1,6 +1,7 @@
 """Reading a config file and merging options into it, so that a mistake in either is named."""
 
 import inspect
+import os
 import traceback
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -155,13 +156,15 @@ def _blame(path: Path, error: Exception) -> str:
     file, line, reason = str(path), None, f'{type(error).__name__}: {error}'
     for frame, number in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == '_file2dict':
-            file = str(frame.f_locals.get('filename', file))
-        elif frame.f_code.co_filename == file:
+            file = os.path.normpath(frame.f_locals['filename'])
+        elif os.path.normpath(frame.f_code.co_filename) == file:
             line = number
     syntax = error.__context__ if isinstance(error.__context__, SyntaxError) else error
     if isinstance(syntax, SyntaxError):  # mmengine names its temporary copy in the text
         line, reason = syntax.lineno, syntax.msg
-    if Path(file).is_file() and Path(file).samefile(path):
+    if not Path(file).is_file():
+        reason = 'it does not exist'
+    elif Path(file).samefile(path):
         file = str(path)
     inherited = '' if file == str(path) else f' (inherited by {path})'
     return f'config {file}{f", line {line}" if line else ""}{inherited} cannot be read: {" ".join(reason.split())}'

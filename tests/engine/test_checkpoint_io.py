@@ -13,6 +13,8 @@ from swinv2_mm.engine import checkpoint_io
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading, read_checkpoint
 from swinv2_mm.engine.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('own_process')
+
 
 class RunsCode:
     """Pickles as a call that leaves a file behind."""

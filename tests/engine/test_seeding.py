@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_training import write_config
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.engine.seeding import seed_everything
+
+pytestmark = pytest.mark.usefixtures('own_process')
 
 
 def draw():
@@ -32,7 +35,16 @@ def test_seeds_every_generator_from_every_number():
 def weights_after(tmp_path, name, resume=None, **settings):
     config = write_config(tmp_path, f'{name}.py', **settings)
     runner = train(prepare_training(config, work_dir=str(tmp_path / name), resume=resume))
+    end_workers(runner)
     return runner.model.state_dict()
+
+
+def end_workers(runner):
+    """Left to the garbage collector, which finalizes their queues first, waiting workers take five seconds each."""
+    loop = runner.train_loop
+    iterator = loop.dataloader_iterator._iterator if hasattr(loop, 'dataloader_iterator') else loop.dataloader._iterator
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
 
 
 def same(first, second):

@@ -1,0 +1,118 @@
+"""What is missing is named before anything is written, with a remedy that works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from tiny_fixtures import ROOT
+
+from swinv2_mm.engine.config import apply_options, load_config
+from swinv2_mm.engine.errors import UserError
+from swinv2_mm.engine.preflight import check_data, check_pretrained, check_work_dir, starts_from_noise
+
+pytestmark = pytest.mark.usefixtures('own_process')
+
+
+def missing(cfg, *splits):
+    with pytest.raises(UserError) as error:
+        check_data(Config(cfg), splits)
+    return str(error.value)
+
+
+def leaf(root='', **arguments):
+    return dict(type='SomeDataset', data_root=root, **arguments)
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
+        lambda dataset: dict(type='ConcatDataset', datasets=[leaf(), dataset]),
+        lambda dataset: dict(type='ClassBalancedDataset', dataset=dict(type='ConcatDataset', datasets=[dataset])),
+    ],
+    ids=['repeat', 'concat', 'balanced concat'],
+)
+def test_looks_into_wrapped_data_sets(wrap, tmp_path):
+    """Bug: only the outermost data set is checked, and a wrapped one fails after the work dir was made."""
+    (tmp_path / 'images').mkdir()
+    dataset = leaf(str(tmp_path), ann_file='gone.json', data_prefix=dict(img='images/', seg='gone/'))
+    text = missing(dict(train_dataloader=dict(dataset=wrap(dataset))), 'train')
+    assert f'{tmp_path}/gone.json' in text and f'{tmp_path}/gone' in text and f'{tmp_path}/images' not in text
+    assert re.search(r'--cfg-options train_dataloader\.dataset\.(dataset|datasets)\S*\.ann_file=', text)
+
+
+def test_asks_only_for_what_the_run_reads(tmp_path):
+    """Bug: a test is refused because the training images are not on this machine."""
+    here, gone = dict(dataset=leaf(str(tmp_path))), dict(dataset=leaf('gone'))
+    cfg = Config(dict(train_dataloader=gone, val_dataloader=gone, test_dataloader=here))
+    check_data(cfg, ('test',))
+    with pytest.raises(UserError):
+        check_data(cfg, ('train', 'val'))
+
+
+def test_leaves_remote_data_alone(tmp_path):
+    """Bug: data in a storage service are reported as missing files."""
+    for dataset in (leaf('s3://bucket/coco/', ann_file='a.json'), leaf('x', backend_args=dict(backend='petrel'))):
+        check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train',))
+
+
+@pytest.mark.parametrize(
+    ('config', 'laid_out'),
+    [
+        ('maskrcnn_swinv2_t', ['train2017', 'val2017', 'annotations/instances_{train,val}2017.json']),
+        (
+            'upernet_swinv2_t',
+            [f'{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')],
+        ),
+    ],
+)
+def test_the_remedy_is_right(config, laid_out, tmp_path):
+    """Bug: CocoMetric keeps the old path of the annotations when only the data set is told of the new one."""
+    cfg = load_config(ROOT / 'configs' / f'{config}.py')
+    text = missing(cfg._cfg_dict, 'train', 'val')
+    assert all(part.split('/')[0] in text for part in laid_out)
+    for part in laid_out:
+        for path in [part] if '{' not in part else [part.replace('{train,val}', split) for split in ('train', 'val')]:
+            path = tmp_path / 'it' / path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix else path.mkdir()
+    options = dict(option.split('=') for option in shlex.split(text.partition('--cfg-options ')[2]))
+    options = {key: value.replace('/path/to', str(tmp_path)) for key, value in options.items()}
+    apply_options(cfg, options, config)
+    check_data(cfg, ('train', 'val'))
+
+
+def test_shapes_are_generated_not_downloaded(tmp_path):
+    cfg = load_config(ROOT / 'configs' / 'maskrcnn_swinv2_t_shapes.py')
+    text = missing(cfg._cfg_dict, 'train', 'val')
+    assert 'make data' in text and 'python tools/make_shapes.py data/shapes' in text and len(text) < 300
+
+
+@pytest.mark.parametrize('init_cfg', [dict(type='Pretrained'), dict(type='Pretrained', checkpoint='gone.pth')])
+@pytest.mark.parametrize('several', [False, True])
+def test_pretrained_weights_must_be_there(init_cfg, several):
+    """Bug: training starts, and mmengine misses the file minutes later, or a loader of its own starts from noise."""
+    backbone = dict(type='SwinTransformerV2', init_cfg=[init_cfg] if several else init_cfg)
+    cfg = Config(dict(model=dict(type='Detector', backbone=backbone)))
+    with pytest.raises(UserError, match=r'model\.backbone\.init_cfg'):
+        check_pretrained(cfg)
+    assert not starts_from_noise(cfg)
+
+
+def test_knows_a_start_from_noise():
+    for init_cfg in (None, dict(type='TruncNormal', layer='Linear')):
+        cfg = Config(dict(model=dict(type='Detector', backbone=dict(type='SwinTransformerV2', init_cfg=init_cfg))))
+        check_pretrained(cfg)
+        assert starts_from_noise(cfg)
+        cfg.load_from = 'https://host/weights.pth'
+        assert not starts_from_noise(cfg)
+
+
+def test_a_file_in_the_way_of_the_work_dir():
+    """Bug: FileExistsError from mkdir after the minute that loading took."""
+    Path('file').touch()
+    check_work_dir('new/dir')
+    with pytest.raises(UserError, match='file is a file'):
+        check_work_dir('file/dir')

@@ -1,0 +1,57 @@
+"""Fixtures of the tests that train: a process that is put back, a finished tiny training, the tools as functions."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import write_config
+
+from swinv2_mm.engine.command_line import exit_code
+from swinv2_mm.engine.runs import prepare_training, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def own_process(tmp_path, monkeypatch):
+    """Run in an empty folder, on one thread; give back the environment and what torch.load allows."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    allowed, environment = torch.serialization.get_safe_globals(), dict(os.environ)
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.set_num_threads(threads)
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """The work dir of a finished tiny training, with a checkpoint per epoch as mmengine writes them."""
+    folder = tmp_path_factory.mktemp('trained')
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    train(prepare_training(write_config(folder, 'trained.py'), work_dir=str(folder / 'run')))
+    torch.set_num_threads(threads)
+    return folder / 'run'
+
+
+@pytest.fixture
+def run_tool(monkeypatch, own_process):
+    """Call ``tools/<name>.py`` with arguments as a shell would, in this process; returns the exit code."""
+
+    def run(name, *arguments):
+        arguments = [str(argument) for argument in arguments]
+        spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *arguments])
+        return exit_code(module.main, arguments)
+
+    return run
