@@ -127,17 +127,15 @@ def train(cfg: Config) -> Runner:
     Returns:
         The runner, after its last epoch.
     """
-    try:
-        runner = build_runner(cfg)
-        if starts_from_noise(cfg):
-            runner.logger.warning(
-                'The backbone starts from random weights: nothing is loaded into it. For pre-trained ones set '
-                "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='/path/to/it.pth'), or pass --cfg-options "
-                'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=/path/to/it.pth'
-            )
-        runner.train()
-    finally:
-        leave_processes()
+    runner = build_runner(cfg)
+    if starts_from_noise(cfg):
+        runner.logger.warning(
+            'The backbone starts from random weights: nothing is loaded into it. For pre-trained ones set '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='/path/to/it.pth'), or pass --cfg-options "
+            'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=/path/to/it.pth'
+        )
+    runner.train()
+    leave_processes()
     return runner
 
 
@@ -147,10 +145,9 @@ def test(cfg: Config) -> dict[str, float]:
     Returns:
         The metrics.
     """
-    try:
-        return build_runner(cfg).test()
-    finally:
-        leave_processes()
+    metrics = build_runner(cfg).test()
+    leave_processes()
+    return metrics
 
 
 def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None, launcher: str) -> Config:

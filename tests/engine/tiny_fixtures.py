@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,11 @@ from swinv2_mm.engine.runs import prepare_training, train
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def own_process(tmp_path, monkeypatch):
-    """Run in an empty folder, on one thread; give back the environment and what torch.load allows."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    allowed, environment = torch.serialization.get_safe_globals(), dict(os.environ)
+@contextmanager
+def put_back():
+    """Give back what a run changes in its process: the environment, what torch.load allows, the number of threads."""
+    threads, allowed, environment = torch.get_num_threads(), torch.serialization.get_safe_globals(), dict(os.environ)
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     torch.serialization.clear_safe_globals()
     yield
     torch.set_num_threads(threads)
@@ -31,14 +30,20 @@ def own_process(tmp_path, monkeypatch):
     os.environ.update(environment)
 
 
+@pytest.fixture
+def own_process(tmp_path, monkeypatch):
+    """Run in an empty folder, and leave no traces in the process."""
+    monkeypatch.chdir(tmp_path)
+    with put_back():
+        yield
+
+
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory):
     """The work dir of a finished tiny training, with a checkpoint per epoch as mmengine writes them."""
     folder = tmp_path_factory.mktemp('trained')
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    train(prepare_training(write_config(folder, 'trained.py'), work_dir=str(folder / 'run')))
-    torch.set_num_threads(threads)
+    with put_back():
+        train(prepare_training(write_config(folder, 'trained.py'), work_dir=str(folder / 'run')))
     return folder / 'run'
 
 

@@ -16,7 +16,11 @@ from torch.utils.data import Dataset
 CONFIG = """
 custom_imports = dict(imports=['tiny_training'])
 default_scope = 'mmengine'
-model = dict(type='TinyRegressor', noise={noise})
+model = dict(
+    type='TinyRegressor', noise={noise},
+    backbone=dict(
+        type='swinv2_mm.SwinTransformerV2', embed_dims={width}, depths=(1, 2), num_heads=(1, 2), window_size=4,
+        drop_path_rate=0.5 if {noise} else 0.0, out_indices=(1,)))
 train_dataloader = dict(
     batch_size={batch_size}, num_workers={num_workers}, persistent_workers={persistent_workers},
     sampler=dict(type='{sampler}', shuffle=True), dataset=dict(type='TinyImages', augment={noise}))
@@ -43,6 +47,7 @@ log_level = 'WARNING'
 """
 SETTINGS = {
     'noise': True,
+    'width': 8,
     'batch_size': 2,
     'num_workers': 0,
     'persistent_workers': False,
@@ -65,24 +70,15 @@ class TinyRegressor(BaseModel):
     """Predicts the mean brightness of an image through a SwinV2 backbone with drop path and dropout.
 
     Args:
-        noise: Whether drop path and dropout are on.
+        backbone: Config of the backbone, of two stages.
+        noise: Whether dropout is on.
     """
 
-    def __init__(self, noise: bool = True):
-        super().__init__()
-        self.backbone = MODELS.build(
-            {
-                'type': 'swinv2_mm.SwinTransformerV2',
-                'embed_dims': 8,
-                'depths': (1, 2),
-                'num_heads': (1, 2),
-                'window_size': 4,
-                'drop_path_rate': 0.5 if noise else 0.0,
-                'out_indices': (1,),
-            }
-        )
+    def __init__(self, backbone: dict, noise: bool = True, init_cfg: dict | None = None):
+        super().__init__(init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
         self.drop = torch.nn.Dropout(0.5 if noise else 0.0)
-        self.head = torch.nn.Linear(16, 1)
+        self.head = torch.nn.Linear(2 * backbone['embed_dims'], 1)
 
     def forward(self, image: torch.Tensor, target: torch.Tensor, mode: str = 'tensor') -> object:
         feature = self.backbone(torch.stack(list(image)))[-1].mean((2, 3))

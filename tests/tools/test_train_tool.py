@@ -1,0 +1,170 @@
+"""tools/train.py: mistakes end in one paragraph before anything is written; an interrupted run ends like another."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from tiny_fixtures import ROOT
+from tiny_training import write_config
+
+TRAIN = ROOT / 'tools' / 'train.py'
+
+
+class RunsCode:
+    """Pickles as a call that leaves a file behind."""
+
+    def __reduce__(self):
+        return open, ('code ran', 'w')
+
+
+def everything_in(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob('*')}
+
+
+@pytest.fixture
+def refuse(run_tool, tmp_path, capsys):
+    """Call the tool with a mistake; returns what it says, after checking how it says it."""
+
+    def call(name, *arguments):
+        before = everything_in(tmp_path)
+        code = run_tool(name, *arguments)
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, '')
+        assert everything_in(tmp_path) == before
+        errors = [line for line in err.splitlines() if not line.startswith('warning: ')]
+        assert len(errors) == 1 and errors[0].startswith('error: '), err
+        return errors[0]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'hint'),
+    [
+        ([], 'config'),
+        (['tiny.py', '--bogus'], '--bogus'),
+        (['tiny.py', '--launcher', 'bogus'], 'slurm'),
+        (['tinny.py'], 'Did you mean tiny.py?'),
+        (['nowhere/tiny.py'], 'folder nowhere'),
+        (['broken.py'], 'broken.py, line 1'),
+        (['tiny.py', '--cfg-options', 'train_cfg.max_epochs'], 'expected key=value'),
+        (['tiny.py', '--cfg-options', 'a=[(1,2]'], 'brackets'),
+        (['tiny.py', '--cfg-options', 'modle.noise=False'], 'Did you mean model?'),
+        (['tiny.py', '--cfg-options', 'train_cfg=None'], 'train_cfg'),
+        (['tiny.py', '--cfg-options', 'train_dataloader.dataset.data_root=gone'], 'gone'),
+        (['tiny.py', '--cfg-options', 'val_dataloader.dataset.ann_file=gone.json'], 'gone.json'),
+        (['tiny.py', '--cfg-options', 'load_from=gone.pth'], 'load_from: checkpoint gone.pth does not exist'),
+        (['tiny.py', '--cfg-options', 'load_from=page.pth'], 'page.pth is no checkpoint'),
+        (['tiny.py', '--cfg-options', 'load_from=evil.pth'], 'refused'),
+        (['tiny.py', '--cfg-options', 'model.init_cfg.type=Pretrained'], 'model.init_cfg'),
+        (
+            ['tiny.py', '--cfg-options', 'model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint=evil.pth'],
+            'refused',
+        ),
+        (['tiny.py', '--resume', 'gone.pth'], '--resume: checkpoint gone.pth does not exist'),
+        (['tiny.py', '--resume', 'evil.pth'], 'refused'),
+        (['tiny.py', '--resume', 'weights.pth'], 'load_from=weights.pth'),
+        (['tiny.py', '--work-dir', 'tiny.py'], 'tiny.py is a file'),
+        (['tiny.py', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], 'auto_scale_lr.base_batch_size'),
+        (['tiny.py', '--launcher', 'pytorch'], 'RANK'),
+        (['tiny.py', '--launcher', 'slurm'], 'SLURM_PROCID'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_a_mistake_is_named_before_anything_is_written(arguments, hint, refuse, tmp_path):
+    """Bug: a traceback, or a work dir full of logs, in place of the reason and the remedy."""
+    write_config(tmp_path)
+    Path('broken.py').write_text('model = dict(\n')
+    Path('page.pth').write_text('<html>')
+    torch.save({'state_dict': RunsCode()}, 'evil.pth')
+    torch.save({'state_dict': {}}, 'weights.pth')
+    assert hint in refuse('train', *arguments)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'hint'),
+    [
+        (['tiny.py'], 'checkpoint'),
+        (['tiny.py', 'gone.pth'], 'checkpoint gone.pth does not exist'),
+        (['tiny.py', 'evil.pth'], 'refused'),
+        (['tiny.py', 'weights.pth', '--out', 'predictions'], '.pkl'),
+        (['tiny.py', 'weights.pth', '--show-dir', 'pictures'], 'default_scope'),
+        (['tiny.py', 'weights.pth', '--tta'], 'tta_pipeline'),
+        (['tiny.py', 'weights.pth', '--cfg-options', 'test_dataloader.dataset.data_root=gone'], 'gone'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_so_it_is_by_the_test_tool(arguments, hint, refuse, tmp_path):
+    write_config(tmp_path)
+    torch.save({'state_dict': RunsCode()}, 'evil.pth')
+    torch.save({'state_dict': {}}, 'weights.pth')
+    assert hint in refuse('test', *arguments)
+
+
+def test_a_bug_keeps_its_traceback(run_tool, tmp_path):
+    """Bug: every exception is turned into a short message, and programming errors cannot be found."""
+    write_config(tmp_path)
+    with pytest.raises(TypeError, match='unknown'):
+        run_tool('train', 'tiny.py', '--cfg-options', 'model.unknown=1')
+
+
+def test_trains_from_any_folder(run_tool, tmp_path, monkeypatch, capsys):
+    """The work dir is named after the config, and made where the command runs. One warning: nothing was loaded."""
+    write_config(tmp_path)
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    messages = []
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *_, **__: messages.append(text))
+    assert run_tool('train', '../tiny.py', '--cfg-options', 'train_cfg.max_epochs=1') == 0
+    assert Path('work_dirs/tiny/epoch_1.pth').is_file()
+    assert 'work_dirs/tiny' in capsys.readouterr().err
+    noise = [text for text in messages if 'random weights' in str(text)]
+    assert len(noise) == 1 and 'model.backbone.init_cfg' in noise[0] and '\n' not in noise[0]
+
+
+def test_resume_without_a_checkpoint_starts_the_run(run_tool, tmp_path, trained, capsys, monkeypatch):
+    """Bug: a job script that always passes --resume loses the weights that its config loads on the first start."""
+    write_config(tmp_path)
+    log = []
+    monkeypatch.setattr(MMLogger, 'info', lambda self, text, *_, **__: log.append(str(text)))
+    weights = str(trained / 'epoch_2.pth')
+    assert run_tool('train', 'tiny.py', '--resume', '--cfg-options', f'load_from={weights}') == 0
+    assert any(text == f'Load checkpoint from {weights}' for text in log)
+    assert 'no checkpoint in work_dirs/tiny' in capsys.readouterr().err
+
+
+def test_resuming_with_another_model_is_refused(run_tool, tmp_path, trained, capsys):
+    """Bug: what fits is loaded, the rest stays random, and a warning of a hundred lines is all there is to see."""
+    write_config(tmp_path, width=12)
+    assert run_tool('train', 'tiny.py', '--resume', trained / 'epoch_1.pth') == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ') and 'does not fit this config' in error and 'another shape' in error
+
+
+def test_a_killed_run_ends_like_an_uninterrupted_one(run_tool, tmp_path, trained):
+    """Bug: --resume goes on with other randomness, another learning rate or optimizer state than the run had."""
+    write_config(tmp_path, 'killed.py', extra="custom_hooks.append(dict(type='KillHook', iteration=6))\n")
+    # An interpreter that shares nothing with this one, as after a power cut.
+    environment = dict(os.environ, PYTHONPATH=str(ROOT / 'tests' / 'engine'), OMP_NUM_THREADS='1')
+    killed = subprocess.run(
+        [sys.executable, TRAIN, 'killed.py', '--work-dir', 'run'], env=environment, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sorted(path.name for path in Path('run').glob('epoch_*.pth')) == ['epoch_1.pth']
+    write_config(tmp_path, 'resumed.py')
+    assert run_tool('train', 'resumed.py', '--work-dir', 'run', '--resume') == 0
+    straight = torch.load(trained / 'epoch_3.pth')
+    resumed = torch.load('run/epoch_3.pth')
+    for key, weight in straight['state_dict'].items():
+        assert torch.equal(weight, resumed['state_dict'][key]), key
+    for index, state in straight['optimizer']['state'].items():
+        assert all(torch.equal(value, resumed['optimizer']['state'][index][name]) for name, value in state.items())
+    # Going on where all is done ends at once and changes nothing.
+    before = Path('run/epoch_3.pth').stat().st_mtime_ns
+    assert run_tool('train', 'resumed.py', '--work-dir', 'run', '--resume') == 0
+    assert Path('run/epoch_3.pth').stat().st_mtime_ns == before
