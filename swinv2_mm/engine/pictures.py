@@ -57,10 +57,11 @@ def draw_predictions(cfg: Config, show: bool = False, show_dir: str | None = Non
     detects = cfg.get('default_scope') == 'mmdet'
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise UserError('--show and --show-dir need a config with default_scope mmdet or mmseg.')
-    hooks = cfg.setdefault('default_hooks', {})
+    hooks = cfg.get('default_hooks') or {}
     hook = hooks.get('visualization') or {'type': 'DetVisualizationHook' if detects else 'SegVisualizationHook'}
     if show:
-        hooks['visualization'] = dict(hook, draw=True, interval=1, show=True, wait_time=wait_time)
+        hook = dict(hook, draw=True, interval=1, show=True, wait_time=wait_time)
+        cfg.default_hooks = dict(hooks, visualization=hook)
     if show_dir is not None:
         folder = str(Path(show_dir).expanduser().absolute())
         score_thr = hook.get('score_thr', 0.3) if detects else None
