@@ -341,6 +341,7 @@ def run(
             status = process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGCONT)  # a stopped process would not notice
             process.wait()
             raise
     return status, ''.join(output)
