@@ -81,6 +81,7 @@ def test_the_remedy_is_right(config, laid_out, tmp_path):
     options = dict(option.split('=') for option in shlex.split(text.partition('--cfg-options ')[2]))
     options = {key: value.replace('/path/to', str(tmp_path)) for key, value in options.items()}
     apply_options(cfg, options, config)
+    assert Path(cfg.val_evaluator.get('ann_file', '.')).exists()
     check_data(cfg, ('train', 'val'))
 
 
