@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from swinv2_mm.engine.errors import UserError, say
 
@@ -43,11 +44,12 @@ def protect_loading() -> None:
 
     mmengine passes no ``weights_only``, and by default torch refuses the classes of :data:`_NUMBERS`: they are allowed
     by name. The environment variable extends the protection to ``torch.hub``, which asks for ``weights_only=False``
-    when a checkpoint comes from a URL.
+    when a checkpoint comes from a URL. Files in the safetensors format, which can hold no code, are read as well.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     torch.serialization.add_safe_globals(_NUMBERS)
+    CheckpointLoader.register_scheme(r'.*\.safetensors$', _load_from_safetensors, force=True)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -62,6 +64,8 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'checkpoint {path} {"is a folder" if path.is_dir() else "does not exist"}.')
+    if path.suffix == '.safetensors':
+        return _load_from_safetensors(str(path))
     try:
         with path.open('rb') as file:
             zipped = file.read(4) == b'PK\x03\x04'  # files older than torch 1.6 are not, and cannot be mapped
@@ -74,6 +78,16 @@ def read_checkpoint(path: str | Path) -> dict:
             f'{path} is no checkpoint: it holds a {type(checkpoint).__name__} instead of a dict of weights.'
         )
     return checkpoint
+
+
+def _load_from_safetensors(filename: str, map_location: object = None) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(filename, device='cpu')
+    except SafetensorError as error:
+        raise UserError(f'{filename} is no safetensors file, or an incomplete one ({error}).') from error
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

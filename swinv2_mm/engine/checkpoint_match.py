@@ -1,13 +1,38 @@
 """A checkpoint that does not fit its model is an error; mmengine only warns and leaves the rest random."""
 
 import re
+from collections.abc import Mapping
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 from swinv2_mm.engine.errors import UserError
 from swinv2_mm.registry import HOOKS
+
+
+def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Say what of a model's tensors a checkpoint does not fill; empty if it fills them all.
+
+    Args:
+        loaded: The state_dict of the checkpoint; ``module.`` in front of its keys is ignored.
+        wanted: That of the model.
+    """
+    loaded = {re.sub(r'^module\.', '', key): tensor for key, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    # Counters of batches were added to PyTorch later than BatchNorm.
+    wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith('num_batches_tracked')}
+    missing = [key for key in wanted if key not in loaded]
+    reshaped = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
+    faults = []
+    if missing:
+        faults.append(f'{len(missing)} of the {len(wanted)} tensors of the model are not in it, such as {missing[0]}')
+    if reshaped:
+        there, here = (tuple(tensors[reshaped[0]].shape) for tensors in (loaded, wanted))
+        faults.append(
+            f'{len(reshaped)} are of another shape, such as {reshaped[0]}, {there} in it, {here} in the model'
+        )
+    return '; '.join(faults)
 
 
 @HOOKS.register_module()
@@ -21,26 +46,9 @@ class CheckpointMatchHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        loaded = {
-            re.sub(r'^module\.', '', key): value for key, value in checkpoint.get('state_dict', checkpoint).items()
-        }
-        # Counters of batches were added to PyTorch later than BatchNorm.
-        wanted = {key: value for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')}
-        missing = [key for key in wanted if key not in loaded]
-        reshaped = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
-        if not missing and not reshaped:
-            return
-        faults = []
-        if missing:
-            faults.append(
-                f'{len(missing)} of the {len(wanted)} tensors of the model are not in it, such as {missing[0]}'
+        faults = misfits(checkpoint.get('state_dict', checkpoint), model.state_dict())
+        if faults:
+            raise UserError(
+                f'{runner._load_from} does not fit this config: {faults}. It belongs to another config, or holds a '
+                'backbone alone.'
             )
-        if reshaped:
-            there, here = (tuple(tensors[reshaped[0]].shape) for tensors in (loaded, wanted))
-            faults.append(
-                f'{len(reshaped)} have another shape, such as {reshaped[0]} ({there} in it, {here} in the model)'
-            )
-        raise UserError(
-            f'{runner._load_from} does not fit this config: {"; ".join(faults)}. It belongs to another config, or '
-            'holds a backbone alone.'
-        )

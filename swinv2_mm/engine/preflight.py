@@ -1,4 +1,4 @@
-"""What can be known to fail is found before a run writes anything: data sets, checkpoints, device, work dir."""
+"""The data that a run reads and the folder that it writes to are checked before it writes anything."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.errors import UserError
 
 
@@ -52,11 +51,11 @@ def _datasets(node: Any, key: str) -> Iterator[tuple[str, dict]]:
 def _paths(dataset: dict, key: str) -> Iterator[tuple[str, Path]]:
     """The files and folders of one data set, beside the key of the config that names each."""
     root = dataset.get('data_root') or ''
-    if not _is_local(root) or (dataset.get('backend_args') or {}).get('backend', 'local') not in ('local', 'disk'):
+    if not is_local(root) or (dataset.get('backend_args') or {}).get('backend', 'local') not in ('local', 'disk'):
         return
     prefixes = dataset.get('data_prefix') or {}
     named = {'ann_file': dataset.get('ann_file')} | {f'data_prefix.{name}': path for name, path in prefixes.items()}
-    named = {name: path for name, path in named.items() if isinstance(path, str) and path and _is_local(path)}
+    named = {name: path for name, path in named.items() if isinstance(path, str) and path and is_local(path)}
     if root and not Path(root).exists():
         yield f'{key}.data_root', Path(root)  # one line for all that is inside
         named = {name: path for name, path in named.items() if Path(path).is_absolute()}
@@ -70,7 +69,7 @@ def _metric_paths(cfg: Config, split: str) -> Iterator[tuple[str, Path]]:
     several = isinstance(evaluator, list | tuple)
     for index, metric in enumerate(evaluator if several else [evaluator]):
         path = metric.get('ann_file') if isinstance(metric, dict) else None
-        local = isinstance(path, str) and path and _is_local(path)
+        local = isinstance(path, str) and path and is_local(path)
         if local and (metric.get('backend_args') or {}).get('backend', 'local') in ('local', 'disk'):
             yield f'{split}_evaluator.{index}.ann_file' if several else f'{split}_evaluator.ann_file', Path(path)
 
@@ -107,92 +106,6 @@ def _option(cfg: Config, key: str, path: Path, root: str) -> str:
         return f'{key}=/path/to/{path.name}'
 
 
-def check_pretrained(cfg: Config) -> None:
-    """Check the files that the model's ``init_cfg`` and the config's ``load_from`` start from.
-
-    Raises:
-        UserError: One is missing, damaged, or wants to run code.
-    """
-    for key, init_cfg in _pretrained(cfg.get('model'), 'model'):
-        checkpoint = init_cfg.get('checkpoint')
-        if not checkpoint:
-            raise UserError(
-                f"{key}=dict(type='Pretrained') names no file; pass --cfg-options {key}.checkpoint=/path/to/it, or set "
-                f'{key}=None to start from random weights.'
-            )
-        check_checkpoint(checkpoint, f'{key}.checkpoint')
-    if cfg.get('load_from') and not cfg.get('resume'):
-        check_checkpoint(cfg.load_from, 'load_from')
-
-
-def check_checkpoint(path: str, name: str = '') -> dict | None:
-    """Read a checkpoint for what may be wrong with it.
-
-    Args:
-        path: A file; a URL or the name in a model zoo is left to the loader.
-        name: The option or key of the config that named it, for the message.
-
-    Returns:
-        The checkpoint, its tensors mapped; None for one that is not a local file, or in the safetensors format.
-
-    Raises:
-        UserError: It is missing, damaged, or wants to run code.
-    """
-    if not _is_local(path):
-        return None
-    file = Path(path).expanduser()
-    if not file.is_file():
-        what = 'is a folder' if file.is_dir() else 'does not exist'
-        raise UserError(
-            f'{f"{name}: " if name else ""}checkpoint {path} {what} (the current folder is {Path.cwd()}).'
-            f'{_checkpoints_near(file)}'
-        )
-    if file.suffix == '.safetensors':
-        _check_safetensors(file)
-        return None
-    return read_checkpoint(file)
-
-
-def _check_safetensors(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework='pt'):
-            pass
-    except SafetensorError as error:
-        raise UserError(f'{file} is no safetensors file, or an incomplete one: {error}') from error
-
-
-def _checkpoints_near(file: Path) -> str:
-    folder = file if file.is_dir() else file.parent
-    found = sorted([*folder.glob('*.pth'), *folder.glob('*.safetensors')]) if folder.is_dir() else []
-    return f' There is {", ".join(map(str, found[-3:]))}.' if found else ''
-
-
-def starts_from_noise(cfg: Config) -> bool:
-    """Whether training would start with a backbone that nothing was loaded into."""
-    if cfg.get('load_from') or cfg.get('resume'):
-        return False
-    model = cfg.get('model') or {}
-    legacy = model.get('pretrained') or (model.get('backbone') or {}).get('pretrained')
-    return 'backbone' in model and not legacy and not any(_pretrained(model, 'model'))
-
-
-def _pretrained(node: Any, key: str) -> Iterator[tuple[str, dict]]:
-    """Every ``init_cfg=dict(type='Pretrained')`` of a model, beside its key."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
-    for name, value in items:
-        inside = f'{key}.{name}'
-        if name == 'init_cfg':
-            several = isinstance(value, list | tuple)
-            for index, init_cfg in enumerate(value if several else [value]):
-                kind = init_cfg.get('type') if isinstance(init_cfg, dict) else None
-                if getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained'):
-                    yield f'{inside}.{index}' if several else inside, init_cfg
-        else:
-            yield from _pretrained(value, inside)
-
-
 def check_work_dir(work_dir: str) -> None:
     """Check that a folder can be made, or written to, without making it.
 
@@ -205,6 +118,6 @@ def check_work_dir(work_dir: str) -> None:
         raise UserError(f'work dir {work_dir} cannot be made: {there} is a file. Choose another with --work-dir.')
 
 
-def _is_local(path: str) -> bool:
+def is_local(path: str) -> bool:
     """Whether a path is one of this machine: no URL, no name of a model zoo, no storage service."""
     return '://' not in str(path) and not str(path).startswith(('s3:', 'petrel:'))

@@ -16,13 +16,8 @@ from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.errors import UserError, say
 from swinv2_mm.engine.pictures import draw_predictions
-from swinv2_mm.engine.preflight import (
-    check_checkpoint,
-    check_data,
-    check_pretrained,
-    check_work_dir,
-    starts_from_noise,
-)
+from swinv2_mm.engine.preflight import check_data, check_work_dir
+from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise
 
 
 def prepare_training(

@@ -10,7 +10,7 @@ from tiny_fixtures import ROOT
 
 from swinv2_mm.engine.config import apply_options, load_config
 from swinv2_mm.engine.errors import UserError
-from swinv2_mm.engine.preflight import check_data, check_pretrained, check_work_dir, starts_from_noise
+from swinv2_mm.engine.preflight import check_data, check_work_dir
 
 pytestmark = pytest.mark.usefixtures('own_process')
 
@@ -89,26 +89,6 @@ def test_shapes_are_generated_not_downloaded(tmp_path):
     cfg = load_config(ROOT / 'configs' / 'maskrcnn_swinv2_t_shapes.py')
     text = missing(cfg._cfg_dict, 'train', 'val')
     assert 'make data' in text and 'python tools/make_shapes.py data/shapes' in text and len(text) < 300
-
-
-@pytest.mark.parametrize('init_cfg', [dict(type='Pretrained'), dict(type='Pretrained', checkpoint='gone.pth')])
-@pytest.mark.parametrize('several', [False, True])
-def test_pretrained_weights_must_be_there(init_cfg, several):
-    """Bug: training starts, and mmengine misses the file minutes later, or a loader of its own starts from noise."""
-    backbone = dict(type='SwinTransformerV2', init_cfg=[init_cfg] if several else init_cfg)
-    cfg = Config(dict(model=dict(type='Detector', backbone=backbone)))
-    with pytest.raises(UserError, match=r'model\.backbone\.init_cfg'):
-        check_pretrained(cfg)
-    assert not starts_from_noise(cfg)
-
-
-def test_knows_a_start_from_noise():
-    for init_cfg in (None, dict(type='TruncNormal', layer='Linear')):
-        cfg = Config(dict(model=dict(type='Detector', backbone=dict(type='SwinTransformerV2', init_cfg=init_cfg))))
-        check_pretrained(cfg)
-        assert starts_from_noise(cfg)
-        cfg.load_from = 'https://host/weights.pth'
-        assert not starts_from_noise(cfg)
 
 
 def test_a_file_in_the_way_of_the_work_dir():

@@ -1,0 +1,115 @@
+"""The weights that a run starts from are there, readable, and those of the model; or it says that there are none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from swinv2_mm.engine.checkpoint_io import read_checkpoint
+from swinv2_mm.engine.checkpoint_match import misfits
+from swinv2_mm.engine.errors import UserError
+from swinv2_mm.engine.preflight import is_local
+from swinv2_mm.registry import MODELS
+
+
+def check_checkpoint(path: str, name: str = '') -> dict | None:
+    """Read a checkpoint for what may be wrong with it.
+
+    Args:
+        path: A file; a URL or the name in a model zoo is left to the loader.
+        name: The option or key of the config that named it, for the message.
+
+    Returns:
+        The checkpoint, its tensors mapped; None for one that is not a local file.
+
+    Raises:
+        UserError: It is missing, damaged, or wants to run code.
+    """
+    if not is_local(path):
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        folder = file if file.is_dir() else file.parent
+        found = sorted([*folder.glob('*.pth'), *folder.glob('*.safetensors')]) if folder.is_dir() else []
+        raise UserError(
+            f'{f"{name}: " if name else ""}checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"} '
+            f'(the current folder is {Path.cwd()}).{f" There is {found[-1]}." if found else ""}'
+        )
+    return read_checkpoint(file)
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Check the files that the model's ``init_cfg`` and the config's ``load_from`` start from.
+
+    Raises:
+        UserError: One is missing, damaged, wants to run code, or is for another backbone.
+    """
+    for key, init_cfg, module in _pretrained(cfg.get('model'), 'model'):
+        path = init_cfg.get('checkpoint')
+        if not path:
+            raise UserError(
+                f"{key}=dict(type='Pretrained') names no file; pass --cfg-options {key}.checkpoint=/path/to/it, or set "
+                f'{key}=None to start from random weights.'
+            )
+        checkpoint = check_checkpoint(path, f'{key}.checkpoint')
+        if checkpoint is not None and module.get('type') == 'swinv2_mm.SwinTransformerV2':
+            _check_backbone(module, checkpoint, init_cfg.get('prefix'), f'{key}.checkpoint={path}')
+    if cfg.get('load_from') and not cfg.get('resume'):
+        check_checkpoint(cfg.load_from, 'load_from')
+
+
+def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: str) -> None:
+    """Check that a file fills the backbone; mmengine loads what fits, warns, and leaves the rest random.
+
+    Raises:
+        UserError: Tensors are missing or have another shape; the output norms may be missing, since image
+            classification has none.
+    """
+    try:
+        with torch.device('meta'):
+            wanted = MODELS.build({**module, 'init_cfg': None}).state_dict()
+    except (TypeError, ValueError):
+        return  # a wrong argument: building the model will say so
+    wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith('norm')}
+    loaded = checkpoint.get('state_dict', checkpoint)
+    if prefix:
+        start = prefix.rstrip('.') + '.'
+        loaded = {key.removeprefix(start): tensor for key, tensor in loaded.items() if key.startswith(start)}
+    faults = misfits(loaded, wanted)
+    if not faults:
+        return
+    if any(str(key).startswith('backbone.') for key in loaded):
+        remedy = (
+            f"It is a whole model's: pass --cfg-options {name.rpartition('.checkpoint=')[0]}.prefix=backbone along."
+        )
+    elif 'of another shape' in faults:
+        remedy = 'It is of another size: compare arch, or embed_dims and depths.'
+    else:
+        remedy = 'Convert it with python tools/convert_ckpt.py, and give what that writes.'
+    raise UserError(f'{name} does not fit the backbone: {faults}. {remedy}')
+
+
+def starts_from_noise(cfg: Config) -> bool:
+    """Whether training would start with a backbone that nothing was loaded into."""
+    if cfg.get('load_from') or cfg.get('resume'):
+        return False
+    model = cfg.get('model') or {}
+    legacy = model.get('pretrained') or (model.get('backbone') or {}).get('pretrained')
+    return 'backbone' in model and not legacy and not any(_pretrained(model, 'model'))
+
+
+def _pretrained(node: Any, key: str) -> Iterator[tuple[str, dict, dict]]:
+    """Every ``init_cfg=dict(type='Pretrained')`` of a model: its key, itself, and the config of its module."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in items:
+        inside = f'{key}.{name}'
+        if name == 'init_cfg':
+            several = isinstance(value, list | tuple)
+            for index, init_cfg in enumerate(value if several else [value]):
+                kind = init_cfg.get('type') if isinstance(init_cfg, dict) else None
+                if getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained'):
+                    yield f'{inside}.{index}' if several else inside, init_cfg, node
+        else:
+            yield from _pretrained(value, inside)
