@@ -8,6 +8,6 @@ _base_ = [
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    decode_head=dict(num_classes=5),
-    auxiliary_head=dict(num_classes=5))
+    decode_head=dict(num_classes=4),
+    auxiliary_head=dict(num_classes=4))
 log_processor = dict(by_epoch=True)

@@ -114,7 +114,7 @@ def test_optimizer_groups(path):
                                                       ('upernet_swinv2_t', 2, 8), ('maskrcnn_swinv2_t_shapes', 4, 1),
                                                       ('upernet_swinv2_t_shapes', 4, 1)])
 def test_auto_scale_lr_knows_the_batch(stem, per_gpu, gpus):
-    """The base batch is the published set-up's: images per GPU times GPUs. Prevents: --auto-scale-lr by a wrong factor."""
+    """The base batch is the published one: images per GPU times GPUs. Prevents: --auto-scale-lr by a wrong factor."""
     cfg = load(ROOT / f'{stem}.py')
     assert cfg.train_dataloader.batch_size == per_gpu
     assert cfg.auto_scale_lr.base_batch_size == per_gpu * gpus

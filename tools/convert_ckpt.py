@@ -29,7 +29,7 @@ def main() -> int:
         return 2
     print(f'{args.dst}: {len(weights)} tensors from {len(source)} of {args.src} ({layout})')
     print(f'pretrained_window_sizes={windows[1]}' if windows else
-          'The file does not say its pretrained windows: set pretrained_window_sizes to those of its first pre-training.')
+          'The file does not say its windows: set pretrained_window_sizes to those of its first pre-training.')
     return 0
 
 

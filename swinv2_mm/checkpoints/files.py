@@ -36,8 +36,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
                               f'to run code to load, or is not a checkpoint at all ({str(error).splitlines()[0]}). Ask '
                               'for a file with the state_dict alone.') from None
     except Exception as error:
+        reason = (str(error).splitlines() or [''])[0]
         raise ConversionError(f'{path} cannot be read as a checkpoint; it may be damaged, or its download incomplete '
-                              f'({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}).') from None
+                              f'({type(error).__name__}: {reason}).') from None
     for name in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]

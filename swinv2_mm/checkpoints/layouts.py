@@ -43,8 +43,8 @@ class Layout:
     dropped: tuple[str, ...]
 
 
-_BLOCK = (r'(?P<rest>\d+\.(attn\.(qkv\.weight|q_bias|v_bias|logit_scale|proj\.(weight|bias)|cpb_mlp\.(0\.weight|0\.bias|'
-          r'2\.weight))|norm[123]\.(weight|bias)|mlp\.fc[12]\.(weight|bias)))')
+_BLOCK = (r'(?P<rest>\d+\.(attn\.(qkv\.weight|q_bias|v_bias|logit_scale|proj\.(weight|bias)|'
+          r'cpb_mlp\.(0\.weight|0\.bias|2\.weight))|norm[123]\.(weight|bias)|mlp\.fc[12]\.(weight|bias)))')
 _HF_BLOCK = r'encoder\.layers\.(?P<i>\d+)\.blocks\.(?P<rest>\d+)\.'
 _WB = r'(?P<rest>weight|bias)'
 

@@ -16,7 +16,8 @@ def position_bias(weights, prefix, dy, dx, pretrained):
         scaled = 8 * offset / max(p - 1, 1)
         coords.append(math.copysign(math.log2(1 + abs(scaled)) / math.log2(8), scaled))
     dtype = weights[prefix + 'cpb_mlp.0.weight'].dtype
-    hidden = weights[prefix + 'cpb_mlp.0.weight'] @ torch.tensor(coords, dtype=dtype) + weights[prefix + 'cpb_mlp.0.bias']
+    hidden = weights[prefix + 'cpb_mlp.0.weight'] @ torch.tensor(coords, dtype=dtype)
+    hidden = hidden + weights[prefix + 'cpb_mlp.0.bias']
     return 16 / (1 + torch.exp(-(weights[prefix + 'cpb_mlp.2.weight'] @ hidden.clamp(min=0))))  # (nH,)
 
 

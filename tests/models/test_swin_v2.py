@@ -74,7 +74,8 @@ def test_gradients_equal_slow_loop_in_float64(randomize):
     sum(m.sin().sum() for m in slow).backward()
     sum(m.sin().sum() for m in model(image[None])).backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, weights[name].grad, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: n + m)
+        expected = weights[name].grad
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
 def test_opposite_borders_do_not_see_each_other(randomize):

@@ -1,7 +1,7 @@
 # The generated shapes as COCO instances; make them with tools/make_shapes.py data/shapes
 dataset_type = 'CocoDataset'
 data_root = 'data/shapes/'
-classes = ('disk', 'square', 'triangle', 'star')
+classes = ('disk', 'ring', 'star')
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

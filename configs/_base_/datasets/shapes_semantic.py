@@ -2,8 +2,8 @@
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/'
 metainfo = dict(
-    classes=('background', 'disk', 'square', 'triangle', 'star'),
-    palette=[[40, 40, 40], [230, 80, 60], [70, 160, 230], [240, 200, 60], [120, 200, 100]])
+    classes=('background', 'disk', 'ring', 'star'),
+    palette=[[40, 40, 40], [230, 80, 60], [70, 160, 230], [240, 200, 60]])
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
