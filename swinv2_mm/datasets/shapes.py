@@ -126,7 +126,7 @@ class ShapesSpec:
 
     seed: int = 0
     size: int = 128
-    num_train: int = 400
+    num_train: int = 1000
     num_val: int = 100
     # Told apart by local evidence (a hole, spikes): what a transformer learns from scratch in minutes.
     classes: tuple[str, ...] = ('disk', 'ring', 'star')
