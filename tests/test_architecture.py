@@ -21,7 +21,7 @@ ALLOWED = {
     'models/__init__': {'swinv2_mm.models.swin_v2'},
     'registry': {'mmengine'},
     'checkpoints/': PLAIN | {'safetensors', 'swinv2_mm.checkpoints', 'swinv2_mm.models.variants'},
-    'engine/': PLAIN | {'mmengine', 'numpy', 'swinv2_mm.engine', 'swinv2_mm.registry'},
+    'engine/': PLAIN | {'mmengine', 'numpy', 'safetensors', 'swinv2_mm.engine', 'swinv2_mm.registry'},
     'datasets/': PLAIN | {'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich', 'swinv2_mm.datasets'},
     '__init__': set(),
     'doctor': {'rich'},
