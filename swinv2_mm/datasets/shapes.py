@@ -46,15 +46,15 @@ class Difficulty:
     """
 
     # Enough for occlusion, few enough that a small detector's 100 proposals see mostly background.
-    max_shapes: int = 4
-    # Of the image's side, log-uniform: at 128 px from 21 to 64 px, so over a third of the shapes are COCO's "small"
-    # (< 32^2) before others cover them. With much smaller ones a segmenter needs more than minutes on a CPU.
-    min_size: float = 1 / 6
-    max_size: float = 0.5
+    max_shapes: int = 3
+    # Of the image's side, log-uniform: at 128 px from 26 to 77 px, so a fifth of the shapes are COCO's "small" (< 32^2)
+    # before others cover them. With much smaller ones a segmenter needs more than minutes on a CPU.
+    min_size: float = 1 / 5
+    max_size: float = 0.6
     # Below this, in pixels, a star and a triangle look alike; it counts only in images under 60 px.
     min_size_px: float = 7.5
     # Share of shapes aimed at an earlier one. Uniform places alone give few overlaps, and hardly any holes.
-    crowding: float = 0.4
+    crowding: float = 0.35
     # At most this share of a shape may lie beyond the border.
     max_outside: float = 0.2
     # What later shapes must leave of an earlier one: less could not be recognised, by people either.
@@ -68,7 +68,7 @@ class Difficulty:
     shape_contrast: float = 0.3
     # Standard deviations and half ranges of the textures. The background's are the stronger: smooth parts of
     # it must not give a shape away, and its edges are soft where a shape's are sharp.
-    background_noise: float = 0.06
+    background_noise: float = 0.05
     background_slope: float = 0.12
     shape_noise: float = 0.03
     shape_slope: float = 0.10
@@ -126,7 +126,7 @@ class ShapesSpec:
 
     seed: int = 0
     size: int = 128
-    num_train: int = 1000
+    num_train: int = 300
     num_val: int = 100
     # Told apart by local evidence (a hole, spikes): what a transformer learns from scratch in minutes.
     classes: tuple[str, ...] = ('disk', 'ring', 'star')

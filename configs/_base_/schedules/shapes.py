@@ -1,13 +1,14 @@
-# Ten minutes from scratch on two CPU cores.
+# About twelve minutes from scratch on two CPU cores that know bfloat16. Few images, seen often: what a transformer
+# learns in minutes, it learns sooner from examples that return.
 _base_ = './adamw.py'
 
-optim_wrapper = dict(optimizer=dict(lr=4e-4))
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=1)
+optim_wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=4e-4))
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=24, val_interval=6)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=4e-6, by_epoch=True, begin=0, end=4, convert_to_iter_based=True),
+    dict(type='MultiStepLR', milestones=[19, 22], gamma=0.1, by_epoch=True, begin=0, end=24),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 custom_hooks = [dict(type='swinv2_mm.EpochSeedHook')]
