@@ -54,7 +54,7 @@ class Difficulty:
     # Below this, in pixels, a star and a triangle look alike; it counts only in images under 60 px.
     min_size_px: float = 7.5
     # Share of shapes aimed at an earlier one. Uniform places alone give few overlaps, and hardly any holes.
-    crowding: float = 0.35
+    crowding: float = 0.15
     # At most this share of a shape may lie beyond the border.
     max_outside: float = 0.2
     # What later shapes must leave of an earlier one: less could not be recognised, by people either.

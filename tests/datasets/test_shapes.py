@@ -195,7 +195,7 @@ def test_the_set_is_varied_and_has_occlusion():
     hidden = np.array([i.visible_share for i in instances])
     assert 0.1 < (hidden < 0.75).mean() < 0.5
     side = np.sqrt([i.mask.sum() for i in instances]) / SPEC.size
-    assert (side < 0.18).mean() > 0.1 and (side > 0.35).mean() > 0.1
+    assert (side < 0.25).mean() > 0.1 and (side > 0.45).mean() > 0.1
 
 
 def test_neither_colour_nor_area_tells_the_class():
