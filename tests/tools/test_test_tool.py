@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny_training import write_config
 
+from swinv2_mm.engine.checkpoint_io import read_checkpoint
+
 
 def test_prints_the_metrics_and_saves_the_predictions(run_tool, tmp_path, trained, capsys):
     write_config(tmp_path)
@@ -20,7 +22,7 @@ def test_prints_the_metrics_and_saves_the_predictions(run_tool, tmp_path, traine
 def test_refuses_a_checkpoint_of_a_backbone(run_tool, tmp_path, trained, capsys):
     """Bug: a head that nothing was loaded into is tested, and its numbers are taken for those of the model."""
     write_config(tmp_path)
-    state = torch.load(trained / 'epoch_3.pth', weights_only=False)['state_dict']
+    state = read_checkpoint(trained / 'epoch_3.pth')['state_dict']
     torch.save({key: value for key, value in state.items() if key.startswith('backbone.')}, 'backbone.pth')
     assert run_tool('test', 'tiny.py', 'backbone.pth') == 2
     assert '2 of the' in (error := capsys.readouterr().err) and 'head.weight' in error
