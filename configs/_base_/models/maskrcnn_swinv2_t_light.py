@@ -13,5 +13,5 @@ model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32))),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),  # few objects an image: masks learn from positives alone
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)))

@@ -3,12 +3,12 @@
 _base_ = './adamw.py'
 
 optim_wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='bfloat16', optimizer=dict(lr=4e-4))
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=28, val_interval=7)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=26, val_interval=9)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='MultiStepLR', milestones=[22, 26], gamma=0.1, by_epoch=True, begin=0, end=28),
+    dict(type='MultiStepLR', milestones=[21, 24], gamma=0.1, by_epoch=True, begin=0, end=26),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 custom_hooks = [dict(type='swinv2_mm.EpochSeedHook')]
