@@ -6,9 +6,20 @@ and plain mmengine without ``custom_imports``, and why this module must import n
 """
 
 from mmengine import registry as root
+from mmengine.runner import CheckpointLoader
 
 MODELS = root.Registry('model', parent=root.MODELS, scope='swinv2_mm', locations=['swinv2_mm.models'])
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 OPTIM_WRAPPERS = root.Registry(
     'optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+WEIGHT_INITIALIZERS = root.Registry(
+    'weight initializer', parent=root.WEIGHT_INITIALIZERS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+
+
+@CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', force=True)
+def _load_safetensors(filename: str, map_location: object = None) -> dict:
+    """Let mmengine read safetensors wherever it takes a checkpoint; by itself it would unpickle them."""
+    from swinv2_mm.checkpoints.files import read_file
+
+    return read_file(filename)

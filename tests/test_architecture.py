@@ -20,11 +20,13 @@ ALLOWED = {
     | {'swinv2_mm.registry', 'mmengine.model'},
     'models/__init__': {'swinv2_mm.models.swin_v2'},
     'registry': {'mmengine'},
-    'checkpoints/': PLAIN | {'safetensors', 'swinv2_mm.checkpoints', 'swinv2_mm.models.variants'},
-    'engine/': PLAIN | {'mmengine', 'numpy', 'safetensors', 'swinv2_mm.engine', 'swinv2_mm.registry'},
+    'checkpoints/': PLAIN | {'safetensors', 'swinv2_mm.checkpoints', 'swinv2_mm.models.variants', 'swinv2_mm.errors'},
+    'engine/': PLAIN | {'mmengine', 'numpy'}
+    | {f'swinv2_mm.{m}' for m in ('engine', 'registry', 'checkpoints', 'errors')},
     'datasets/': PLAIN | {'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich', 'swinv2_mm.datasets'},
     '__init__': set(),
     'doctor': {'rich'},
+    'errors': set(),
 }
 
 

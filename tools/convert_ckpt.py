@@ -1,37 +1,96 @@
-"""Convert ImageNet weights of SwinV2 (Microsoft, Hugging Face) to the names of swinv2_mm.SwinTransformerV2."""
+"""Convert SwinV2 weights of any known layout for swinv2_mm.SwinTransformerV2, or back.
+
+    python tools/convert_ckpt.py swinv2_tiny_patch4_window8_256 swinv2_t.pth
+    python tools/convert_ckpt.py hf://microsoft/swinv2-tiny-patch4-window8-256 swinv2_t.safetensors --verify
+    python tools/convert_ckpt.py work_dirs/maskrcnn_swinv2_t/epoch_12.pth timm.pth --to timm
+"""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from swinv2_mm.checkpoints.convert import ConversionError, convert_state_dict, recognise, windows_of
-from swinv2_mm.checkpoints.files import read_weights, write_weights
+from swinv2_mm.checkpoints.convert import export_state_dict
+from swinv2_mm.checkpoints.files import write_file
+from swinv2_mm.checkpoints.layouts import LAYOUTS
+from swinv2_mm.checkpoints.load import Loaded, open_checkpoint, plain
+from swinv2_mm.checkpoints.report import account, print_report
+from swinv2_mm.checkpoints.verify import Difference, compare_with_peer
+from swinv2_mm.engine.command_line import Parser, exit_code
+from swinv2_mm.errors import UserError
+
+TARGETS = ('microsoft', 'timm', 'huggingface')
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='a .pth, .bin or .safetensors file')
-    parser.add_argument('dst', help='the .pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=DST)')
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('src', help='a file or folder, a URL, a released name (docs/checkpoints.md), or hf://owner/name')
+    parser.add_argument('dst', help='the file to write: .safetensors, or .pth')
+    parser.add_argument('--source', choices=['auto', *LAYOUTS], default='auto', help='layout of SRC; default auto')
+    parser.add_argument('--prefix', help="what stands before the backbone's keys, as backbone. in a detector")
+    parser.add_argument('--ema', action='store_true', help='take the running average of the weights')
+    parser.add_argument(
+        '--pretrained-window-sizes', type=int, nargs='+', metavar='W',
+        help='windows of the first pre-training, one per stage or one for all, where SRC does not tell them',
+    )  # fmt: skip
+    parser.add_argument('--to', choices=TARGETS, help='write the layout of another code base instead of our own')
+    parser.add_argument(
+        '--verify', action='store_true',
+        help="build the backbone, load strictly, run it, and compare with the source's own package if it is installed",
+    )  # fmt: skip
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
-    args = parser.parse_args()
+    parser.add_argument('--json', action='store_true', help='report as JSON')
+    args = parser.parse_args(argv)
+
+    dst = Path(args.dst).expanduser()
+    if dst.suffix not in ('.pth', '.pt', '.bin', '.safetensors'):
+        raise UserError(f'{dst}: name a file that ends in .pth or .safetensors.')
+    if dst.exists() and not args.force:
+        raise UserError(f'{dst} exists and is kept; choose another name, or give --force to replace it.')
+    loaded = open_checkpoint(
+        args.src,
+        layout=None if args.source == 'auto' else args.source,
+        prefix=args.prefix,
+        ema=args.ema,
+        pretrained_window_sizes=args.pretrained_window_sizes,
+    )
+    if loaded.pretrained_window_sizes is None:
+        raise UserError(
+            f'{args.src} does not tell the windows of its first pre-training, which its position bias is normalised '
+            'with. Give them: --pretrained-window-sizes 8 for an ImageNet model with window 8; for one that was '
+            'fine-tuned with a larger window, those before the fine-tuning, such as 12 12 12 6.'
+        )
+    difference = verify(loaded) if args.verify else None
+    lost = write(loaded, dst, args.to)
+    report = account(loaded, dst, args.to, lost, difference)
+    print(json.dumps(report, indent=1)) if args.json else print_report(report)
+
+
+def verify(loaded: Loaded) -> Difference:
+    """Build the backbone, load the weights strictly, run it, and compare it with the package that SRC is from."""
+    from swinv2_mm import SwinTransformerV2
+
+    geometry = loaded.conversion.geometry
+    windows = plain(loaded.window_size or loaded.pretrained_window_sizes)
+    backbone = SwinTransformerV2(
+        **geometry.arguments(), window_size=windows, pretrained_window_sizes=plain(loaded.pretrained_window_sizes),
+        out_indices=tuple(range(len(geometry.depths))),
+    )  # fmt: skip
+    return compare_with_peer(backbone.eval(), loaded)
+
+
+def write(loaded: Loaded, dst: Path, target: str | None) -> list[str]:
+    """Write DST; return our names that the layout of another code base has no place for."""
+    weights, lost, container = loaded.conversion.weights, [], 'state_dict'
+    if target is not None:
+        weights, lost = export_state_dict(weights, target)
+        container = LAYOUTS[target].container
     try:
-        if Path(args.dst).exists() and not args.force:
-            raise ConversionError(f'{args.dst} exists; choose another name, or give --force to replace it.')
-        source = read_weights(args.src)
-        weights = convert_state_dict(source)
-        layout, windows = recognise(list(source))[0], windows_of(source)
-        meta = dict(source=Path(args.src).name, layout=layout)
-        if windows:
-            meta.update(window_size=windows[0], pretrained_window_sizes=windows[1])
-        write_weights(weights, args.dst, meta)
-    except (ConversionError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    print(f'{args.dst}: {len(weights)} tensors from {len(source)} of {args.src} ({layout})')
-    print(f'pretrained_window_sizes={windows[1]}' if windows else
-          'The file does not say its windows: set pretrained_window_sizes to those of its first pre-training.')
-    return 0
+        write_file(weights, dst, loaded.meta(), container)
+    except OSError as error:
+        raise UserError(f'{dst} cannot be written: {error}. Nothing was left behind.') from error
+    return lost
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from numbers import Real
 
 from swinv2_mm.engine.command_line import Parser, add_common_arguments, exit_code, parse
-from swinv2_mm.engine.errors import say
 from swinv2_mm.engine.runs import prepare_test, test
+from swinv2_mm.errors import say
 
 
 def main(argv: Sequence[str] | None = None) -> None:

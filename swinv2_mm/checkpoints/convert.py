@@ -1,99 +1,223 @@
-"""Apply a key table strictly: every key is renamed by exactly one row or dropped by name, or nothing is converted."""
+"""Apply a key table strictly: every key is matched by exactly one row or dropped by name, or nothing is converted."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from swinv2_mm.checkpoints.layouts import LAYOUTS, Layout
+from swinv2_mm.checkpoints.geometry import Geometry, Pair, read_geometry, read_windows, shorten
+from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, Row
+from swinv2_mm.errors import UserError
 
 
-class ConversionError(ValueError):
-    """The file cannot be converted; the message says why and what would help."""
+@dataclass
+class Conversion:
+    """Weights in our names, and an account of every key of their source.
+
+    Attributes:
+        weights: Our names and tensors; each owns its memory or shares that of the source, none a part of another's.
+        layout: A key of :data:`LAYOUTS`.
+        prefix: What stood before every key.
+        geometry: The size of the model.
+        window_size: Per stage ``(rows, columns)``, as the coordinate tables say; None where there are none.
+        pretrained_window_sizes: Likewise.
+        sources: Our name to their keys.
+        dropped: Their keys that were left out, and why.
+        new: Output norms that the source does not have; a model starts them afresh.
+    """
+
+    weights: dict[str, Tensor]
+    layout: str
+    prefix: str
+    geometry: Geometry
+    window_size: tuple[Pair, ...] | None
+    pretrained_window_sizes: tuple[Pair, ...] | None
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
 
 
-def recognise(keys: list[str]) -> tuple[str, str]:
+def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None = None) -> tuple[str, str]:
     """Find the layout and the prefix of a state_dict by its keys.
 
+    Args:
+        keys: Those of the state_dict.
+        layout: Consider this one only.
+        prefix: Likewise, such as ``'backbone.'``; the dot at its end may be left out.
+
     Raises:
-        ConversionError: No layout, or more than one, has such keys.
+        UserError: Nothing fits, or more than one thing; the message says what it looks like.
     """
-    found = [(name, prefix) for name, layout in LAYOUTS.items() for prefix in layout.prefixes
-             if any(re.fullmatch(re.escape(prefix) + layout.mark, key) for key in keys)]
+    keys = list(keys)
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
+    wanted = None if prefix is None else prefix and prefix.rstrip('.') + '.'
+    found = []
+    for name in [layout] if layout else LAYOUTS:
+        table = LAYOUTS[name]
+        sets = [{m[1] for key in keys if (m := re.fullmatch(rf'((?:.+\.)?){mark}', key))} for mark in table.marks]
+        for candidate in sorted(set.intersection(*sets)):
+            unfit = table.never and any(re.fullmatch(re.escape(candidate) + table.never, key) for key in keys)
+            if not unfit and wanted in (None, candidate):
+                found.append((name, candidate))
     if len(found) == 1:
         return found[0]
-    if any(key.endswith('relative_position_bias_table') for key in keys):
-        raise ConversionError('this is Swin V1: it has relative_position_bias_table, which V2 replaced by a continuous '
-                              'position bias. Its weights do not fit; use a swinv2_* checkpoint.')
-    raise ConversionError(f'these are no SwinV2 weights in a known layout ({", ".join(LAYOUTS)}); the first keys are '
-                          f'{", ".join(keys[:5]) or "(none)"}.')
+    if found:
+        several = ', '.join(f'{name} under the prefix {candidate!r}' for name, candidate in found)
+        raise UserError(f'there are several models in it: {several}. Choose one with --prefix (or prefix=).')
+    raise UserError(_what_it_is(keys, layout, wanted))
 
 
-def convert_state_dict(state: Mapping[str, Tensor], layout: str | None = None) -> dict[str, Tensor]:
-    """Rename the backbone's parameters to the names of :class:`swinv2_mm.SwinTransformerV2`.
+def _what_it_is(keys: list[str], layout: str | None, prefix: str | None) -> str:
+    if layout is not None or prefix is not None:
+        try:
+            name, there = recognise(keys)
+        except UserError as error:
+            return str(error)
+        return f'its keys are {LAYOUTS[name].owner} ({name}) under the prefix {there!r}, not what was asked for.'
+    for pattern, words in FOREIGN:
+        if any(re.fullmatch(pattern, key) for key in keys):
+            return words
+    return (f'no SwinV2 weights in a known layout ({", ".join(LAYOUTS)}): of its {len(keys)} keys the first are '
+            f'{", ".join(keys[:5]) or "(none)"}.')
+
+
+def convert_state_dict(
+    state: Mapping[str, Tensor], *, layout: str | None = None, prefix: str | None = None
+) -> Conversion:
+    """Rename a backbone's parameters to the names of :class:`swinv2_mm.SwinTransformerV2`, and check them.
 
     Args:
-        state: Names and tensors; prefixes such as ``encoder.`` or ``swinv2.`` are recognised.
-        layout: A key of :data:`LAYOUTS`; None recognises it by its keys.
-
-    Returns:
-        Our names and tensors, without the output norms ``norm{i}``, which classification checkpoints do not have.
+        state: Names and tensors.
+        layout: A key of :data:`LAYOUTS`; None recognises it by the keys.
+        prefix: What stands before the keys of the backbone; None recognises it.
 
     Raises:
-        ConversionError: Unknown layout, or keys that no row or more than one row matches; they are listed.
+        UserError: Unknown layout, keys that no row matches, or not exactly the tensors of one backbone.
     """
-    name, prefix = recognise(list(state))
-    if layout not in (None, name):
-        raise ConversionError(f'the keys are of layout {name!r}, not {layout!r}.')
+    name, prefix = recognise(state, layout, prefix)
     table = LAYOUTS[name]
-    out: dict[str, Tensor] = {}
-    parts: dict[str, dict[int, Tensor]] = {}
-    counts: dict[str, int] = {}
-    unknown = []
-    for key, tensor in state.items():
-        bare = key.removeprefix(prefix)
-        matches = _matching_rows(bare, table)
-        dropped = any(re.fullmatch(pattern, bare) for pattern in table.dropped)
-        if len(matches) + dropped != 1:
+    rows = [(row, [_pattern(key) for key in row.theirs]) for row in table.rows]
+    parts: dict[tuple[int, str, str], dict[int, str]] = {}  # row and place in the model -> the keys that it takes
+    dropped, unknown = {}, []
+    for key in state:
+        if not key.startswith(prefix):
+            dropped[key] = f'another part of the model than {prefix}'
+            continue
+        bare = key[len(prefix):]
+        matches = [
+            (index, row, part, match) for index, (row, patterns) in enumerate(rows)
+            for part, pattern in enumerate(patterns) if (match := _match(pattern, bare, row)) is not None
+        ]
+        reasons = [reason for pattern, reason in table.dropped if re.fullmatch(pattern, bare)]
+        if len(matches) + len(reasons) != 1:
             unknown.append(key)
-            continue
-        if dropped:
-            continue
-        row, match = matches[0]
-        groups = match.groupdict()
-        target = row.target.format(i=int(groups.get('i') or 0) + row.stage_offset, rest=groups.get('rest'))
-        if row.part is None:
-            out[target] = tensor
+        elif reasons:
+            dropped[key] = reasons[0]
         else:
-            parts.setdefault(target, {})[row.part[0]] = tensor
-            counts[target] = row.part[1]
-    incomplete = [target for target, found in parts.items() if len(found) < counts[target]]
-    if unknown or incomplete:
-        raise ConversionError(f'not a complete {name} checkpoint of SwinV2: unknown keys {unknown[:10]}, '
-                              f'incomplete {incomplete[:10]}.')
-    for target, found in parts.items():
-        out[target] = torch.cat([found[index] for index in sorted(found)])
-    return out
+            index, row, part, (i, j) = matches[0]
+            parts.setdefault((index, i, j), {})[part] = key
+    if unknown:
+        raise UserError(f'{len(unknown)} keys are unknown in the layout {name}: {shorten(unknown)}. Nothing is '
+                        'converted, since what they do in the model is not known.')
+
+    stages = [int(i) for _, i, _ in parts if i]
+    last = str(max(stages, default=0))
+    weights: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    for (index, i, j), keys in parts.items():
+        row = table.rows[index]
+        if len(keys) < len(row.theirs):
+            there = sorted(keys.values())
+            raise UserError(f'no complete SwinV2 backbone: of {", ".join(row.theirs)} there are only {shorten(there)}.')
+        taken = tuple(keys[part] for part in range(len(row.theirs)))
+        for ours, tensor in zip(row.ours, _apply(row, taken, state), strict=True):
+            target = ours.format(i=i, j=j, last=last)
+            if target in sources:  # as with layers. and layers_. in one file of timm
+                raise UserError(f'{", ".join((*sources[target], *taken))} are all {target} here.')
+            sources[target] = taken
+            (weights if row.learned else tables)[target] = tensor
+            if not row.learned:
+                dropped[taken[0]] = 'computed from the windows'
+    geometry = read_geometry(weights)
+    windows, pretrained = read_windows(tables) or (None, None)
+    if windows is not None and len(windows) != len(geometry.depths):
+        windows = pretrained = None
+    norms = [f'norm{i}' for i in range(len(geometry.depths))]
+    return Conversion(
+        weights, name, prefix, geometry, windows, pretrained,
+        sources={ours: theirs for ours, theirs in sources.items() if ours in weights},
+        dropped=dropped,
+        new=[norm for norm in norms if f'{norm}.weight' not in weights],
+    )  # fmt: skip
 
 
-def _matching_rows(key: str, table: Layout) -> list:
-    return [(row, match) for row in table.rows if (match := re.fullmatch(row.source, key))]
+def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename our parameters to those of another code base.
 
+    Returns:
+        Their names and tensors, and those of our keys that they have no place for.
 
-def windows_of(state: Mapping[str, Tensor]) -> tuple[list[int], list[int]] | None:
-    """Read windows and pretrained windows per stage off Microsoft's coordinate tables; None where there are none.
-
-    A table of ``2 * w - 1`` offsets has ``c`` as its largest entry with ``8 * (w - 1) / (p - 1) = 2 ** (3 * c) - 1``.
+    Raises:
+        UserError: The weights are no complete backbone, or the layout is unknown.
     """
-    windows, pretrained = {}, {}
-    for key, table in state.items():
-        if match := re.fullmatch(r'(.*\.)?layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table', key):
-            stage, w = int(match[2]), (table.shape[1] + 1) // 2
-            windows[stage] = w
-            pretrained[stage] = round(1 + 8 * (w - 1) / (2 ** (3 * float(table.max())) - 1)) if w > 1 else 1
-    if not windows:
+    if layout not in LAYOUTS:
+        raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
+    last = str(len(read_geometry(weights).depths) - 1)
+    out: dict[str, Tensor] = {}
+    used = set()
+    for row in LAYOUTS[layout].rows:
+        if row.save is None:
+            continue
+        pattern = _pattern(row.ours[0].replace('{last}', last))
+        for key in weights:
+            match = re.fullmatch(pattern, key)
+            if match is None:
+                continue
+            i, j = (match.groupdict().get(name) for name in 'ij')
+            ours = [name.format(i=i, j=j, last=last) for name in row.ours]
+            there = row.stage[0] * int(i) + row.stage[1] if i else None
+            if there is not None and there < 0:
+                continue
+            used.update(ours)
+            for name, tensor in zip(row.theirs, row.save(tuple(weights[our] for our in ours)), strict=True):
+                out[name.format(i=there, j=j)] = _own(tensor)
+    return out, [key for key in weights if key not in used]
+
+
+def _pattern(template: str) -> str:
+    return re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)').replace(r'\{j\}', r'(?P<j>\d+)')
+
+
+def _match(pattern: str, key: str, row: Row) -> tuple[str, str] | None:
+    """Our stage and their block, as text; empty where the template has none."""
+    match = re.fullmatch(pattern, key)
+    if match is None:
         return None
-    return [windows[i] for i in sorted(windows)], [pretrained[i] for i in sorted(pretrained)]
+    places = match.groupdict()
+    if not places.get('i'):
+        return '', places.get('j') or ''
+    stage, rest = divmod(int(places['i']) - row.stage[1], row.stage[0])
+    return (str(stage), places.get('j') or '') if rest == 0 and stage >= 0 else None
+
+
+def _apply(row: Row, keys: tuple[str, ...], state: Mapping[str, Tensor]) -> list[Tensor]:
+    if len({state[key].dtype for key in keys}) > 1:  # stacking them would convert all to one
+        types = ', '.join(f'{key} {state[key].dtype}' for key in keys)
+        raise UserError(f'no SwinV2 backbone: tensors of one matrix have several types: {types}.')
+    try:
+        return [_own(tensor) for tensor in row.load(tuple(state[key] for key in keys))]
+    except (RuntimeError, ValueError, IndexError):
+        shapes = ', '.join(f'{key} {tuple(state[key].shape)}' for key in keys)
+        raise UserError(f'no SwinV2 backbone: the shape does not allow the conversion of {shapes}.') from None
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy a part of a larger tensor: saving it would save all of the other, and safetensors refuses to."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous() else \
+        tensor.contiguous().clone()
+

@@ -1,64 +1,236 @@
-"""Read weights as data, write them whole or not at all."""
+"""Read checkpoints as data, write them whole or not at all."""
 
 from __future__ import annotations
 
+import codecs
+import hashlib
+import json
 import os
-import pickle
+import re
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from swinv2_mm.checkpoints.convert import ConversionError
+from swinv2_mm.errors import UserError
 
-_CONTAINERS = ('model', 'state_dict')
+# Under what code bases keep the weights of a model, and their running averages.
+_CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'module', 'net')
+_AVERAGED = ('model_ema', 'state_dict_ema', 'ema_state_dict', 'ema')
+# The name under which the header of a safetensors file, which holds text alone, keeps what a .pth keeps as meta.
+_META = 'swinv2_mm'
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the state_dict of a ``.pth``, ``.bin`` or ``.safetensors`` file; nothing in it is executed.
+class _Ignored(dict):
+    """Stands in for an object that a training saved beside the weights; whatever a file tells it, it does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+
+def _nothing(*args: object) -> _Ignored:
+    return _Ignored()
+
+
+# Configurations, logged numbers and paths in the checkpoints of Microsoft's code, SimMIM, timm and mmengine. None is
+# imported: a name of this list is replaced by something inert. What is not in the list is refused. Those that are
+# dicts become OrderedDicts, since of all classes torch lets a file put items only into these.
+_INERT = (
+    *((OrderedDict, name) for name in ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict')),
+    *((_Ignored, name) for name in (
+        'argparse.Namespace', 'mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray', 'numpy.dtype',
+    )),
+    *((_nothing, name) for name in (
+        'builtins.getattr', 'pathlib.PosixPath', 'pathlib._local.PosixPath',
+        *(f'numpy.{core}.multiarray.{maker}' for core in ('core', '_core') for maker in ('_reconstruct', 'scalar')),
+    )),
+)  # fmt: skip
+
+
+def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict[str, Any]:
+    """Read a ``.pth``, ``.bin`` or ``.safetensors`` file; nothing in it is executed.
+
+    Tensors are mapped rather than copied into memory where the format allows.
+
+    Args:
+        path: A local file.
+        allow: Globals that a pickle may name, as :func:`torch.serialization.safe_globals` takes them; by default
+            inert stand-ins for what trainings save beside the weights.
+
+    Returns:
+        Its content; that of a safetensors file as ``dict(state_dict=…, meta=…)``.
 
     Raises:
-        ConversionError: The file is missing, damaged, not a checkpoint, or would have to run code to load.
+        UserError: The file is missing, damaged, no checkpoint, or would have to run code to be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
-        raise ConversionError(f'{path} does not exist; give the path of a checkpoint.')
+        raise UserError(f'checkpoint {path} {"is a folder" if path.is_dir() else "does not exist"}.')
+    with path.open('rb') as file:
+        start = file.read(512)
+    if path.suffix == '.safetensors':
+        return _read_safetensors(path, start)
+    zipped = start.startswith(b'PK\x03\x04')  # files older than torch 1.6 are not, and cannot be mapped
+    if zipped and not zipfile.is_zipfile(path):
+        raise UserError(f'{path} is damaged: its end is missing, as after an interrupted download or save.')
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConversionError(f'{path} is no plain checkpoint: it holds objects other than tensors, which would have '
-                              f'to run code to load, or is not a checkpoint at all ({str(error).splitlines()[0]}). Ask '
-                              'for a file with the state_dict alone.') from None
-    except Exception as error:
-        reason = (str(error).splitlines() or [''])[0]
-        raise ConversionError(f'{path} cannot be read as a checkpoint; it may be damaged, or its download incomplete '
-                              f'({type(error).__name__}: {reason}).') from None
-    for name in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)} \
-        if isinstance(content, Mapping) else {}
-    if not weights:
-        raise ConversionError(f'{path} holds no tensors by name; give a file with a state_dict.')
-    return weights
+        with _only(allow):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
+    except Exception as error:  # damaged bytes can surface as almost any
+        raise UserError(_why_unreadable(path, start, error)) from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} is no checkpoint: it holds an object of type {type(content).__name__} instead of a '
+                        'dict of weights.')
+    return content
 
 
-def write_weights(weights: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, object]) -> None:
-    """Write ``dict(state_dict=weights, meta=meta)`` as ``path``, which appears only when it is complete."""
+@contextmanager
+def _only(allow: Sequence[object]) -> Iterator[None]:
+    """Let a pickle name these globals, and none that other code has allowed: torch would take either of two meanings."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(allow))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
+def _read_safetensors(path: Path, start: bytes) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework='pt') as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        looks = _looks_like(start)
+        raise UserError(f'{path} is no safetensors file, or an incomplete one'
+                        f'{f": it looks like {looks}" if looks else ""} ({error}). Get it again.') from error
+    return {'state_dict': weights, 'meta': json.loads(header.get(_META, '{}'))}
+
+
+def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    refused = re.search(r'GLOBAL ([\w.]+)|(?:function|but got) <(?:class|(?:built-in )?function) \'?([\w.]+)', text)
+    if refused:
+        return (
+            f'{path} is refused, because reading it could run code: it asks for {refused[1] or refused[2]}. '
+            'Weights need only tensors and numbers. If you trust its source, load it where nothing can be lost, and '
+            'save its state_dict alone.'
+        )
+    looks = _looks_like(start)
+    if looks:
+        return f'{path} is no checkpoint: it looks like {looks}.'
+    # Of the pickled ones torch says little more than how to turn the protection off.
+    reason = '' if isinstance(error, UnpicklingError) else f' ({text.split(". ")[0] or type(error).__name__})'
+    return f'{path} is no checkpoint, or a damaged one, such as an incomplete copy{reason}.'
+
+
+def _looks_like(start: bytes) -> str:
+    if not start:
+        return 'an empty file'
+    if start.startswith(b'version https://git-lfs'):
+        return 'the pointer of Git LFS to a file that was not fetched; run git lfs pull where it comes from'
+    text = start.lstrip().lower()
+    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+        return 'a web page in its place, such as that of a download that needs a login'
+    if all(byte in b'\t\n\r' or byte >= 32 for byte in start) and b'\x00' not in start:
+        try:
+            codecs.utf_8_decode(start)  # the last character may be cut
+        except UnicodeDecodeError:
+            return ''
+        return f'a text file that starts with {start.decode(errors="ignore").strip()[:40]!r}'
+    return ''
+
+
+def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str, Tensor], str]:
+    """Find the weights in what :func:`read_file` returns.
+
+    Args:
+        content: What the file holds.
+        ema: Take the running average of the weights. A checkpoint of mmengine's EMAHook has it in ``state_dict``, the
+            weights that were being trained in ``ema_state_dict``.
+
+    Returns:
+        Names and tensors, and the key that they are under, empty for none.
+
+    Raises:
+        UserError: There are none, or no average where one is asked for.
+    """
+    swapped = 'ema_state_dict' in content and 'state_dict' in content
+    names = _AVERAGED if ema and not swapped else ('state_dict',) if swapped else _CONTAINERS
+    for name in names:
+        inner = content.get(name)
+        if isinstance(inner, Mapping):
+            found = {key: tensor for key, tensor in inner.items() if isinstance(tensor, Tensor)}
+            if found:
+                return found, name
+    if ema:
+        raise UserError(f'there are no averaged weights in it: none of {", ".join(_AVERAGED)} is among its keys '
+                        f'{", ".join(map(str, list(content)[:8]))}.')
+    found = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+    if not found:
+        keys = ', '.join(map(str, list(content)[:8])) or '(none)'
+        raise UserError(f'there are no weights in it: its keys are {keys}.')
+    return found, ''
+
+
+def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, Any],
+               container: str | None = 'state_dict') -> None:
+    """Write weights as ``path``, which appears only when it is complete.
+
+    Args:
+        weights: Names and tensors.
+        path: ``.safetensors``, with ``meta`` in its header; any other name is written by :func:`torch.save`.
+        meta: What JSON can hold.
+        container: The key of the weights in a ``.pth``, beside ``meta``; None for the weights alone.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from safetensors import SafetensorError
+
     path = Path(path)
+    failure = SafetensorError if path.suffix == '.safetensors' else RuntimeError  # the writers' word for a full disk
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     os.close(handle)
     try:
-        torch.save(dict(state_dict=dict(weights), meta=dict(meta)), partial)
+        if path.suffix == '.safetensors':
+            from safetensors.torch import save_file
+            save_file(dict(weights), partial, metadata={'format': 'pt', _META: json.dumps(dict(meta))})
+        else:
+            torch.save({container: dict(weights), 'meta': dict(meta)} if container else dict(weights), partial)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(partial, 0o666 & ~mask)  # mkstemp's files are for their owner alone
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(partial)
+        if isinstance(error, failure):
+            raise OSError(f'{error}; is the disk full?') from error
         raise
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,29 +1,77 @@
-"""The key tables: how the parameters of this backbone are called in other code bases (data, no logic).
+"""The key tables: how the parameters of this backbone are called in other code bases (data, hardly any logic).
 
-Inside a block all code bases descend from Microsoft's names; they differ in containers, and in where the patch
-merging lives: at the end of a stage there, at the start of the next one here.
+Inside a block all code bases descend from Microsoft's names. They differ in the containers, in where a patch merging
+lives (at the end of a stage there, at the start of the next one here), and in three tensors that are stored in another
+form. A table is read in both directions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+def _as_they_are(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+def _stack(tensors: Tensors) -> Tensors:
+    """Query, key and value of ``(C, C)`` to one matrix of ``(3 * C, C)``."""
+    return (torch.cat(tensors),)
+
+
+def _unstack(tensors: Tensors) -> Tensors:
+    return tuple(tensors[0].chunk(3))
+
+
+def _drop_key_bias(tensors: Tensors) -> Tensors:
+    """A bias of ``(3 * C,)`` to those of query and value; torchvision zeroes the middle third in every forward."""
+    q, _, v = tensors[0].chunk(3)
+    return q, v
+
+
+def _add_key_bias(tensors: Tensors) -> Tensors:
+    q, v = tensors
+    return (torch.cat((q, torch.zeros_like(q), v)),)
+
+
+def _from_unfold(tensors: Tensors) -> Tensors:
+    """Columns in the order of ``nn.Unfold`` (channel, row, column) to Microsoft's (column, row, channel)."""
+    weight = tensors[0]
+    out, columns = weight.shape
+    return (weight.view(out, columns // 4, 2, 2).permute(0, 3, 2, 1).reshape(out, columns),)
+
+
+def _to_unfold(tensors: Tensors) -> Tensors:
+    weight = tensors[0]
+    out, columns = weight.shape
+    return (weight.view(out, 2, 2, columns // 4).permute(0, 3, 2, 1).reshape(out, columns),)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of key.
+    """One kind of tensor, in templates: ``{i}`` is the stage, ``{j}`` the block, ``{last}`` the last stage.
 
     Attributes:
-        source: Regular expression for the whole key; its groups ``i`` and ``rest`` may be used in ``target``.
-        target: Our key, with ``{i}`` and ``{rest}``.
-        stage_offset: Added to ``{i}``.
-        part: The tensor is the ``part[0]``-th of ``part[1]`` that are concatenated along dimension 0.
+        theirs: Their keys.
+        ours: Ours.
+        stage: Their ``{i}`` is ``stage[0] * i + stage[1]``.
+        load: From the tensors of ``theirs`` to those of ``ours``.
+        save: The other way round; None for an old spelling that is only read.
+        learned: False for a table that is looked at, not kept.
     """
 
-    source: str
-    target: str
-    stage_offset: int = 0
-    part: tuple[int, int] | None = None
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    stage: tuple[int, int] = (1, 0)
+    load: Callable[[Tensors], Tensors] = _as_they_are
+    save: Callable[[Tensors], Tensors] | None = _as_they_are
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -31,68 +79,191 @@ class Layout:
     """A code base's names.
 
     Attributes:
-        mark: Regular expression for a key that only this layout has.
-        prefixes: What may stand before every key.
-        rows: Every learned tensor of the backbone matches exactly one.
-        dropped: Regular expressions for keys that are no backbone parameters: tables, heads, the final norm.
+        owner: Whose they are, for messages.
+        marks: Regular expressions; a file of this layout has a key for each, after one common prefix.
+        never: Regular expression for keys that a file of this layout does not have.
+        rows: Every tensor of the backbone matches exactly one.
+        dropped: What else may be there, as regular expressions, each with the reason why it is left out.
+        container: The key under which the code base keeps its state_dict, None for none.
     """
 
-    mark: str
-    prefixes: tuple[str, ...]
+    owner: str
+    marks: tuple[str, ...]
     rows: tuple[Row, ...]
-    dropped: tuple[str, ...]
+    dropped: tuple[tuple[str, str], ...] = ()
+    never: str | None = None
+    container: str | None = None
 
 
-_BLOCK = (r'(?P<rest>\d+\.(attn\.(qkv\.weight|q_bias|v_bias|logit_scale|proj\.(weight|bias)|'
-          r'cpb_mlp\.(0\.weight|0\.bias|2\.weight))|norm[123]\.(weight|bias)|mlp\.fc[12]\.(weight|bias)))')
-_HF_BLOCK = r'encoder\.layers\.(?P<i>\d+)\.blocks\.(?P<rest>\d+)\.'
-_WB = r'(?P<rest>weight|bias)'
+_PATCH = ('proj.weight', 'proj.bias', 'norm.weight', 'norm.bias')
+_QKV = ('attn.qkv.weight',)
+_QV_BIAS = ('attn.q_bias', 'attn.v_bias')
+_CPB = ('attn.cpb_mlp.0.weight', 'attn.cpb_mlp.0.bias', 'attn.cpb_mlp.2.weight')
+_REST = (
+    'attn.logit_scale', *_CPB, 'attn.proj.weight', 'attn.proj.bias', 'norm1.weight', 'norm1.bias', 'norm2.weight',
+    'norm2.bias', 'mlp.fc1.weight', 'mlp.fc1.bias', 'mlp.fc2.weight', 'mlp.fc2.bias',
+)  # fmt: skip
+_EXTRA = ('norm3.weight', 'norm3.bias')  # every six blocks of huge and giant
+_MERGING = ('reduction.weight', 'norm.weight', 'norm.bias')
+_NORM = ('weight', 'bias')
+_BLOCK = (*_QKV, *_QV_BIAS, *_REST, *_EXTRA)
+_TABLE = ('attn.relative_coords_table',)
+
+
+def _rows(
+    theirs: str, ours: str, leaves: tuple[str, ...], names: Mapping[str, str] | None = None, **row: object
+) -> tuple[Row, ...]:
+    """A row for each leaf, called the same on both sides but for the beginnings in ``names`` (ours to theirs)."""
+    rows = []
+    for leaf in leaves:
+        start = next((name for name in names or () if leaf.startswith(name)), '')
+        spelling = (names or {}).get(start, '') + leaf[len(start):]
+        rows.append(Row((theirs + spelling,), (ours + leaf,), **row))
+    return tuple(rows)
+
+
+_OUR_BLOCK = 'stages.{i}.blocks.{j}.'
+_OUR_MERGING = 'stages.{i}.downsample.'
+_INDEX = (r'.*\.(relative_position_index|attn_mask)', 'computed from the window')
+_HEAD = 'a classifier'
+_LAYERS_BLOCK = r'layers\.\d+\.blocks\.\d+\.attn\.logit_scale'
+
+_MICROSOFT_ROWS = (
+    *_rows('patch_embed.', 'patch_embed.', _PATCH),
+    *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK),
+    *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _CPB, {'attn.cpb_mlp.': 'attn.rpe_mlp.'}, save=None),
+    *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, save=None, learned=False),
+    *_rows('layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=(1, -1)),
+    *_rows('norm.', 'norm{last}.', _NORM),
+)
+
+_HF_BLOCK = 'encoder.layers.{i}.blocks.{j}.'
+_HF_NAMES = {
+    'attn.q_bias': 'attention.self.query.bias',
+    'attn.v_bias': 'attention.self.value.bias',
+    'attn.logit_scale': 'attention.self.logit_scale',
+    'attn.cpb_mlp.': 'attention.self.continuous_position_bias_mlp.',
+    'attn.relative_coords_table': 'attention.self.relative_coords_table',
+    'attn.proj.': 'attention.output.dense.',
+    'norm1.': 'layernorm_before.',
+    'norm2.': 'layernorm_after.',
+    'mlp.fc1.': 'intermediate.dense.',
+    'mlp.fc2.': 'output.dense.',
+}
+_MMPRETRAIN_NAMES = {'attn.': 'attn.w_msa.', 'mlp.fc1.': 'ffn.layers.0.0.', 'mlp.fc2.': 'ffn.layers.1.'}
+_TORCHVISION_NAMES = {'mlp.fc1.': 'mlp.0.', 'mlp.fc2.': 'mlp.3.'}
 
 LAYOUTS = {
     'microsoft': Layout(
-        mark=r'layers\.\d+\.blocks\.\d+\.attn\.logit_scale',
-        prefixes=('', 'encoder.'),
+        owner="Microsoft's",
+        marks=(_LAYERS_BLOCK, r'layers\.0\.downsample\..*', r'patch_embed\..*'),
+        never='mask_token',
+        rows=_MICROSOFT_ROWS,
+        dropped=(_INDEX, (r'head\.(weight|bias)', _HEAD)),
+        container='model',
+    ),
+    'timm': Layout(
+        owner="timm's",
+        marks=(r'layers[._]\d+\.blocks\.\d+\.attn\.logit_scale', r'layers[._][1-9]\d*\.downsample\..*'),
+        never=r'layers[._]0\.downsample\..*',
         rows=(
-            Row(r'patch_embed\.(?P<rest>(proj|norm)\.(weight|bias))', 'patch_embed.{rest}'),
-            Row(rf'layers\.(?P<i>\d+)\.blocks\.{_BLOCK}', 'stages.{i}.blocks.{rest}'),
-            Row(r'layers\.(?P<i>\d+)\.downsample\.(?P<rest>reduction\.weight|norm\.(weight|bias))',
-                'stages.{i}.downsample.{rest}', stage_offset=1),
-            *(Row(rf'layers\.(?P<i>\d+)\.blocks\.(?P<rest>\d+)\.attn\.rpe_mlp\.{leaf}',
-                  f'stages.{{i}}.blocks.{{rest}}.attn.cpb_mlp.{leaf}') for leaf in ('0.weight', '0.bias', '2.weight')),
+            *_rows('patch_embed.', 'patch_embed.', _PATCH),
+            *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK),
+            *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, save=None, learned=False),
+            *_rows('layers.{i}.downsample.', _OUR_MERGING, _MERGING),
+            *_rows('norm.', 'norm{last}.', _NORM),
+            # Of timm's features_only=True.
+            *_rows('layers_{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK, save=None),
+            *_rows('layers_{i}.downsample.', _OUR_MERGING, _MERGING, save=None),
         ),
-        dropped=(r'.*\.(attn_mask|relative_coords_table|relative_position_index)', r'norm\.(weight|bias)',
-                 r'head\.(weight|bias)', r'mask_token', r'decoder\..*'),
+        dropped=(_INDEX, (r'head\.(fc\.)?(weight|bias)', _HEAD)),
+        container='state_dict',
     ),
     'huggingface': Layout(
-        mark=r'encoder\.layers\.\d+\.blocks\.\d+\.attention\.self\.logit_scale',
-        prefixes=('', 'swinv2.'),
+        owner="Hugging Face's",
+        marks=(r'encoder\.layers\.\d+\.blocks\.\d+\.attention\.self\.logit_scale', r'embeddings\..*'),
         rows=(
-            Row(rf'embeddings\.patch_embeddings\.projection\.{_WB}', 'patch_embed.proj.{rest}'),
-            Row(rf'embeddings\.norm\.{_WB}', 'patch_embed.norm.{rest}'),
-            *(Row(rf'{_HF_BLOCK}attention\.self\.{name}\.weight', 'stages.{i}.blocks.{rest}.attn.qkv.weight',
-                  part=(part, 3)) for part, name in enumerate(('query', 'key', 'value'))),
-            *(Row(_HF_BLOCK + source.replace('.', r'\.'), 'stages.{i}.blocks.{rest}.' + target) for source, target in (
-                ('attention.self.query.bias', 'attn.q_bias'),
-                ('attention.self.value.bias', 'attn.v_bias'),
-                ('attention.self.logit_scale', 'attn.logit_scale'),
-                ('attention.self.continuous_position_bias_mlp.0.weight', 'attn.cpb_mlp.0.weight'),
-                ('attention.self.continuous_position_bias_mlp.0.bias', 'attn.cpb_mlp.0.bias'),
-                ('attention.self.continuous_position_bias_mlp.2.weight', 'attn.cpb_mlp.2.weight'),
-                ('attention.output.dense.weight', 'attn.proj.weight'),
-                ('attention.output.dense.bias', 'attn.proj.bias'),
-                ('layernorm_before.weight', 'norm1.weight'),
-                ('layernorm_before.bias', 'norm1.bias'),
-                ('layernorm_after.weight', 'norm2.weight'),
-                ('layernorm_after.bias', 'norm2.bias'),
-                ('intermediate.dense.weight', 'mlp.fc1.weight'),
-                ('intermediate.dense.bias', 'mlp.fc1.bias'),
-                ('output.dense.weight', 'mlp.fc2.weight'),
-                ('output.dense.bias', 'mlp.fc2.bias'),
-            )),
-            Row(r'encoder\.layers\.(?P<i>\d+)\.downsample\.(?P<rest>reduction\.weight|norm\.(weight|bias))',
-                'stages.{i}.downsample.{rest}', stage_offset=1),
+            *_rows('embeddings.patch_embeddings.projection.', 'patch_embed.proj.', _NORM),
+            *_rows('embeddings.norm.', 'patch_embed.norm.', _NORM),
+            Row(
+                tuple(f'{_HF_BLOCK}attention.self.{name}.weight' for name in ('query', 'key', 'value')),
+                (_OUR_BLOCK + 'attn.qkv.weight',), load=_stack, save=_unstack,
+            ),
+            *_rows(_HF_BLOCK, _OUR_BLOCK, (*_QV_BIAS, *_REST), _HF_NAMES),
+            *_rows(_HF_BLOCK, _OUR_BLOCK, _TABLE, _HF_NAMES, save=None, learned=False),
+            *_rows('encoder.layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=(1, -1)),
+            *_rows('layernorm.', 'norm{last}.', _NORM),
         ),
-        dropped=(r'.*\.(relative_coords_table|relative_position_index)', r'layernorm\.(weight|bias)',
-                 r'classifier\.(weight|bias)', r'embeddings\.mask_token', r'decoder\..*'),
+        dropped=(
+            _INDEX,
+            (r'classifier\.(weight|bias)', _HEAD),
+            (r'embeddings\.mask_token', 'of self-supervised pre-training'),
+        ),
+    ),
+    'torchvision': Layout(
+        owner="torchvision's",
+        marks=(r'features\.\d+\.\d+\.attn\.logit_scale', r'features\.0\..*'),
+        rows=(
+            *_rows('features.0.0.', 'patch_embed.proj.', _NORM),
+            *_rows('features.0.2.', 'patch_embed.norm.', _NORM),
+            *_rows('features.{i}.{j}.', _OUR_BLOCK, (*_QKV, *_REST), _TORCHVISION_NAMES, stage=(2, 1)),
+            Row(
+                ('features.{i}.{j}.attn.qkv.bias',), tuple(_OUR_BLOCK + leaf for leaf in _QV_BIAS), stage=(2, 1),
+                load=_drop_key_bias, save=_add_key_bias,
+            ),
+            *_rows('features.{i}.{j}.', _OUR_BLOCK, _TABLE, stage=(2, 1), save=None, learned=False),
+            *_rows('features.{i}.', _OUR_MERGING, _MERGING, stage=(2, 0)),
+            *_rows('norm.', 'norm{last}.', _NORM),
+        ),
+        dropped=(_INDEX, (r'head\.(weight|bias)', _HEAD)),
+    ),
+    'mmpretrain': Layout(
+        owner="MMPretrain's",
+        marks=(r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.logit_scale', r'patch_embed\..*'),
+        rows=(
+            *_rows('patch_embed.projection.', 'patch_embed.proj.', _NORM),
+            *_rows('patch_embed.norm.', 'patch_embed.norm.', _NORM),
+            *_rows('stages.{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK, _MMPRETRAIN_NAMES),
+            *_rows('stages.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, _MMPRETRAIN_NAMES, save=None, learned=False),
+            Row(
+                ('stages.{i}.downsample.reduction.weight',), (_OUR_MERGING + 'reduction.weight',),
+                load=_from_unfold, save=_to_unfold,
+            ),
+            *_rows('stages.{i}.downsample.norm.', _OUR_MERGING + 'norm.', _NORM),
+            *_rows('norm{i}.', 'norm{i}.', _NORM),
+        ),
+        dropped=(_INDEX, (r'head\..*', _HEAD)),
+        container='state_dict',
+    ),
+    'openmmlab': Layout(
+        owner='those of this backbone',
+        marks=(r'stages\.\d+\.blocks\.\d+\.attn\.logit_scale', r'patch_embed\..*'),
+        rows=(
+            *_rows('patch_embed.', 'patch_embed.', _PATCH),
+            *_rows(_OUR_BLOCK, _OUR_BLOCK, _BLOCK),
+            *_rows(_OUR_MERGING, _OUR_MERGING, _MERGING),
+            *_rows('norm{i}.', 'norm{i}.', _NORM),
+        ),
+        container='state_dict',
     ),
 }
+# SimMIM wraps Microsoft's model: `encoder.` before its names, which the prefix takes care of, and a decoder beside it.
+LAYOUTS['simmim'] = Layout(
+    owner="SimMIM's",
+    marks=(_LAYERS_BLOCK, r'layers\.0\.downsample\..*', r'patch_embed\..*', r'mask_token'),
+    rows=_MICROSOFT_ROWS,
+    dropped=(*LAYOUTS['microsoft'].dropped, ('mask_token', 'of self-supervised pre-training')),
+    container='model',
+)
+
+# What else people mistake for SwinV2: a key that gives it away, and what to say. The first that fits speaks.
+FOREIGN = (
+    (r'.*relative_position_bias_table',
+     'this is Swin V1: it has relative_position_bias_table, which V2 replaced by a continuous position bias, and its '
+     'norms stand elsewhere. Its weights do not fit; take a swinv2_* checkpoint.'),
+    (r'.*\.attn\.meta_mlp\..*',
+     "this is timm's swinv2_cr, a variant of its own with another position bias. Take a swinv2_* checkpoint."),
+    (r'(.*\.)?layer1\.0\.(conv1|bn1)\..*', 'this looks like a ResNet.'),
+    (r'(.*\.)?(cls_token|embeddings\.cls_token|blocks\.0\.attn\.qkv\.weight)', 'this looks like a plain ViT.'),
+    (r'(.*\.)?(downsample_layers\.0\.0|stages\.0\.(blocks\.)?0\.(dwconv|conv_dw))\..*', 'this looks like a ConvNeXt.'),
+)  # fmt: skip

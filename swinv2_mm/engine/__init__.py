@@ -2,9 +2,10 @@
 
 from swinv2_mm.engine.amp import AmpOptimWrapper, Float32BoxesHook
 from swinv2_mm.engine.checkpoint_match import CheckpointMatchHook
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.pictures import PicturesHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
+from swinv2_mm.errors import UserError
 
 __all__ = [
     'AmpOptimWrapper',
@@ -12,6 +13,7 @@ __all__ = [
     'EpochSeedHook',
     'Float32BoxesHook',
     'PicturesHook',
+    'Pretrained',
     'UserError',
     'seed_worker',
 ]

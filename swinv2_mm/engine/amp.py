@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch.nn import Module
 
 from swinv2_mm.engine.config import add_hook
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
 
 

@@ -1,16 +1,15 @@
 """Reading checkpoints without running code from them, and finding the one to resume from."""
 
 import os
-import re
 from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 
-from swinv2_mm.engine.errors import UserError, say
+from swinv2_mm.checkpoints.files import read_file
+from swinv2_mm.errors import UserError, say
 
 
 def _statistic(owner: type, name: str) -> object:
@@ -44,12 +43,11 @@ def protect_loading() -> None:
 
     mmengine passes no ``weights_only``, and by default torch refuses the classes of :data:`_NUMBERS`: they are allowed
     by name. The environment variable extends the protection to ``torch.hub``, which asks for ``weights_only=False``
-    when a checkpoint comes from a URL. Files in the safetensors format, which can hold no code, are read as well.
+    when a checkpoint comes from a URL.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     torch.serialization.add_safe_globals(_NUMBERS)
-    CheckpointLoader.register_scheme(r'.*\.safetensors$', _load_from_safetensors, force=True)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -61,47 +59,7 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         UserError: The file is missing, damaged, no checkpoint, or wants to run code.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f'checkpoint {path} {"is a folder" if path.is_dir() else "does not exist"}.')
-    if path.suffix == '.safetensors':
-        return _load_from_safetensors(str(path))
-    try:
-        with path.open('rb') as file:
-            zipped = file.read(4) == b'PK\x03\x04'  # files older than torch 1.6 are not, and cannot be mapped
-        with torch.serialization.safe_globals(_NUMBERS):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
-    except Exception as error:  # damaged bytes can surface as almost any
-        raise UserError(_why_unreadable(path, error)) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(
-            f'{path} is no checkpoint: it holds a {type(checkpoint).__name__} instead of a dict of weights.'
-        )
-    return checkpoint
-
-
-def _load_from_safetensors(filename: str, map_location: object = None) -> dict:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(filename, device='cpu')
-    except SafetensorError as error:
-        raise UserError(f'{filename} is no safetensors file, or an incomplete one ({error}).') from error
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    refused = re.search(r'GLOBAL ([\w.]+)|(?:function|but got) <(?:class|(?:built-in )?function) \'?([\w.]+)', text)
-    if refused:
-        return (
-            f'{path} is refused, because reading it could run code: it asks for {refused[1] or refused[2]}. '
-            'Weights need only tensors and numbers. If you trust its source, load it where nothing can be lost, and '
-            'save its state_dict alone.'
-        )
-    # Of the pickled ones torch says little more than how to turn the protection off.
-    reason = '' if isinstance(error, UnpicklingError) else f' ({text.split(". ")[0] or type(error).__name__})'
-    return f'{path} is no checkpoint, or a damaged one, such as an incomplete copy or a web page in its place{reason}.'
+    return read_file(path, allow=_NUMBERS)
 
 
 def check_resumable(path: str | Path, checkpoint: dict) -> None:

@@ -8,7 +8,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
 

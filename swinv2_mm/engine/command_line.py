@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from swinv2_mm.engine.errors import UserError, is_first
+from swinv2_mm.errors import UserError, is_first
 
 
 class Parser(ArgumentParser):

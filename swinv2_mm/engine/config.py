@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from swinv2_mm.engine.errors import UserError, say
+from swinv2_mm.errors import UserError, say
 
 # What a runner or its strategies look up in the config. A top-level key outside of these is a variable of the file.
 _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 
 _METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'coco/bbox_mAP_50', 'mIoU', 'mAcc')
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 
 _ENVIRONMENT = {
     'pytorch': ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.config import add_hook
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:

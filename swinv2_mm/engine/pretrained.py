@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from swinv2_mm.checkpoints.load import fetch, pairs, plain
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.checkpoint_match import misfits
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.preflight import is_local
+from swinv2_mm.errors import UserError
 from swinv2_mm.registry import MODELS
 
 
@@ -50,9 +52,16 @@ def check_pretrained(cfg: Config) -> None:
         path = init_cfg.get('checkpoint')
         if not path:
             raise UserError(
-                f"{key}=dict(type='Pretrained') names no file; pass --cfg-options {key}.checkpoint=/path/to/it, or set "
-                f'{key}=None to start from random weights.'
+                f"{key}=dict(type={init_cfg.type!r}) names no file; pass --cfg-options {key}.checkpoint=/path/to/it, "
+                f'or set {key}=None to start from random weights.'
             )
+        if init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
+            arguments = {name: value for name, value in init_cfg.items() if name != 'type'}
+            try:
+                fetch(path, **Pretrained(**arguments).options)
+            except UserError as error:
+                raise UserError(f'{key}: {error} Or set {key}=None to start from random weights.') from None
+            continue
         checkpoint = check_checkpoint(path, f'{key}.checkpoint')
         if checkpoint is not None and module.get('type') == 'swinv2_mm.SwinTransformerV2':
             _check_backbone(module, checkpoint, init_cfg.get('prefix'), f'{key}.checkpoint={path}')
@@ -64,14 +73,22 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
     """Check that a file fills the backbone; mmengine loads what fits, warns, and leaves the rest random.
 
     Raises:
-        UserError: Tensors are missing or have another shape; the output norms may be missing, since image
-            classification has none.
+        UserError: Tensors are missing or have another shape, or the windows are not those of the file; the output
+            norms may be missing, since image classification has none.
     """
     try:
         with torch.device('meta'):
-            wanted = MODELS.build({**module, 'init_cfg': None}).state_dict()
+            backbone = MODELS.build({**module, 'init_cfg': None})
     except (TypeError, ValueError):
         return  # a wrong argument: building the model will say so
+    windows = backbone.pretrained_window_sizes
+    told = pairs((checkpoint.get('meta') or {}).get('pretrained_window_sizes'), len(windows))
+    if told is not None and told != windows:
+        raise UserError(
+            f'{name} was trained for pretrained_window_sizes={plain(told)}; the backbone has {plain(windows)}. Set '
+            f"{name.partition('.init_cfg')[0]}.pretrained_window_sizes to that."
+        )
+    wanted = backbone.state_dict()
     wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith('norm')}
     loaded = checkpoint.get('state_dict', checkpoint)
     if prefix:
@@ -87,8 +104,37 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
     elif 'of another shape' in faults:
         remedy = 'It is of another size: compare arch, or embed_dims and depths.'
     else:
-        remedy = 'Convert it with python tools/convert_ckpt.py, and give what that writes.'
+        kind = name.replace('.checkpoint=', ".type=swinv2_mm.Pretrained checkpoint=").split(' checkpoint=')[0]
+        remedy = f'Files of other code bases are converted on the fly with {kind}, or by tools/convert_ckpt.py.'
     raise UserError(f'{name} does not fit the backbone: {faults}. {remedy}')
+
+
+def tell_input_size(cfg: Config) -> None:
+    """Tell every ``swinv2_mm.Pretrained`` the size of the images, for what its log says about padding."""
+    size = _input_size(cfg)
+    for _, init_cfg, _ in _pretrained(cfg.get('model'), 'model'):
+        if size is not None and init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
+            init_cfg.setdefault('input_size', size)
+
+
+def _input_size(cfg: Config) -> tuple[int, int] | None:
+    """``(rows, columns)`` that the training pipeline ends in; the largest of several, None if it does not say."""
+    fixed = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
+    if fixed:
+        return tuple(fixed)
+    node = cfg.get('train_dataloader') or {}
+    while 'pipeline' not in node and isinstance(node.get('dataset'), dict):
+        node = node['dataset']
+    size = None
+    for transform in node.get('pipeline') or []:
+        crop, scale = transform.get('crop_size'), transform.get('scale') or transform.get('scales')
+        if crop and transform.get('crop_type', 'absolute') == 'absolute':
+            size = (crop, crop) if isinstance(crop, int) else tuple(crop)
+        elif scale:  # (columns, rows)
+            scales = [scale] if isinstance(scale[0], int) else scale
+            columns, rows = max(scales, key=lambda pair: pair[0] * pair[1])
+            size = rows, columns
+    return size
 
 
 def starts_from_noise(cfg: Config) -> bool:
@@ -100,6 +146,9 @@ def starts_from_noise(cfg: Config) -> bool:
     return 'backbone' in model and not legacy and not any(_pretrained(model, 'model'))
 
 
+_KINDS = ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained', 'swinv2_mm.Pretrained')
+
+
 def _pretrained(node: Any, key: str) -> Iterator[tuple[str, dict, dict]]:
     """Every ``init_cfg=dict(type='Pretrained')`` of a model: its key, itself, and the config of its module."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
@@ -109,7 +158,7 @@ def _pretrained(node: Any, key: str) -> Iterator[tuple[str, dict, dict]]:
             several = isinstance(value, list | tuple)
             for index, init_cfg in enumerate(value if several else [value]):
                 kind = init_cfg.get('type') if isinstance(init_cfg, dict) else None
-                if getattr(kind, '__name__', kind) in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained'):
+                if getattr(kind, '__name__', kind) in _KINDS:
                     yield f'{inside}.{index}' if several else inside, init_cfg, node
         else:
             yield from _pretrained(value, inside)

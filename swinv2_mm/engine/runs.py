@@ -14,10 +14,10 @@ from swinv2_mm.engine.amp import set_precision
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
-from swinv2_mm.engine.errors import UserError, say
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_work_dir
-from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise
+from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.errors import UserError, say
 
 
 def prepare_training(
@@ -56,8 +56,9 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
-    check_pretrained(cfg)
     check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    check_pretrained(cfg)  # last, since it may have to fetch weights
+    tell_input_size(cfg)
     return cfg
 
 
@@ -126,8 +127,9 @@ def train(cfg: Config) -> Runner:
     if starts_from_noise(cfg):
         runner.logger.warning(
             'The backbone starts from random weights: nothing is loaded into it. For pre-trained ones set '
-            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint='/path/to/it.pth'), or pass --cfg-options "
-            'model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=/path/to/it.pth'
+            "model.backbone.init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='/path/to/it.pth'), or pass "
+            '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
+            'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
         )
     runner.train()
     leave_processes()

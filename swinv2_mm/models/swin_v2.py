@@ -21,7 +21,7 @@ from swinv2_mm.models.window import (
     window_partition,
     window_reverse,
 )
-from swinv2_mm.registry import MODELS
+from swinv2_mm.registry import MODELS, WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
 
@@ -152,7 +152,8 @@ class SwinTransformerV2(BaseModule):
         patch_size: Side of a patch, in pixels.
         window_size: Side of the windows, in tokens: one number, or per stage a number or a pair ``(Wh, Ww)``.
         pretrained_window_sizes: The windows of the *first* pre-training of the weights, in the same form; they
-            normalise the position bias and belong to the checkpoint. None (or 0 for a stage): ``window_size``.
+            normalise the position bias and belong to the checkpoint. None: what the checkpoint of ``init_cfg`` says
+            if that is a ``swinv2_mm.Pretrained``, else ``window_size``; 0 for a stage: its ``window_size``.
         mlp_ratio: Width of the MLP relative to the channels.
         qkv_bias: Learn a bias for queries and values.
         drop_rate: Dropout after the patch embedding, the projections and in the MLP.
@@ -163,7 +164,8 @@ class SwinTransformerV2(BaseModule):
         with_cp: Activation checkpointing of every block: less memory, about a third more time.
         mask_padding: Exclude the padding that completes windows from attention, so that a pixel's features do not
             depend on it. False lets zero tokens take part, as MMDetection and MMPretrain do.
-        init_cfg: mmengine's initialisation; ``dict(type='Pretrained', checkpoint=...)`` loads weights.
+        init_cfg: mmengine's initialisation; ``dict(type='swinv2_mm.Pretrained', checkpoint=...)`` loads weights of
+            any layout.
 
     Raises:
         ValueError: A value is out of range; the message names the argument, the value and the remedy.
@@ -206,6 +208,8 @@ class SwinTransformerV2(BaseModule):
         _integer('patch_size', patch_size, 1)
         windows = _windows('window_size', window_size, stages, minimum=1)
         pretrained = windows
+        if pretrained_window_sizes is None:
+            pretrained_window_sizes = _windows_of_weights(init_cfg)
         if pretrained_window_sizes is not None:
             pretrained = _windows('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
             pretrained = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pretrained, windows, strict=True)]
@@ -224,6 +228,10 @@ class SwinTransformerV2(BaseModule):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.num_features = dims
+        self.patch_size = patch_size
+        self.window_size = tuple(windows)
+        self.pretrained_window_sizes = tuple(pretrained)
+        self.mask_padding = mask_padding
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
         self.pos_drop = nn.Dropout(drop_rate)
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
@@ -284,6 +292,30 @@ class SwinTransformerV2(BaseModule):
                 out = getattr(self, f'norm{i}')(x)
                 outs.append(out.permute(0, 3, 1, 2).contiguous())  # (B, C, h, w)
         return tuple(outs)
+
+    def padding_cost(self, size: tuple[int, int]) -> list[float]:
+        """Tokens that the windows compute per token of the map, for each stage.
+
+        Args:
+            size: ``(H, W)`` of the images, in pixels.
+        """
+        H, W = (-(-side // self.patch_size) for side in size)
+        costs = []
+        for i, window in enumerate(self.window_size):
+            if i:
+                H, W = -(-H // 2), -(-W // 2)
+            rows, cols = padding_to_windows((H, W), effective_window((H, W), window) if self.mask_padding else window)
+            costs.append((H + rows) * (W + cols) / (H * W))
+        return costs
+
+
+def _windows_of_weights(init_cfg: Any) -> Any:
+    """Ask the initialisation for the windows of its checkpoint; None if it has none or is of another kind."""
+    for cfg in init_cfg if _is_sequence(init_cfg) else [init_cfg]:
+        kind = WEIGHT_INITIALIZERS.parent.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
+        if hasattr(kind, 'pretrained_window_sizes'):
+            return WEIGHT_INITIALIZERS.parent.build(cfg).pretrained_window_sizes()
+    return None
 
 
 def _integer(name: str, value: Any, minimum: int) -> int:

@@ -7,8 +7,8 @@ from tiny_training import write_config
 
 from swinv2_mm.engine import amp
 from swinv2_mm.engine.amp import set_precision
-from swinv2_mm.engine.errors import UserError
 from swinv2_mm.engine.runs import prepare_training, train
+from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
 

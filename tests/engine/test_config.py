@@ -5,7 +5,7 @@ from mmengine.config import Config
 from tiny_training import write_config
 
 from swinv2_mm.engine.config import apply_options, load_config
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from swinv2_mm.engine.curves import plot_run, read_scalars
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 
 
 def log(folder, name, records):

@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from swinv2_mm.engine import distributed
 from swinv2_mm.engine.distributed import check_launcher, start_processes
-from swinv2_mm.engine.errors import UserError
+from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
 LAUNCHED = {'RANK': '3', 'LOCAL_RANK': '3', 'WORLD_SIZE': '4', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '1'}

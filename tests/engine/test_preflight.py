@@ -9,8 +9,8 @@ from mmengine.config import Config
 from tiny_fixtures import ROOT
 
 from swinv2_mm.engine.config import apply_options, load_config
-from swinv2_mm.engine.errors import UserError
 from swinv2_mm.engine.preflight import check_data, check_work_dir
+from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
 

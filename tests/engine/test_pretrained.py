@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from tiny_training import write_config
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.engine.errors import UserError
 from swinv2_mm.engine.pretrained import check_pretrained, starts_from_noise
 from swinv2_mm.engine.runs import build_runner, prepare_training
+from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
 BACKBONE = {'embed_dims': 8, 'depths': (1, 2), 'num_heads': (1, 2), 'window_size': 4, 'out_indices': (1,)}

@@ -7,9 +7,8 @@ model = dict(
         type='swinv2_mm.SwinTransformerV2',
         arch='tiny',
         window_size=16,
-        # The window of the ImageNet pre-training (swinv2_tiny_patch4_window8_256); it belongs to the weights.
+        # The window of the ImageNet pre-training; it belongs to the weights.
         pretrained_window_sizes=8,
         drop_path_rate=0.2,
-        # From ImageNet weights: init_cfg=dict(type='Pretrained', checkpoint='path/to/converted.pth')
-        init_cfg=None),
+        init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='swinv2_tiny_patch4_window8_256')),
     neck=dict(in_channels=[96, 192, 384, 768]))

@@ -1,0 +1,205 @@
+"""Time and memory of converting a base-size checkpoint, beside reading and writing the same file with torch alone.
+
+    python benchmarks/convert.py --json benchmarks/results/convert.json
+
+The file has random weights of Swin-B in Microsoft's layout with all its buffers. Reading and writing (A) and converting
+(B) take turns, so that whatever else the machine does hits both. Memory is the peak of a process that converts, less
+that of one that only imports. This process stays small: Linux counts the peak of a parent as its child's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+OUTPUTS = ('.pth', '.safetensors')
+RATIO_GOAL, MEMORY_GOAL = 1.5, 2.5
+
+
+def make_file(path: Path) -> None:
+    """Write what Microsoft's code saves for Swin-B with window 8 at 256 pixels, with random weights."""
+    import torch
+
+    from swinv2_mm.checkpoints.convert import export_state_dict
+    from swinv2_mm.checkpoints.geometry import Geometry
+    from swinv2_mm.models.cpb import log_spaced_coords
+    from swinv2_mm.models.variants import VARIANTS
+
+    size, w, side = VARIANTS['base'], 8, 256
+    geometry = Geometry(
+        size.embed_dims, size.depths, size.num_heads, in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True,
+        extra_norm_every=0,
+    )  # fmt: skip
+    C = size.embed_dims * 2 ** (len(size.depths) - 1)
+    shapes = geometry.shapes() | {f'norm3.{leaf}': (C,) for leaf in ('weight', 'bias')}
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}
+    state, _ = export_state_dict(weights, 'microsoft')
+    table = log_spaced_coords((w, w), (w, w), torch.float32, torch.device('cpu'))[None]
+    for i, depth in enumerate(size.depths):
+        windows = (side // 4 // 2**i // w) ** 2
+        for j in range(depth):
+            block = f'layers.{i}.blocks.{j}.'
+            state[f'{block}attn.relative_coords_table'] = table.clone()
+            state[f'{block}attn.relative_position_index'] = torch.zeros(w * w, w * w, dtype=torch.int64)
+            if j % 2 and windows > 1:
+                state[f'{block}attn_mask'] = torch.zeros(windows, w * w, w * w)
+    state |= {'head.weight': torch.randn(1000, C, generator=generator), 'head.bias': torch.zeros(1000)}
+    torch.save({'model': state}, path)
+
+
+def copy(src: Path, dst: Path) -> None:
+    """A: read and write the file as it is."""
+    import torch
+
+    torch.save(torch.load(src, map_location='cpu', weights_only=True), dst)
+
+
+def convert(src: Path, dst: Path) -> None:
+    """B: what ``tools/convert_ckpt.py`` does between its arguments and its report."""
+    from swinv2_mm.checkpoints.files import write_file
+    from swinv2_mm.checkpoints.load import open_checkpoint
+
+    loaded = open_checkpoint(str(src))
+    write_file(loaded.conversion.weights, dst, loaded.meta())
+
+
+def seconds_of(action: Any, src: Path, dst: Path) -> float:
+    """Time one run; what earlier ones wrote is on the disk before it starts, what it wrote is removed after it."""
+    dst.unlink(missing_ok=True)
+    os.sync()
+    start = time.perf_counter()
+    action(src, dst)
+    seconds = time.perf_counter() - start
+    dst.unlink()
+    return seconds
+
+
+def take_turns(src: Path, suffix: str, pairs: int) -> dict[str, list[float]]:
+    """Time A and B in turn, after one run of each that does not count."""
+    import safetensors.torch  # noqa: F401  imports are not what is measured
+
+    copied, converted = src.with_name('copied.pth'), src.with_name(f'converted{suffix}')
+    copy(src, copied)
+    convert(src, converted)
+    runs = [(seconds_of(copy, src, copied), seconds_of(convert, src, converted)) for _ in range(pairs)]
+    return dict(copy=[a for a, _ in runs], convert=[b for _, b in runs])
+
+
+def peak_of(src: Path, suffix: str | None) -> int:
+    """Peak resident memory of this process in bytes, after the imports alone or after a conversion."""
+    import safetensors.torch  # noqa: F401
+
+    import swinv2_mm.checkpoints.load  # noqa: F401
+
+    if suffix:
+        convert(src, src.with_name(f'converted{suffix}'))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def about() -> dict[str, Any]:
+    """Hardware and versions."""
+    import safetensors
+    import torch
+
+    import swinv2_mm
+
+    cpu = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
+                if line.startswith('model name')), platform.machine())
+    return dict(
+        cpu=cpu, cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(), python=platform.python_version(),
+        torch=torch.__version__, safetensors=safetensors.__version__, swinv2_mm=swinv2_mm.__version__,
+    )  # fmt: skip
+
+
+def in_child(task: str, *arguments: object) -> Any:
+    """Run a task of :data:`_TASKS` in a process of its own."""
+    child = subprocess.run([sys.executable, __file__, '--child', task, *map(str, arguments)], stdout=subprocess.PIPE,
+                           text=True, check=True)
+    return json.loads(child.stdout)
+
+
+_TASKS = {
+    'make': lambda src: make_file(Path(src)),
+    'time': lambda src, suffix, pairs: take_turns(Path(src), suffix, int(pairs)),
+    'peak': lambda src, suffix='': peak_of(Path(src), suffix),
+    'about': about,
+}
+
+
+def measure(folder: Path, pairs: int) -> dict[str, Any]:
+    """All of it."""
+    src = folder / 'swinv2_base.pth'
+    in_child('make', src)
+    size = src.stat().st_size
+    report: dict[str, Any] = dict(about=in_child('about'), file_bytes=size, pairs=pairs, outputs={})
+    for suffix in OUTPUTS:
+        seconds = in_child('time', src, suffix, pairs)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        peak = in_child('peak', src, suffix) - in_child('peak', src)
+        report['outputs'][suffix] = dict(
+            seconds=seconds, median_seconds=medians, ratio=medians['convert'] / medians['copy'], peak_bytes=peak,
+            peak_per_file=peak / size,
+        )  # fmt: skip
+    return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report as a table."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title_justify='left',
+                  title=f'A file of {report["file_bytes"] / 1e6:.0f} MB, medians of {report["pairs"]} pairs')
+    for column in ('written as', 'load + save', 'convert', f'ratio (< {RATIO_GOAL})', 'peak memory',
+                   f'of the file (< {MEMORY_GOAL})'):
+        table.add_column(column, justify='left' if column == 'written as' else 'right')
+    for suffix, row in report['outputs'].items():
+        a, b = (row['median_seconds'][name] for name in ('copy', 'convert'))
+        table.add_row(suffix, f'{a:.2f} s', f'{b:.2f} s', f'{row["ratio"]:.2f}', f'{row["peak_bytes"] / 1e6:.0f} MB',
+                      f'{row["peak_per_file"]:.2f}')
+    console = Console(highlight=False, width=100)
+    console.print(table)
+    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
+    console.print(report['command'])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', type=int, default=7, help='how often each is timed; default 7')
+    parser.add_argument('--folder', help='where the files are written; default a temporary folder')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
+    parser.add_argument('--child', nargs='+', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        task, *arguments = args.child
+        print(json.dumps(_TASKS[task](*arguments)))
+        return
+    folder = Path(tempfile.mkdtemp(prefix='swinv2_mm_', dir=args.folder))
+    try:
+        report = measure(folder, args.pairs)
+    finally:
+        shutil.rmtree(folder)
+    words = ['python', 'benchmarks/convert.py', *sys.argv[1:]]
+    report = dict(command=' '.join(words), **report)
+    show(report)
+    if args.json:
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,48 @@
+"""Fit the patch embedding to other images: another number of channels, another size of patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Convert a kernel for RGB to another number of channels, so that its response keeps its size.
+
+    A single channel takes the sum over the colours: a grey image gives what it gave as RGB. More channels take the
+    colours in turn, scaled by ``3 / channels``, as timm's ``adapt_input_conv`` does.
+
+    Args:
+        weight: ``(C, 3, h, w)``.
+        channels: How many are wanted.
+
+    Returns:
+        ``(C, channels, h, w)``.
+    """
+    colours = weight.shape[1]
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, -(-channels // colours), 1, 1)[:, :channels]
+    return repeated * (colours / channels)
+
+
+def adapt_patch(weight: Tensor, side: int) -> Tensor:
+    """Resize a kernel so that a resized patch gives what the patch gave (FlexiViT, arXiv 2212.08013, equation 3).
+
+    With ``B`` the matrix that resizes patches bicubically, the new kernel is the least-squares solution of
+    ``<B x, new> = <x, old>`` for all patches ``x``, as in timm's ``resample_patch_embed``.
+
+    Args:
+        weight: ``(C, channels, h, h)``.
+        side: Of the patches that are wanted, in pixels.
+
+    Returns:
+        ``(C, channels, side, side)``.
+    """
+    old = weight.shape[-1]
+    unit = torch.eye(old * old, dtype=torch.float64).view(old * old, 1, old, old)
+    resize = F.interpolate(unit, (side, side), mode='bicubic', antialias=True, align_corners=False)
+    solve = torch.linalg.pinv(resize.view(old * old, side * side))  # of B transposed
+    new = torch.einsum('so,cio->cis', solve, weight.double().flatten(2))
+    return new.view(*weight.shape[:2], side, side).to(weight.dtype)

@@ -1,0 +1,165 @@
+"""The released SwinV2 checkpoints: their windows, their data, and where each code base keeps them (data, no logic).
+
+Sources: names, sizes, top-1 and links of Microsoft's files from MODELHUB.md and configs/swinv2 of
+microsoft/Swin-Transformer; timm's names from its ``swin_transformer_v2.py``; Hugging Face's from the hub; the links
+of MMPretrain from the README of its ``configs/swin_transformer_v2``; torchvision's from its ``swin_transformer.py``.
+timm, Hugging Face and MMPretrain distribute Microsoft's weights under other keys. torchvision trained its own.
+
+SimMIM's pre-trained files are not listed: the links that Microsoft publishes for them carry an access signature, and
+without it they do not work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class File:
+    """One place that distributes the weights of a release.
+
+    Attributes:
+        layout: Whose keys it has: ``microsoft``, ``timm``, ``huggingface``, ``mmpretrain`` or ``torchvision``.
+        location: An https URL, or ``hf://owner/name`` for a repository on the Hugging Face hub.
+        sha256: The first hexadecimal digits of the file's SHA-256, from its name; None where no digest is published.
+    """
+
+    layout: str
+    location: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Release:
+    """One set of trained weights.
+
+    Attributes:
+        name: The official name: Microsoft's file name without suffix, or torchvision's model name.
+        arch: The size, a key of ``swinv2_mm.models.variants.VARIANTS``.
+        image_size: Pixels of the last training.
+        window_size: Window per stage in that training, no larger than the feature map of the stage.
+        pretrained_window_sizes: Per stage the window of the first training: the normaliser of the position bias.
+        data: What it was trained on, in order.
+        top1: Published ImageNet-1K accuracy in percent at ``image_size``; None without a 1K classifier.
+        files: Where to get it, the trainer's own file first.
+    """
+
+    name: str
+    arch: str
+    image_size: int
+    window_size: tuple[int, ...]
+    pretrained_window_sizes: tuple[int, ...]
+    data: str
+    top1: float | None
+    files: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How the code bases spell a training; timm's ``old`` suffix has been deprecated in favour of ``tag``."""
+
+    data: str
+    suffix: str
+    tag: str
+    old: str | None
+    mmpretrain: str
+
+
+_1K = _Names('ImageNet-1K', '', 'ms_in1k', None, 'swinv2-{}-w{}_3rdparty_in1k-{}px')
+_22K = _Names('ImageNet-22K', '_22k', 'ms_in22k', '_22k', 'pretrain/swinv2-{}-w{}_3rdparty_in21k-{}px')
+_FT = _Names('ImageNet-22K, then 1K', '_22kto1k_ft', 'ms_in22k_ft_in1k', '_22kft1k',
+             'swinv2-{}-w{}_in21k-pre_3rdparty_in1k-{}px')
+
+# Stage 4 is an 8x8 map at 256 pixels, 6x6 at 192 and 12x12 at 384: Microsoft's code shrinks the window to it.
+_W8, _W12, _W16, _W24 = (8, 8, 8, 8), (12, 12, 12, 6), (16, 16, 16, 8), (24, 24, 24, 12)
+
+_MICROSOFT = (
+    # size, training, pixels, windows, normaliser, names, top-1, SHA-256 of MMPretrain's file
+    ('tiny', 'window8_256', 256, _W8, _W8, _1K, 81.8, 'e318968f'),
+    ('small', 'window8_256', 256, _W8, _W8, _1K, 83.7, 'b01a4332'),
+    ('base', 'window8_256', 256, _W8, _W8, _1K, 84.2, '8ff28f2b'),
+    ('tiny', 'window16_256', 256, _W16, _W16, _1K, 82.8, '9651cdd7'),
+    ('small', 'window16_256', 256, _W16, _W16, _1K, 84.1, 'b707d206'),
+    ('base', 'window16_256', 256, _W16, _W16, _1K, 84.6, '5a1886b7'),
+    ('base', 'window12_192', 192, _W12, _W12, _22K, None, 'f7dc9763'),
+    ('large', 'window12_192', 192, _W12, _W12, _22K, None, 'd9073fee'),
+    ('base', 'window12to16_192to256', 256, _W16, _W12, _FT, 86.2, '8d7aa8ad'),
+    ('large', 'window12to16_192to256', 256, _W16, _W12, _FT, 86.9, 'c40cbed7'),
+    ('base', 'window12to24_192to384', 384, _W24, _W12, _FT, 87.1, '44eb70f8'),
+    ('large', 'window12to24_192to384', 384, _W24, _W12, _FT, 87.6, '3b36c165'),
+)
+
+_TORCHVISION = (
+    # name, size, top-1, SHA-256
+    ('swin_v2_t', 'tiny', 82.072, 'b137f0e2'),
+    ('swin_v2_s', 'small', 83.712, '637d8ceb'),
+    ('swin_v2_b', 'base', 84.112, '781e5279'),
+)
+
+
+def _microsoft(arch: str, training: str, image_size: int, window_size: tuple[int, ...], pretrained: tuple[int, ...],
+               names: _Names, top1: float | None, sha256: str) -> Release:
+    """Spell out a row of Microsoft's table."""
+    name = f'swinv2_{arch}_patch4_{training}{names.suffix}'
+    mmpretrain = names.mmpretrain.format(arch, window_size[0], image_size)
+    return Release(name, arch, image_size, window_size, pretrained, names.data, top1, (
+        File('microsoft', f'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/{name}.pth'),
+        File('timm', f'hf://timm/swinv2_{arch}_{training}.{names.tag}'),
+        File('huggingface', f'hf://microsoft/{name.replace("_", "-")}'),
+        File('mmpretrain', f'https://download.openmmlab.com/mmclassification/v0/swin-v2/{mmpretrain}_20220803-{sha256}'
+                           '.pth', sha256),
+    ))
+
+
+def _torchvision(name: str, arch: str, top1: float, sha256: str) -> Release:
+    """Spell out a row of torchvision's table: all are trained at 256 pixels, their normaliser is their own window."""
+    return Release(name, arch, 256, _W8, _W8, _1K.data, top1, (
+        File('torchvision', f'https://download.pytorch.org/models/{name}-{sha256}.pth', sha256),
+    ))
+
+
+RELEASES: dict[str, Release] = {
+    release.name: release for release in (
+        *(_microsoft(*row) for row in _MICROSOFT),
+        *(_torchvision(*row) for row in _TORCHVISION),
+    )
+}
+
+
+def _aliases(file: File) -> Iterator[str]:
+    """What else a file is called, besides the name of its release."""
+    yield file.location
+    owner, _, name = file.location.removeprefix('hf://').rpartition('/')
+    if not file.location.startswith('hf://'):
+        stem = name.removesuffix('.pth')
+        yield from (name, stem)
+        if file.layout == 'mmpretrain':
+            yield stem.removesuffix(f'_20220803-{file.sha256}')
+    elif file.layout == 'timm':
+        model, _, tag = name.partition('.')
+        old = [model + names.old for names in (_22K, _FT) if names.tag == tag]
+        for spelling in (name, model, *old):
+            yield from (spelling, f'timm/{spelling}')
+    else:
+        yield f'{owner}/{name}'
+
+
+_INDEX = {
+    alias: (release, file)
+    for release in RELEASES.values() for file in release.files for alias in _aliases(file)
+} | {name: (release, release.files[0]) for name, release in RELEASES.items()}
+
+
+def find(name: str) -> tuple[Release, File] | None:
+    """Look up a released checkpoint by a name that one of the code bases has for it.
+
+    Args:
+        name: Exactly one of: the official name; a URL of the table, or its file name with or without ``.pth``; a timm
+            name with or without tag and ``timm/``; a Hugging Face name, ``owner/name`` or ``hf://owner/name``; a model
+            name of MMPretrain or torchvision.
+
+    Returns:
+        The release and the file that is called so (for an official name the trainer's own), or None if unknown.
+    """
+    return _INDEX.get(name)

@@ -1,0 +1,178 @@
+"""Find the file behind what a user names: a path, a URL, a released checkpoint, or a model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+
+from swinv2_mm.checkpoints.catalog import RELEASES, Release, find
+from swinv2_mm.checkpoints.files import read_file, sha256
+from swinv2_mm.errors import UserError, say
+
+_HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    Attributes:
+        name: As the user gave it.
+        path: The file.
+        release: The catalogue's entry; None for a file of one's own.
+        config: What a Hugging Face folder says beside the weights, in ``config.json``; empty if there is none.
+        known_hash: The first digits of its SHA-256, where they are published.
+    """
+
+    name: str
+    path: Path
+    release: Release | None
+    config: dict[str, object]
+    known_hash: str | None = None
+
+    def digest(self) -> str:
+        """The SHA-256 of the file.
+
+        Raises:
+            UserError: It is not that of the release.
+        """
+        digest = sha256(self.path)
+        if self.known_hash and not digest.startswith(self.known_hash):
+            raise UserError(
+                f'{self.path} is not the file that was released: its SHA-256 starts with '
+                f'{digest[:len(self.known_hash)]} instead of {self.known_hash}. Delete it, and it is fetched again.'
+            )
+        return digest
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is for something that may have to be fetched."""
+    return '://' in name or (not Path(name).expanduser().exists() and find(name) is not None)
+
+
+def locate(name: str) -> Source:
+    """Find the file, fetching it into torch's or Hugging Face's cache if it is not there.
+
+    Args:
+        name: A path; a folder saved by Hugging Face; a URL; a released name, such as
+            ``swinv2_tiny_patch4_window8_256``; or ``hf://owner/name``.
+
+    Raises:
+        UserError: There is nothing by that name, it cannot be fetched, or its hash is not the known one; the message
+            says what to fetch by hand and where to put it.
+    """
+    path = Path(name).expanduser()
+    known = find(name)
+    if '://' not in name and path.exists():
+        known = known or find(path.name)
+        return _local(name, path, known[0] if known else None)
+    if known is None and '://' not in name:
+        raise UserError(_nothing_there(name))
+    release, file = known or (None, None)
+    location = file.location if file is not None else name
+    if location.startswith('hf://'):
+        return _local(name, _from_hub(location), release)
+    if not location.startswith(('http://', 'https://')):
+        raise UserError(f'{name}: only https://, http:// and hf:// can be fetched.')
+    if file is not None:
+        published = file.sha256
+    else:  # torchvision and OpenMMLab put the first digits into the name; digits alone are a date
+        match = re.search(r'-([0-9a-f]{8,64})\.\w+$', urlparse(location).path)
+        published = match[1] if match and not match[1].isdigit() else None
+    return Source(name, _from_url(location, published, release), release, {}, published)
+
+
+def _local(name: str, path: Path, release: Release | None) -> Source:
+    """A file, or a folder with one."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        found = [folder / file for file in _HUB_FILES if (folder / file).is_file()]
+        if not found:
+            raise UserError(f'{name} is a folder without {" or ".join(_HUB_FILES)}; name the file.')
+        path = found[0]
+    config = {}
+    if path.name in _HUB_FILES and (folder / 'config.json').is_file():
+        try:
+            config = json.loads((folder / 'config.json').read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f'{folder / "config.json"} cannot be read: {error}.') from error
+    return Source(name, path, release, config if isinstance(config, dict) else {})
+
+
+def _nothing_there(name: str) -> str:
+    message = f'{name} is neither a file (the current folder is {Path.cwd()}) nor a released checkpoint.'
+    folder = Path(name).expanduser().parent
+    files = [str(file) for file in folder.glob('*') if file.suffix in ('.pth', '.bin', '.safetensors', '.pt')] \
+        if folder.is_dir() else []
+    close = get_close_matches(name, [*RELEASES, *files], n=3, cutoff=0.7)
+    hint = f' Did you mean {" or ".join(close)}?' if close else f' Released are {", ".join(RELEASES)}.'
+    return message + hint
+
+
+def cache_dir() -> Path:
+    """Where downloads and conversions are kept: with those of ``torch.hub`` (``TORCH_HOME`` moves it)."""
+    return Path(torch.hub.get_dir(), 'checkpoints')
+
+
+def _from_url(url: str, known_hash: str | None, release: Release | None) -> Path:
+    name = os.path.basename(urlparse(url).path)
+    if not name:
+        raise UserError(f'{url} names no file.')
+    if release is None and known_hash is None:  # many a file is called model.safetensors
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    path = cache_dir() / name
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        say(f'fetching {url}\n      to {path}')
+        torch.hub.download_url_to_file(url, str(path), known_hash, progress=True)
+    except RuntimeError as error:  # torch's word for a wrong hash
+        raise UserError(f'{url}: the file that came is not the one that was released ({error}). It was not kept. '
+                        'Try again; if it happens again, do not trust that server.') from error
+    except OSError as error:  # urllib's errors are among them
+        hash_hint = f' (SHA-256 {known_hash}…)' if known_hash else ''
+        raise UserError(f'{url} cannot be fetched: {error}. Without a network: fetch it elsewhere{hash_hint}, and put '
+                        f'it at {path}, or give its path instead.') from error
+    try:
+        read_file(path)
+    except UserError as error:  # a page that asks for a login, or half of the file
+        path.unlink()
+        raise UserError(f'{url}: what came was not kept. {error}') from error
+    return path
+
+
+def _from_hub(location: str) -> Path:
+    """``hf://owner/name``, or ``hf://owner/name@revision``."""
+    repo, _, revision = location.removeprefix('hf://').partition('@')
+    expected = f'{location}: expected hf://owner/name, as in hf://microsoft/swinv2-tiny-patch4-window8-256.'
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
+        raise UserError(expected)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    except ImportError as error:
+        raise UserError(f'{location}: huggingface_hub is needed to fetch it; pip install huggingface_hub.') from error
+    by_hand = (f'Without a network: fetch config.json and {_HUB_FILES[0]} of https://huggingface.co/{repo} elsewhere, '
+               'put both into a folder, and give the path of that folder instead.')
+    try:
+        for pattern in _HUB_FILES:
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=['config.json', pattern]))
+            if (folder / pattern).is_file():
+                return folder
+    except RepositoryNotFoundError as error:
+        raise UserError(f'{location}: Hugging Face has no such model, or hides it without a login.') from error
+    except HFValidationError as error:
+        raise UserError(expected) from error
+    except (HfHubHTTPError, OSError) as error:  # offline, an OSError too
+        raise UserError(f'{location} cannot be fetched: {" ".join(str(error).split())[:200]} {by_hand}') from error
+    raise UserError(f'{location} holds neither {" nor ".join(_HUB_FILES)}.')
+

@@ -1,0 +1,134 @@
+"""Run converted weights, and compare their feature maps with those of the package that they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_mm.checkpoints.load import Loaded
+from swinv2_mm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a verification found.
+
+    Attributes:
+        peer: The package that the maps were compared with; None if it is not installed or not known.
+        largest: The largest absolute difference over all feature maps.
+        scale: The largest absolute value in them.
+        image: Side of the image, in pixels.
+    """
+
+    peer: str | None
+    largest: float | None
+    scale: float
+    image: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a report."""
+        words = f'loads strictly, runs at {self.image} pixels, all finite'
+        if self.peer:
+            words += f'; largest difference from {self.peer} {self.largest:.1e} (largest value {self.scale:.1f})'
+        else:
+            words += '; not compared: the package of the source is not installed, or has no forward to compare with'
+        return dict(peer=self.peer, largest=self.largest, scale=self.scale, image=self.image, words=words)
+
+
+def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
+    """Load weights strictly into a backbone, run it, and compare it with the source's own package.
+
+    Args:
+        backbone: A ``swinv2_mm.SwinTransformerV2`` in eval mode, with the windows of the checkpoint and all outputs.
+        loaded: The checkpoint.
+
+    Raises:
+        UserError: The backbone does not take the weights, or its features are not finite.
+    """
+    weights = loaded.conversion.weights
+    fresh = {key: value for key, value in backbone.state_dict().items() if key.split('.')[0] in loaded.conversion.new}
+    try:
+        backbone.load_state_dict({**fresh, **weights}, strict=True)
+    except RuntimeError as error:
+        raise UserError(f'--verify: the backbone does not take the weights: {error}') from error
+    stages = len(loaded.conversion.geometry.depths)
+    last = (loaded.window_size or loaded.pretrained_window_sizes)[-1][0]
+    side = last * backbone.patch_size * 2 ** (stages - 1)  # windows tile every map, as in the training
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, loaded.conversion.geometry.in_channels, side, side, generator=generator)
+    with torch.inference_mode():
+        maps = backbone(image)
+        if not all(bool(features.isfinite().all()) for features in maps):
+            raise UserError('--verify: the features are not finite; the weights are damaged.')
+        peer = _PEERS.get(loaded.conversion.layout)
+        theirs = peer(loaded, image, side) if peer else None
+        scale = max(float(features.abs().max()) for features in maps)
+        if theirs is None:
+            return Difference(None, None, scale, side)
+        name, features = theirs
+        norms = [getattr(backbone, f'norm{i}') for i in range(stages)]
+        normed = [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, features, strict=True)]
+        largest = max(float((a - b).abs().max()) for a, b in zip(maps, normed, strict=True))
+    return Difference(name, largest, scale, side)
+
+
+def _bare(loaded: Loaded) -> dict[str, Tensor]:
+    """The source's tensors under its own names, without the prefix, in float32."""
+    prefix = loaded.conversion.prefix
+    return {key[len(prefix):]: tensor.float() for key, tensor in loaded.original.items()
+            if key.startswith(prefix) and tensor.is_floating_point()}
+
+
+def _huggingface(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] | None:
+    try:
+        import transformers
+        from transformers import Swinv2Config, Swinv2Model
+    except ImportError:
+        return None
+    geometry = loaded.conversion.geometry
+    model = Swinv2Model(Swinv2Config(
+        image_size=side, patch_size=geometry.patch_size, num_channels=geometry.in_channels,
+        embed_dim=geometry.embed_dims, depths=list(geometry.depths), num_heads=list(geometry.num_heads),
+        window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
+        pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes],
+        mlp_ratio=geometry.mlp_ratio, qkv_bias=geometry.qkv_bias,
+    ), add_pooling_layer=False).eval()  # fmt: skip
+    missing, _ = model.load_state_dict(_bare(loaded), strict=False)
+    if any('layernorm.' not in key and 'relative_' not in key for key in missing):
+        return None
+    taken: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _, __, out: taken.append(out[1])) for layer in model.encoder.layers]
+    model(image)
+    for hook in hooks:
+        hook.remove()
+    sides = [side // geometry.patch_size // 2**i for i in range(len(geometry.depths))]
+    features = [x.unflatten(1, (n, n)) for x, n in zip(taken, sides, strict=True)]
+    return f'transformers {transformers.__version__}', features
+
+
+def _timm(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] | None:
+    try:
+        import timm
+        from timm.models.swin_transformer_v2 import SwinTransformerV2
+    except (ImportError, RuntimeError):  # torchvision beside another torch fails with the latter
+        return None
+    geometry = loaded.conversion.geometry
+    model = SwinTransformerV2(
+        img_size=side, patch_size=geometry.patch_size, in_chans=geometry.in_channels, num_classes=0,
+        embed_dim=geometry.embed_dims, depths=geometry.depths, num_heads=geometry.num_heads,
+        window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
+        pretrained_window_sizes=tuple(rows for rows, _ in loaded.pretrained_window_sizes),
+        mlp_ratio=geometry.mlp_ratio, qkv_bias=geometry.qkv_bias,
+    ).eval()  # fmt: skip
+    missing, _ = model.load_state_dict(_bare(loaded), strict=False)
+    if any(not key.startswith('norm.') and 'relative_' not in key for key in missing):
+        return None
+    x = model.patch_embed(image)
+    features = [x := layer(x) for layer in model.layers]
+    return f'timm {timm.__version__}', features
+
+
+_PEERS = {'huggingface': _huggingface, 'timm': _timm}

@@ -1,0 +1,130 @@
+"""``init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=…)``: weights of any layout, complete, or none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from mmengine.logging import print_log
+from mmengine.model.weight_init import update_init_info
+from torch import Tensor, nn
+
+from swinv2_mm.checkpoints.adapt import adapt_channels, adapt_patch
+from swinv2_mm.checkpoints.load import fetch, pairs, plain, windows_of
+from swinv2_mm.engine.checkpoint_match import misfits
+from swinv2_mm.errors import UserError
+from swinv2_mm.registry import WEIGHT_INITIALIZERS
+
+
+@WEIGHT_INITIALIZERS.register_module(name='Pretrained')
+class Pretrained:
+    """Fill a backbone from a checkpoint of any known layout; fail if any of its parameters would stay random.
+
+    Converting happens on the fly, once per machine. The patch embedding is adapted to the backbone's ``in_channels``
+    and ``patch_size`` with a warning. Output norms that the checkpoint does not have start afresh.
+
+    Args:
+        checkpoint: A path, a URL, a released name such as ``swinv2_tiny_patch4_window8_256``, or ``hf://owner/name``.
+        prefix: What stands before the keys of the backbone, such as ``'backbone.'``; None recognises it.
+        source: The layout; None recognises it.
+        ema: Take the running average of the weights.
+        input_size: ``(rows, columns)`` of the images that the model is for; the log then says what their padding to
+            windows costs. The tools fill it in from the config.
+
+    Raises:
+        UserError: The checkpoint cannot be had, read or converted, leaves a parameter unfilled, or belongs to other
+            pretrained windows than the backbone was built with.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        prefix: str | None = None,
+        source: str | None = None,
+        ema: bool = False,
+        input_size: Sequence[int] | None = None,
+    ) -> None:
+        self.checkpoint = str(checkpoint)
+        self.options = dict(layout=source, prefix=prefix, ema=ema)
+        self.input_size = input_size
+
+    def pretrained_window_sizes(self) -> list:
+        """What the checkpoint says of its pretrained windows, per stage; a backbone that is given none asks for it.
+
+        Raises:
+            UserError: The checkpoint is not there, or does not say.
+        """
+        remedy = 'Give the backbone its pretrained_window_sizes, the windows that the weights were first trained with.'
+        try:
+            known = windows_of(self.checkpoint, **self.options)
+        except UserError as error:
+            raise UserError(f'{error} If it is gone for good: {remedy[0].lower()}{remedy[1:]}') from None
+        if known is None:
+            raise UserError(f'{self.checkpoint} does not tell its pretrained windows. {remedy}')
+        return plain(known)
+
+    def __call__(self, module: nn.Module) -> None:
+        if not hasattr(module, 'pretrained_window_sizes') or not hasattr(module, 'patch_embed'):
+            raise UserError(f"init_cfg=dict(type='swinv2_mm.Pretrained') belongs into a swinv2_mm.SwinTransformerV2, "
+                            f'as model.backbone.init_cfg, not into a {type(module).__name__}.')
+        weights, meta = fetch(self.checkpoint, **self.options)
+        known = pairs(meta['pretrained_window_sizes'], len(meta['depths']))
+        self._check_windows(module, known)
+        weights = dict(weights)
+        _adapt_patch_embedding(module, weights, self.checkpoint)
+        new = self._load(module, weights)
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=f'swinv2_mm.Pretrained: loaded from {self.checkpoint}')
+        print_log(
+            f'{self.checkpoint} ({meta["source_layout"]}, SHA-256 {meta["source_sha256"][:12]}): all weights loaded'
+            f'{f", {new} start afresh" if new else ""}; window {plain(module.window_size)}, pretrained window '
+            f'{plain(module.pretrained_window_sizes)}{"" if known else " (as configured: the file does not tell)"}'
+            f'{self._padding(module)}',
+            logger='current',
+        )
+
+    def _check_windows(self, module: nn.Module, known: tuple | None) -> None:
+        if known is not None and tuple(module.pretrained_window_sizes) != known[:len(module.pretrained_window_sizes)]:
+            raise UserError(
+                f'pretrained_window_sizes={plain(module.pretrained_window_sizes)} of the backbone contradicts '
+                f'{self.checkpoint}, whose position bias was trained for {plain(known)}. Set '
+                f'pretrained_window_sizes={plain(known)}, or leave it out; window_size may be any.'
+            )
+
+    def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> str:
+        wanted = module.state_dict()
+        used = {key: tensor for key, tensor in weights.items() if key in wanted}
+        new = sorted({key.split('.')[0] for key in wanted if key.startswith('norm') and key not in weights})
+        faults = misfits(weights, {key: t for key, t in wanted.items() if key.split('.')[0] not in new})
+        stages = {key.split('.')[1] for key in weights if key.startswith('stages.')}
+        ours = {key.split('.')[1] for key in wanted if key.startswith('stages.')}
+        if faults:
+            raise UserError(f'{self.checkpoint} does not fit the backbone: {faults}. It is of another size: compare '
+                            'arch, or embed_dims, depths and num_heads.')
+        blocks = {key for key in weights if key.startswith('stages.') and key not in wanted}
+        if blocks and stages == ours:
+            raise UserError(f'{self.checkpoint} does not fit the backbone: {len(blocks)} of its tensors have no place '
+                            f'in it, such as {min(blocks)}. It is deeper: compare arch, or depths.')
+        module.load_state_dict(used, strict=False)
+        return ', '.join(new)
+
+    def _padding(self, module: nn.Module) -> str:
+        if not self.input_size:
+            return ''
+        costs = ' '.join(f'{cost:.2f}' for cost in module.padding_cost(tuple(self.input_size)))
+        return f'; at {self.input_size[0]}x{self.input_size[1]} windows compute {costs} tokens per real one, by stage'
+
+
+def _adapt_patch_embedding(module: nn.Module, weights: dict[str, Tensor], checkpoint: str) -> None:
+    key = 'patch_embed.proj.weight'
+    old, wanted = weights[key].shape, module.state_dict()[key].shape
+    changes = []
+    if old[1] != wanted[1]:
+        weights[key] = adapt_channels(weights[key].float(), wanted[1])
+        changes.append(f'from {old[1]} to {wanted[1]} channels')
+    if old[2] != wanted[2]:
+        weights[key] = adapt_patch(weights[key], wanted[2])
+        changes.append(f'from patches of {old[2]} pixels to {wanted[2]}')
+    if changes:
+        print_log(f'{checkpoint}: the patch embedding was adapted {" and ".join(changes)}; fine-tune it.',
+                  logger='current', level=logging.WARNING)

@@ -1,0 +1,339 @@
+"""Reading a checkpoint runs nothing of it; writing one leaves a whole file or none."""
+
+import argparse
+import hashlib
+import io
+import os
+import pickle
+import resource
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+import swinv2_mm.registry  # noqa: F401  (makes mmengine read safetensors)
+from swinv2_mm.checkpoints.files import read_file, sha256, weights_in, write_file
+from swinv2_mm.errors import UserError
+
+W, EMA = {'weight': torch.arange(6.0)}, {'weight': torch.ones(6)}
+PAGE = b'\n<!DOCTYPE html><html><body>Please log in</body></html>'
+POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n'
+
+
+class Call:
+    """Pickles as a call; being callable, it may also stand in the place of the function of another."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __call__(self):
+        raise AssertionError('only to be pickled')
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def legacy(content):
+    return saved(content, _use_new_zipfile_serialization=False)
+
+
+def zipped():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as file:
+        file.writestr('readme.txt', 'no weights')
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Read bytes that are to be refused; returns the message, after checking that nothing of them ran."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(data, name='weights.pth'):
+        Path(name).write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            read_file(name)
+        message = str(caught.value)
+        assert name in message and '\n' not in message and 'weights_only' not in message
+        assert os.listdir() == [name]
+        return message
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ('name', 'data', 'words'),
+    [
+        ('weights.pth', b'', 'an empty file'),
+        ('weights.pth', b'just some\nwords', r"a text file that starts with 'just some\nwords'"),
+        ('weights.pth', ('a' + 'é' * 400).encode(), 'a text file that starts with'),
+        ('weights.pth', PAGE, 'a web page'),
+        ('weights.pth', POINTER, 'git lfs pull'),
+        ('weights.pth', saved(W)[:-100], 'its end is missing'),
+        ('weights.pth', legacy(W)[:-20], 'an incomplete copy'),
+        ('weights.pth', legacy(W)[:10], 'an incomplete copy'),
+        ('weights.pth', bytes(range(256)), 'is no checkpoint'),
+        ('weights.pth', zipped(), 'is no checkpoint'),
+        ('weights.pth', saved(3), 'it holds an object of type int'),
+        ('weights.pth', saved([W]), 'it holds an object of type list'),
+        ('weights.pth', safetensors.torch.save(W), 'is no checkpoint'),
+        ('weights.safetensors', b'', 'an empty file'),
+        ('weights.safetensors', PAGE, 'a web page'),
+        ('weights.safetensors', POINTER, 'git lfs pull'),
+        ('weights.safetensors', safetensors.torch.save(W)[:-5], 'an incomplete one'),
+        ('weights.safetensors', saved(W), 'is no safetensors file'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_what_is_no_checkpoint_is_named(name, data, words, refused):
+    """Every file that cannot be read is named with what it is. Bug: an UnpicklingError that advises to run its code."""
+    assert words in refused(data, name)
+
+
+@pytest.mark.parametrize(('name', 'words'), [('gone.pth', 'does not exist'), ('folder', 'is a folder')])
+def test_what_is_no_file(name, words, tmp_path):
+    """Bug: a FileNotFoundError or IsADirectoryError with a traceback."""
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(UserError, match=f'{name} {words}'):
+        read_file(tmp_path / name)
+
+
+EVIL = {
+    'open': Call(open, 'code ran', 'w'),
+    'system': Call(os.system, 'touch "code ran"'),
+    'reduce': Call(Call(getattr, argparse.Namespace, 'mro')),
+    'getattr': Call(Call(getattr, Call(np.dtype, 'f8'), 'newbyteorder'), Call(open, 'code ran', 'w')),
+}
+
+
+@pytest.mark.parametrize(
+    'pack',
+    [
+        lambda evil: saved(evil),
+        lambda evil: legacy(evil),
+        lambda evil: saved({'state_dict': W, 'meta': {'cfg': 'model = dict()', 'hook_msgs': [evil]}}),
+        lambda evil: legacy({'state_dict': W, 'config': Call(argparse.Namespace, state={'lr': evil})}),
+        lambda evil: pickle.dumps({'state_dict': evil}, protocol=2),
+    ],
+    ids=['zip', 'legacy', 'in the meta', 'in a harmless object', 'bare pickle'],
+)
+@pytest.mark.parametrize('evil', EVIL)
+def test_code_in_a_file_never_runs(evil, pack, refused, monkeypatch):
+    """A file that asks for a call is refused, with what it asks for. Bug: a download takes over the machine."""
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    message = refused(pack(EVIL[evil]))
+    if evil in ('open', 'system'):
+        assert 'could run code' in message and f'.{evil}.' in message
+
+
+def test_what_others_allow_is_not_allowed_here(refused):
+    """Bug: some library lists a function of its own as safe for torch, and from then on every file may call it."""
+    with torch.serialization.safe_globals([(open, 'io.open'), (open, '_io.open')]):
+        assert 'could run code' in refused(saved({'state_dict': W, 'x': EVIL['open']}))
+
+
+def test_what_others_allow_does_not_disturb(tmp_path):
+    """Bug: torch knows two meanings of a name, takes either by chance, and a good checkpoint is refused now and then."""
+    torch.save({'state_dict': W, 'best': np.arange(3.0)}, tmp_path / 'weights.pth')
+    name = Call(np.arange(3).__reduce__()[0]).reduced[0]
+    others = [(lambda *_, i=i: 1 / 0, f'{name.__module__}.{name.__qualname__}') for i in range(20)]
+    with torch.serialization.safe_globals(others):
+        assert torch.equal(read_file(tmp_path / 'weights.pth')['state_dict']['weight'], W['weight'])
+        assert set(others) <= set(torch.serialization.get_safe_globals())
+
+
+def test_stand_ins_give_nothing_away(tmp_path):
+    """The names that a file may use lead to nothing. Bug: getattr is the real one, and walks from a class anywhere."""
+    hostile = {
+        'attribute': Call(getattr, argparse.Namespace, '__init__'),
+        'deep': Call(getattr, Call(getattr, HistoryBuffer, 'min'), '__globals__'),
+        'object': Call(argparse.Namespace, '__class__', state={'__class__': 1, 'append': 2}),
+        'scalar': Call(np.float64(0).__reduce__()[0], Call(np.dtype, 'O'), b'1234567'),
+    }
+    torch.save({'state_dict': W, **hostile}, tmp_path / 'hostile.pth')
+    content = read_file(tmp_path / 'hostile.pth')
+    for name in hostile:
+        assert content[name] == {} and not vars(content[name]) and not callable(content[name])
+
+
+class CfgNode(dict):
+    """As in yacs: a dict with a state of its own."""
+
+    __module__ = 'yacs.config'
+
+    def __init__(self, entries):
+        super().__init__(entries)
+        self.__dict__['__immutable__'] = True
+        self.__dict__['__deprecated_keys__'] = set()
+
+
+HARMLESS = {
+    'yacs': lambda: CfgNode({'MODEL': CfgNode({'NAME': 'swinv2', 'DEPTHS': [2, 2]}), 'LOCAL_RANK': 0}),
+    'namespace': lambda: argparse.Namespace(lr=0.1, output=Path('out'), betas=(0.9, np.float64(0.999))),
+    'message hub': lambda: {'log_scalars': OrderedDict({'train/loss': HistoryBuffer([1.0, 2.0], [1, 1])})},
+    'methods of HistoryBuffer': lambda: {'mean': HistoryBuffer.mean},
+    'mmengine config': lambda: ConfigDict(model=ConfigDict(type='Detector', sizes=[1, 2])),
+    'numpy scalars': lambda: [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)],
+    'numpy arrays': lambda: [np.arange(3), np.ones((2, 2), np.float32), np.array(['a', 'b'])],
+    'random state': lambda: np.random.RandomState(0).get_state(),
+    'path': lambda: Path('somewhere') / 'else',
+}
+
+
+@pytest.mark.parametrize('kind', HARMLESS)
+@pytest.mark.parametrize('pack', [saved, legacy])
+def test_training_checkpoints_are_read_without_their_packages(kind, pack, tmp_path, monkeypatch):
+    """What trainings save beside the weights is passed over. Bug: only bare weights can be read, or yacs is needed."""
+    with monkeypatch.context() as patch:
+        module = types.ModuleType('yacs.config')
+        module.CfgNode = CfgNode
+        patch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+        patch.setitem(sys.modules, 'yacs.config', module)
+        data = pack({'model': W, 'epoch': 3, 'extra': HARMLESS[kind](), 'last': torch.zeros(1)})
+    (tmp_path / 'training.pth').write_bytes(data)
+    content = read_file(tmp_path / 'training.pth')
+    assert torch.equal(content['model']['weight'], W['weight'])
+    assert content['epoch'] == 3 and torch.equal(content['last'], torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'here', 'there'),
+    [
+        ('numpy arrays', b'numpy._core.', b'numpy.core.'),
+        ('numpy arrays', b'numpy.core.', b'numpy._core.'),
+        ('path', b'cpathlib\n', b'cpathlib._local\n'),
+    ],
+)
+def test_names_that_have_moved(kind, here, there, tmp_path):
+    """Bug: a checkpoint that was saved with another version of NumPy or Python is refused."""
+    data = legacy({'model': W, 'extra': HARMLESS[kind]()})
+    (tmp_path / 'training.pth').write_bytes(data.replace(here, there))
+    assert torch.equal(read_file(tmp_path / 'training.pth')['model']['weight'], W['weight'])
+
+
+@pytest.mark.parametrize(
+    ('content', 'ema', 'expected', 'container'),
+    [
+        (W, False, W, ''),
+        ({'state_dict': W, 'meta': {}}, False, W, 'state_dict'),
+        ({'model': W, 'optimizer': {'state': EMA}}, False, W, 'model'),
+        ({'module': W, 'epoch': 1}, False, W, 'module'),
+        ({'state_dict': 'see model', 'model': W}, False, W, 'model'),
+        ({'model': W, 'model_ema': EMA}, False, W, 'model'),
+        ({'model': W, 'model_ema': EMA}, True, EMA, 'model_ema'),
+        ({'state_dict': W, 'state_dict_ema': EMA}, True, EMA, 'state_dict_ema'),
+        ({'state_dict': EMA, 'ema_state_dict': W}, True, EMA, 'state_dict'),  # mmengine swaps them as it saves
+        ({'state_dict': EMA, 'ema_state_dict': W}, False, EMA, 'state_dict'),
+    ],
+)
+def test_weights_are_found(content, ema, expected, container):
+    """Bug: the weights that were being trained pass for their average, or the optimizer's state for weights."""
+    assert weights_in(content, ema) == (expected, container)
+
+
+@pytest.mark.parametrize(
+    ('content', 'ema', 'words'),
+    [
+        ({'epoch': 3, 'model': 'swinv2'}, False, 'no weights in it: its keys are epoch, model'),
+        ({}, False, r'its keys are \(none\)'),
+        ({'state_dict': {'epoch': 1}}, False, 'no weights in it'),
+        ({'model': W}, True, 'no averaged weights.* its keys model'),
+    ],
+)
+def test_no_weights(content, ema, words):
+    """Bug: an empty state_dict is converted, or the plain weights stand in for the average that was asked for."""
+    with pytest.raises(UserError, match=words):
+        weights_in(content, ema)
+
+
+META = {'window_size': [8, [4, 8]], 'name': 'größer', 'ratio': 0.1, 'nothing': None}
+
+
+def every_dtype():
+    numbers = torch.tensor([[1 / 3, -0.0, torch.nan], [torch.inf, 6e-8, -1e4]], dtype=torch.float64)
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    return {str(kind): numbers.to(kind) for kind in kinds} | {'long': torch.arange(4), 'scale': torch.ones(2, 1, 1)}
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_files_come_back_bit_by_bit(suffix, tmp_path):
+    """Bug: half precision is saved as float32, or meta is lost in one of the formats."""
+    path, weights = tmp_path / 'new' / f'weights.{suffix}', every_dtype()
+    write_file(weights, path, META)
+    content = read_file(path)
+    assert content['meta'] == META and content['state_dict'].keys() == weights.keys()
+    for key, tensor in content['state_dict'].items():
+        assert tensor.dtype == weights[key].dtype and tensor.shape == weights[key].shape, key
+        assert torch.equal(tensor.view(torch.uint8), weights[key].view(torch.uint8)), key
+    write_file(content['state_dict'], path, {})  # over the file that these tensors are mapped from
+    assert torch.equal(read_file(path)['state_dict']['long'], weights['long'])
+    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize('reason', ['disk full', 'interrupted', 'meta'])
+@pytest.mark.parametrize('existing', [False, True])
+def test_a_failed_write_changes_nothing(suffix, reason, existing, tmp_path, monkeypatch):
+    """Bug: half a file under the final name, the former file gone, or a temporary file left behind."""
+    path, meta = tmp_path / f'weights.{suffix}', {}
+    if existing:
+        path.write_text('former')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if reason == 'interrupted':
+        def stop(content, file, **_):
+            Path(file).write_text('half')
+            raise KeyboardInterrupt
+        monkeypatch.setattr(torch, 'save', stop)
+        monkeypatch.setattr(safetensors.torch, 'save_file', stop)
+    elif reason == 'disk full':
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    elif suffix == 'safetensors':
+        meta = {'a set': {1}}
+    else:
+        meta = {'a function': lambda: None}
+    try:
+        with pytest.raises({'disk full': OSError, 'interrupted': KeyboardInterrupt}.get(reason, Exception)):
+            write_file({'weight': torch.zeros(10_000)}, path, meta)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ([path.name] if existing else [])
+    assert not existing or path.read_text() == 'former'
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize(('mask', 'mode'), [(0o022, 0o644), (0o007, 0o660)])
+def test_permissions_are_those_of_any_new_file(suffix, mask, mode, tmp_path):
+    """Bug: a file that was written under a temporary name stays readable for its owner alone."""
+    before = os.umask(mask)
+    try:
+        write_file(W, tmp_path / f'weights.{suffix}', {})
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / f'weights.{suffix}').stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_mmengine_reads_what_is_written(suffix, tmp_path):
+    """Bug: mmengine unpickles a safetensors file, or does not know the container of a .pth."""
+    model, path = torch.nn.Linear(3, 2), str(tmp_path / f'weights.{suffix}')
+    weights = {'weight': torch.rand(2, 3), 'bias': torch.rand(2)}
+    write_file(weights, path, META)
+    assert CheckpointLoader.load_checkpoint(path, map_location='cpu')['meta'] == META
+    load_checkpoint(model, path, map_location='cpu', strict=True)
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
