@@ -74,7 +74,7 @@ def verify(loaded: Loaded) -> Difference:
     windows = plain(loaded.window_size or loaded.pretrained_window_sizes)
     backbone = SwinTransformerV2(
         **geometry.arguments(), window_size=windows, pretrained_window_sizes=plain(loaded.pretrained_window_sizes),
-        out_indices=tuple(range(len(geometry.depths))),
+        out_indices=tuple(range(len(geometry.depths))), mask_padding=False,  # as all others do
     )  # fmt: skip
     return compare_with_peer(backbone.eval(), loaded)
 

@@ -99,7 +99,7 @@ def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict
 
 @contextmanager
 def _only(allow: Sequence[object]) -> Iterator[None]:
-    """Let a pickle name these globals, and none that other code has allowed: torch would take either of two meanings."""
+    """Let a pickle name these globals, and none that other code allows: torch would take either of two meanings."""
     others = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allow))

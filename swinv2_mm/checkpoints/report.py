@@ -11,6 +11,10 @@ from swinv2_mm.checkpoints.load import Loaded
 from swinv2_mm.checkpoints.verify import Difference
 
 
+# Arguments of the backbone that need not be written.
+_USUAL = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True)
+
+
 def account(
     loaded: Loaded, dst: Path, target: str | None, lost: list[str], difference: Difference | None
 ) -> dict[str, Any]:
@@ -24,6 +28,9 @@ def account(
         difference: What the verification found, None if there was none.
     """
     conversion = loaded.conversion
+    arguments = conversion.geometry.arguments()
+    if len(conversion.geometry.depths) != 4:
+        arguments['out_indices'] = tuple(range(len(conversion.geometry.depths)))
     dtypes = Counter(str(tensor.dtype).removeprefix('torch.') for tensor in conversion.weights.values())
     return dict(
         meta=loaded.meta(),
@@ -33,6 +40,7 @@ def account(
         prefix=conversion.prefix,
         container=loaded.container,
         windows_told_by=loaded.told_by,
+        arguments={name: value for name, value in arguments.items() if _USUAL.get(name) != value},
         dtypes=dict(dtypes),
         loaded=len(conversion.weights),
         sources={ours: list(theirs) for ours, theirs in conversion.sources.items()},
@@ -76,10 +84,9 @@ def print_report(report: dict[str, Any]) -> None:
         table.add_row('missing', f'{", ".join(report["missing"])}: new in a dense backbone, they start afresh')
     if report['verified'] is not None:
         table.add_row('verified', report['verified']['words'])
-    console = Console(highlight=False, soft_wrap=False)
-    console.print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)  # a path may look like markup
     if report['target'] == 'openmmlab':
-        console.print(
-            f"backbone=dict(type='swinv2_mm.SwinTransformerV2', arch={meta['arch']!r}, pretrained_window_sizes="
-            f"{meta['pretrained_window_sizes']},\n              init_cfg=dict(type='Pretrained', "
-            f"checkpoint='{report['destination']}'))", markup=False)
+        size = ', '.join(f'{name}={value!r}' for name, value in report['arguments'].items())
+        print(f"backbone=dict(type='swinv2_mm.SwinTransformerV2', {size},\n"
+              f"              pretrained_window_sizes={meta['pretrained_window_sizes']},\n"
+              f"              init_cfg=dict(type='Pretrained', checkpoint={report['destination']!r}))")

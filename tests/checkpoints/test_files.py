@@ -148,7 +148,7 @@ def test_what_others_allow_is_not_allowed_here(refused):
 
 
 def test_what_others_allow_does_not_disturb(tmp_path):
-    """Bug: torch knows two meanings of a name, takes either by chance, and a good checkpoint is refused now and then."""
+    """Bug: torch knows two meanings of a name, takes either, and a good checkpoint is refused now and then."""
     torch.save({'state_dict': W, 'best': np.arange(3.0)}, tmp_path / 'weights.pth')
     name = Call(np.arange(3).__reduce__()[0]).reduced[0]
     others = [(lambda *_, i=i: 1 / 0, f'{name.__module__}.{name.__qualname__}') for i in range(20)]

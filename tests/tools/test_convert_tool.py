@@ -107,16 +107,16 @@ def test_a_mistake_leaves_no_file(arguments, hint, files, run_tool, capsys):
 
 def test_by_the_shell(files, model, tmp_path):
     """From any folder, and the lines that it prints build the model. Bug: they are cut at the width of the terminal."""
-    folder = tmp_path / 'a folder with a [bold]long[/bold] name, so that lines would be wrapped'
+    folder = tmp_path / 'a folder with a [bold] and long name, so that lines would be wrapped'
     folder.mkdir()
     command = [sys.executable, str(ROOT / 'tools' / 'convert_ckpt.py'), str(tmp_path / 'microsoft.pth')]
     environment = dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='60')
     done = subprocess.run([*command, folder / 'ours.safetensors'], cwd=folder, env=environment, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
-    assert 'computed from the window' in done.stdout and 'a classifier' in done.stdout
+    assert 'a classifier' in ' '.join(done.stdout.split()) and '[bold]' in done.stdout
     backbone = eval('dict(' + done.stdout[done.stdout.index('backbone=dict('):] + ')')['backbone']
-    built = MODELS.build(backbone | dict(window_size=(16, 8), out_indices=(0, 1))).eval()
+    built = MODELS.build(backbone | dict(window_size=(16, 8))).eval()
     built.init_weights()
     assert same(model.state_dict(), built.state_dict(), but=('norm0', 'norm1'))
     assert built.pretrained_window_sizes == ((12, 12), (6, 6))
@@ -159,7 +159,7 @@ def test_json_accounts_for_every_key(source, target, files, run_tool, capsys):
 def test_to_other_code_bases_and_back(target, suffix, files, model, run_tool, capsys):
     """Bug: the file has our names, another container than theirs, or a tensor that does not come back as it was."""
     assert run_tool('convert_ckpt', 'detector.pth', f'theirs.{suffix}', '--to', target) == 0
-    assert 'norm0.weight' in capsys.readouterr().out or target == 'huggingface'
+    assert 'norm0.weight' in capsys.readouterr().out
     container = {'microsoft': 'model', 'timm': 'state_dict', 'huggingface': None}[target]
     content = load_file('theirs.safetensors') if suffix == 'safetensors' else torch.load('theirs.pth')
     weights = content[container] if container and suffix == 'pth' else content
@@ -167,7 +167,7 @@ def test_to_other_code_bases_and_back(target, suffix, files, model, run_tool, ca
     assert run_tool('convert_ckpt', f'theirs.{suffix}', 'back.pth', '--pretrained-window-sizes', '12', '6') == 0
     back = read_file('back.pth')
     assert back['meta']['source_layout'] == target
-    assert same(model.state_dict(), back['state_dict'], but=[] if target == 'huggingface' else ['norm0'])
+    assert same(model.state_dict(), back['state_dict'], but=['norm0'])
 
 
 def test_one_of_several_models(files, run_tool, model):
