@@ -3,8 +3,9 @@
     python benchmarks/convert.py --json benchmarks/results/convert.json
 
 The file has random weights of Swin-B in Microsoft's layout with all its buffers. Reading and writing (A) and converting
-(B) take turns, so that whatever else the machine does hits both. Memory is the peak of a process that converts, less
-that of one that only imports. This process stays small: Linux counts the peak of a parent as its child's.
+(B) take turns, so that whatever else the machine does hits both, each in a process of its own, as in a start of a
+training. Memory is the peak of a process that converts, less that of one that only imports. This process stays small:
+Linux counts the peak of a parent as its child's.
 """
 
 from __future__ import annotations
@@ -75,25 +76,24 @@ def convert(src: Path, dst: Path) -> None:
     write_file(loaded.conversion.weights, dst, loaded.meta())
 
 
-def seconds_of(action: Any, src: Path, dst: Path) -> float:
-    """Time one run; what earlier ones wrote is on the disk before it starts, what it wrote is removed after it."""
-    dst.unlink(missing_ok=True)
+def seconds_of(action: str, src: Path, dst: Path) -> float:
+    """Time one run of :func:`copy` or :func:`convert`; imports, and what earlier runs left to write, do not count."""
+    import safetensors.torch  # noqa: F401
+
+    import swinv2_mm.checkpoints.load  # noqa: F401
+
     os.sync()
     start = time.perf_counter()
-    action(src, dst)
+    {'copy': copy, 'convert': convert}[action](src, dst)
     seconds = time.perf_counter() - start
     dst.unlink()
     return seconds
 
 
 def take_turns(src: Path, suffix: str, pairs: int) -> dict[str, list[float]]:
-    """Time A and B in turn, after one run of each that does not count."""
-    import safetensors.torch  # noqa: F401  imports are not what is measured
-
+    """Time A and B in turn, each in a process of its own: in one, A would find the memory of its last run."""
     copied, converted = src.with_name('copied.pth'), src.with_name(f'converted{suffix}')
-    copy(src, copied)
-    convert(src, converted)
-    runs = [(seconds_of(copy, src, copied), seconds_of(convert, src, converted)) for _ in range(pairs)]
+    runs = [(in_child('time', 'copy', src, copied), in_child('time', 'convert', src, converted)) for _ in range(pairs)]
     return dict(copy=[a for a, _ in runs], convert=[b for _, b in runs])
 
 
@@ -132,7 +132,7 @@ def in_child(task: str, *arguments: object) -> Any:
 
 _TASKS = {
     'make': lambda src: make_file(Path(src)),
-    'time': lambda src, suffix, pairs: take_turns(Path(src), suffix, int(pairs)),
+    'time': lambda action, src, dst: seconds_of(action, Path(src), Path(dst)),
     'peak': lambda src, suffix='': peak_of(Path(src), suffix),
     'about': about,
 }
@@ -145,7 +145,7 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
     size = src.stat().st_size
     report: dict[str, Any] = dict(about=in_child('about'), file_bytes=size, pairs=pairs, outputs={})
     for suffix in OUTPUTS:
-        seconds = in_child('time', src, suffix, pairs)
+        seconds = take_turns(src, suffix, pairs)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         peak = in_child('peak', src, suffix) - in_child('peak', src)
         report['outputs'][suffix] = dict(
@@ -178,7 +178,7 @@ def show(report: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--pairs', type=int, default=7, help='how often each is timed; default 7')
+    parser.add_argument('--pairs', type=int, default=9, help='how often each is timed; default 9')
     parser.add_argument('--folder', help='where the files are written; default a temporary folder')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
     parser.add_argument('--child', nargs='+', help=argparse.SUPPRESS)

@@ -223,7 +223,7 @@ def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike, meta: Map
     except BaseException as error:
         os.unlink(partial)
         if isinstance(error, failure):
-            raise OSError(f'{error}; is the disk full?') from error
+            raise OSError(f'{str(error).splitlines()[0]} (is the disk full?)') from error
         raise
 
 

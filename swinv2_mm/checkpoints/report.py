@@ -10,7 +10,6 @@ from swinv2_mm.checkpoints.geometry import shorten
 from swinv2_mm.checkpoints.load import Loaded
 from swinv2_mm.checkpoints.verify import Difference
 
-
 # Arguments of the backbone that need not be written.
 _USUAL = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True)
 

@@ -68,7 +68,7 @@ def server():
 
     pages, asked = {}, []
     served = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     yield f'http://127.0.0.1:{served.server_port}', pages, asked
     served.shutdown()
     served.server_close()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,20 @@ def test_a_mistake_leaves_no_file(arguments, hint, files, run_tool, capsys):
     assert err.startswith('error: ') and err.count('\n') == 1 and hint in err, err
 
 
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_full_disk(suffix, files, run_tool, capsys):
+    """Bug: torch and safetensors have errors of their own for it, and the tool ends in a traceback."""
+    before, limits = everything(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert run_tool('convert_ckpt', 'microsoft.pth', f'out.{suffix}') == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    err = capsys.readouterr().err
+    assert err.startswith(f'error: out.{suffix} cannot be written') and err.count('\n') == 1
+    assert everything() == before
+
+
 def test_by_the_shell(files, model, tmp_path):
     """From any folder, and the lines that it prints build the model. Bug: they are cut at the width of the terminal."""
     folder = tmp_path / 'a folder with a [bold] and long name, so that lines would be wrapped'
@@ -195,7 +210,7 @@ def test_verified_against_transformers(randomize, run_tool, capsys):
     used = [key for keys in report['sources'].values() for key in keys]
     assert sorted(used + list(report['dropped'])) == sorted(load_file('theirs/model.safetensors'))
     image = torch.randn(1, 3, 64, 64)
-    ours = SwinTransformerV2(**TINY, window_size=meta['window_size'], pretrained_window_sizes=[6, 8]).eval()
+    ours = SwinTransformerV2(**TINY, window_size=[12, 8], pretrained_window_sizes=[6, 8], mask_padding=False).eval()
     ours.load_state_dict(read_file('ours.pth')['state_dict'], strict=False)
     with torch.inference_mode():
         expected = theirs(image).last_hidden_state
