@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from swinv2_mm.checkpoints.load import Loaded
 from swinv2_mm.errors import UserError
 
+# Of the largest value: what float32 may differ by. A wrong window or a wrong tensor differs by more than a tenth.
+TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -46,7 +49,7 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         loaded: The checkpoint.
 
     Raises:
-        UserError: The backbone does not take the weights, or its features are not finite.
+        UserError: The backbone does not take the weights, its features are not finite, or they are other ones.
     """
     weights = loaded.conversion.weights
     fresh = {key: value for key, value in backbone.state_dict().items() if key.split('.')[0] in loaded.conversion.new}
@@ -56,7 +59,7 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         raise UserError(f'--verify: the backbone does not take the weights: {error}') from error
     stages = len(loaded.conversion.geometry.depths)
     last = (loaded.window_size or loaded.pretrained_window_sizes)[-1][0]
-    side = last * backbone.patch_size * 2 ** (stages - 1)  # windows tile every map, as in the training
+    side = last * backbone.patch_size * 2 ** (stages - 1)  # the image of the training, where it was square
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, loaded.conversion.geometry.in_channels, side, side, generator=generator)
     with torch.inference_mode():
@@ -72,6 +75,9 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         norms = [getattr(backbone, f'norm{i}') for i in range(stages)]
         normed = [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, features, strict=True)]
         largest = max(float((a - b).abs().max()) for a, b in zip(maps, normed, strict=True))
+    if largest > TOLERANCE * scale:
+        raise UserError(f'--verify: the feature maps differ from those of {name} by {largest:.1e}; the largest value '
+                        f'is {scale:.1f}. Nothing was written: these weights would not compute what they were trained to.')
     return Difference(name, largest, scale, side)
 
 

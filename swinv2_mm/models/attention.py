@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
 from swinv2_mm.models.window import WindowGroup
@@ -29,7 +30,7 @@ def unit_vectors(x: Tensor) -> Tensor:
     return x * ((norm > MIN_NORM) / norm.clamp_min(MIN_NORM))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """``softmax(q k^T + bias) v``, with dropout on the probabilities.
 
     The fused kernels cannot give a gradient to the bias, and torch's fallback for that case makes several passes more
@@ -37,18 +38,44 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Ten
 
     Args:
         q, k, v: ``(G, nH, N, d)``.
-        bias: ``(nH, N, N)``; -inf where a pair is masked.
+        bias: ``(nH, N, N)``.
+        mask: ``(N, N)``, True where the row's slot may attend to the column's; None where all may.
         dropout: Probability in [0, 1).
 
     Returns:
         ``(G, nH, N, d)``.
     """
-    if not (bias.requires_grad and torch.is_grad_enabled()):
+    if mask is not None:
+        bias = bias.masked_fill(~mask, -math.inf)
+    if not _trains(bias):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout, scale=1.0)
     logits = q @ k.transpose(-2, -1)            # (G, nH, N, N)
     logits += bias
     probs = F.dropout(logits.softmax(dim=-1), dropout)
     return probs @ v
+
+
+def _trains(bias: Tensor) -> bool:
+    return bias.requires_grad and torch.is_grad_enabled()
+
+
+# What the logits of the windows that are computed at a time may take with attn_chunk='auto'. A step keeps about four
+# such tensors at its peak; beyond some tens of megabytes larger ones are no faster.
+CHUNK_BYTES = 64 * 2**20
+
+
+def windows_at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, itemsize: int) -> int | None:
+    """How many windows attention computes at a time; None for all.
+
+    Args:
+        attn_chunk: A number, None, or ``'auto'``: as many as have logits of at most :data:`CHUNK_BYTES`, but one.
+        num_heads: Heads.
+        N: Slots of a window.
+        itemsize: Bytes of a number.
+    """
+    if attn_chunk == 'auto':
+        return max(1, CHUNK_BYTES // (num_heads * N * N * itemsize))
+    return attn_chunk
 
 
 class WindowAttention(nn.Module):
@@ -61,6 +88,9 @@ class WindowAttention(nn.Module):
         qkv_bias: Learn a bias for queries and values (keys need none: soft-max ignores it).
         attn_drop_rate: Dropout of the attention probabilities.
         drop_rate: Dropout of the output.
+        attn_chunk: Windows computed at a time (sequential self-attention; paper, section 3.4), see
+            :func:`windows_at_a_time`. In training the logits of a chunk are computed again in the backward pass, so
+            that no more than one chunk's are ever in memory.
     """
 
     def __init__(
@@ -71,8 +101,10 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
+        attn_chunk: int | str | None = None,
     ) -> None:
         super().__init__()
+        self.attn_chunk = attn_chunk
         self.num_heads = num_heads
         self.pretrained_window_size = pretrained_window_size
         self.attn_drop_rate = attn_drop_rate
@@ -143,14 +175,28 @@ class WindowAttention(nn.Module):
 
         bias = self.position_bias(window).to(v.dtype)
         dropout = self.attn_drop_rate if self.training else 0.0
+        chunk = windows_at_a_time(self.attn_chunk, self.num_heads, N, q.element_size())
+        pieces = [(size, group.mask) for group in groups for size in _pieces(group.stop - group.start, chunk)]
+        sizes = [size for size, _ in pieces]
+        again = chunk is not None and _trains(bias)  # the fused kernels keep no logits
         parts = []
-        for group in groups:
-            part = slice(group.start, group.stop)
-            masked = bias if group.mask is None else bias.masked_fill(~group.mask, -math.inf)
-            parts.append(attend(q[part], k[part], v[part], masked, dropout))
+        # Splitting instead of slicing: the gradient of a slice is as large as what it was cut from.
+        for q_, k_, v_, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True):
+            if again:
+                part = checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False,
+                                  preserve_rng_state=dropout > 0)
+            else:
+                part = attend(q_, k_, v_, bias, mask, dropout)
+            parts.append(part)
         x = parts[0] if len(parts) == 1 else torch.cat(parts)        # (G, nH, N, d)
         x = x.transpose(1, 2).reshape(G, N, C)
         return self.proj_drop(self.proj(x))
+
+
+def _pieces(windows: int, chunk: int | None) -> list[int]:
+    """Cut a number of windows into chunks of nearly equal size."""
+    count = 1 if chunk is None else -(-windows // chunk)
+    return [windows * (i + 1) // count - windows * i // count for i in range(count)]
 
 
 def _same(kept: Tensor, weight: Tensor) -> bool:

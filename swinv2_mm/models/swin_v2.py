@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, ini
 from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
     effective_window,
+    fit_window,
     pad_bottom_right,
     padding_to_windows,
     window_layout,
@@ -24,6 +26,7 @@ from swinv2_mm.models.window import (
 from swinv2_mm.registry import MODELS, WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
+LOGGER = logging.getLogger('swinv2_mm')
 
 
 class SwinTransformerV2Block(nn.Module):
@@ -38,7 +41,7 @@ class SwinTransformerV2Block(nn.Module):
         mlp_ratio, qkv_bias, drop_rate, attn_drop_rate: See :class:`SwinTransformerV2`.
         drop_path_rate: Probability to drop each of the two residual branches, per sample.
         extra_norm: A LayerNorm on the main branch at the end of the block (huge and giant sizes).
-        mask_padding: See :class:`SwinTransformerV2`.
+        mask_padding, window_fit, attn_chunk: See :class:`SwinTransformerV2`.
     """
 
     def __init__(
@@ -55,12 +58,16 @@ class SwinTransformerV2Block(nn.Module):
         drop_path_rate: float = 0.0,
         extra_norm: bool = False,
         mask_padding: bool = True,
+        window_fit: str = 'fixed',
+        attn_chunk: int | str | None = None,
     ) -> None:
         super().__init__()
         self.window_size = window_size
+        self.window_fit = window_fit
         self.shifted = shifted
         self.mask_padding = mask_padding
-        self.attn = WindowAttention(embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate)
+        self.attn = WindowAttention(
+            embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate, attn_chunk)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
         self.norm2 = nn.LayerNorm(embed_dims)
@@ -73,13 +80,16 @@ class SwinTransformerV2Block(nn.Module):
         x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
 
+    def window_on(self, size: Pair) -> Pair:
+        """The window ``(Wh, Ww)`` that is used on a map of ``(H, W)`` tokens."""
+        window = fit_window(size, self.window_size, self.window_fit == 'balanced')
+        return effective_window(size, window) if self.mask_padding else window
+
     def _attend(self, x: Tensor) -> Tensor:
         B, H, W, _ = x.shape
-        window = self.window_size
+        window = self.window_on((H, W))
         Hp, Wp = H, W
-        if self.mask_padding:
-            window = effective_window((H, W), window)
-        else:  # zero tokens take part as real ones, so the map as padded is the map
+        if not self.mask_padding:  # zero tokens take part as real ones, so the map as padded is the map
             rows, cols = padding_to_windows((H, W), window)
             x = pad_bottom_right(x, rows, cols)
             Hp, Wp = H + rows, W + cols
@@ -161,9 +171,16 @@ class SwinTransformerV2(BaseModule):
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
         out_indices: Stages whose features are emitted.
         frozen_stages: -1 freezes nothing, 0 the patch embedding, ``i`` also the first ``i`` stages.
-        with_cp: Activation checkpointing of every block: less memory, about a third more time.
+        with_cp: Activation checkpointing: True recomputes every block in the backward pass, a list of stages the blocks
+            of those. Less memory, about a third more time.
         mask_padding: Exclude the padding that completes windows from attention, so that a pixel's features do not
             depend on it. False lets zero tokens take part, as MMDetection and MMPretrain do.
+        window_fit: ``'fixed'`` uses windows of ``window_size`` and pads the map to them. ``'balanced'`` shrinks them,
+            per map and axis, as far as their number stays the same, which pads least: the position bias is continuous
+            and takes any window.
+        attn_chunk: Windows whose attention is computed at a time; None computes all at once. ``'auto'`` keeps the
+            logits of a chunk below 64 MiB. The results are the same; large windows on large images need far less
+            memory.
         init_cfg: mmengine's initialisation; ``dict(type='swinv2_mm.Pretrained', checkpoint=...)`` loads weights of
             any layout.
 
@@ -193,8 +210,10 @@ class SwinTransformerV2(BaseModule):
         drop_path_rate: float = 0.1,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
-        with_cp: bool = False,
+        with_cp: bool | Sequence[int] = False,
         mask_padding: bool = True,
+        window_fit: str = 'fixed',
+        attn_chunk: int | str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         variant = get_variant(arch)
@@ -220,6 +239,11 @@ class SwinTransformerV2(BaseModule):
             if not 0 <= rate < 1:
                 raise ValueError(f'{name}={rate!r} is a probability; give a number in [0, 1).')
         out_indices = _out_indices(out_indices, stages)
+        if window_fit not in ('fixed', 'balanced'):
+            raise ValueError(f"window_fit={window_fit!r} is unknown; choose 'fixed' or 'balanced'.")
+        if attn_chunk is not None and attn_chunk != 'auto':
+            _integer('attn_chunk', attn_chunk, 1)
+        checkpointed = _checkpointed_stages(with_cp, stages)
         if frozen_stages not in range(-1, stages + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
                              f'{stages}, the number of stages.')
@@ -231,7 +255,7 @@ class SwinTransformerV2(BaseModule):
         self.patch_size = patch_size
         self.window_size = tuple(windows)
         self.pretrained_window_sizes = tuple(pretrained)
-        self.mask_padding = mask_padding
+        self._logged: set[tuple[Pair, tuple[Pair, ...]]] = set()
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
         self.pos_drop = nn.Dropout(drop_rate)
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
@@ -242,7 +266,7 @@ class SwinTransformerV2(BaseModule):
                 drop_path_rates=rates[sum(depths[:i]):sum(depths[:i + 1])],
                 downsample=i > 0,
                 extra_norm_every=variant.extra_norm_every,
-                with_cp=with_cp,
+                with_cp=i in checkpointed,
                 num_heads=num_heads[i],
                 window_size=windows[i],
                 pretrained_window_size=pretrained[i],
@@ -251,6 +275,8 @@ class SwinTransformerV2(BaseModule):
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
                 mask_padding=mask_padding,
+                window_fit=window_fit,
+                attn_chunk=attn_chunk,
             ) for i in range(stages))
         for i in out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
@@ -284,6 +310,8 @@ class SwinTransformerV2(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
+        if not torch.compiler.is_compiling():
+            self._log_padding(tuple(x.shape[-2:]))
         x = self.pos_drop(self.patch_embed(x))
         outs = []
         for i, stage in enumerate(self.stages):
@@ -293,20 +321,47 @@ class SwinTransformerV2(BaseModule):
                 outs.append(out.permute(0, 3, 1, 2).contiguous())  # (B, C, h, w)
         return tuple(outs)
 
-    def padding_cost(self, size: tuple[int, int]) -> list[float]:
-        """Tokens that the windows compute per token of the map, for each stage.
+    def set_window_size(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
+        """Change the windows of a built model; no parameter changes, nor the normaliser of the position bias.
+
+        A trained model may be run at any window (paper, table 3).
 
         Args:
-            size: ``(H, W)`` of the images, in pixels.
+            window_size: As for the constructor.
+
+        Raises:
+            ValueError: Not whole numbers from 1, or not one per stage.
         """
+        windows = _windows('window_size', window_size, len(self.stages), minimum=1)
+        self.window_size = tuple(windows)
+        for stage, window in zip(self.stages, windows, strict=True):
+            for block in stage.blocks:
+                block.window_size = window
+
+    def windows_on(self, size: Pair) -> list[tuple[Pair, Pair]]:
+        """For each stage the map and the window that is used on it, in tokens, for images of ``(H, W)`` pixels."""
         H, W = (-(-side // self.patch_size) for side in size)
-        costs = []
-        for i, window in enumerate(self.window_size):
+        found = []
+        for i, stage in enumerate(self.stages):
             if i:
                 H, W = -(-H // 2), -(-W // 2)
-            rows, cols = padding_to_windows((H, W), effective_window((H, W), window) if self.mask_padding else window)
+            found.append(((H, W), stage.blocks[0].window_on((H, W))))
+        return found
+
+    def padding_cost(self, size: Pair) -> list[float]:
+        """Tokens that the windows compute per token of the map, for each stage, for images of ``(H, W)`` pixels."""
+        costs = []
+        for (H, W), window in self.windows_on(size):
+            rows, cols = padding_to_windows((H, W), window)
             costs.append((H + rows) * (W + cols) / (H * W))
         return costs
+
+    def _log_padding(self, size: Pair) -> None:
+        """Say at debug level what the windows cost on images of a size, the first time that it occurs."""
+        if LOGGER.isEnabledFor(logging.DEBUG) and (size, self.window_size) not in self._logged:
+            self._logged.add((size, self.window_size))
+            costs = ' '.join(f'{cost:.2f}' for cost in self.padding_cost(size))
+            LOGGER.debug('%dx%d pixels: windows compute %s tokens per real one, by stage', *size, costs)
 
 
 def _windows_of_weights(init_cfg: Any) -> Any:
@@ -357,6 +412,14 @@ def _check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
         if dim % heads:
             raise ValueError(f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
                              f'the published sizes use {max(dim // 32, 1)} (head width 32).')
+
+
+def _checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
+    if isinstance(value, bool):
+        return range(stages) if value else ()
+    if not _is_sequence(value) or any(isinstance(i, bool) or i not in range(stages) for i in value):
+        raise ValueError(f'with_cp={value!r} must be True, False, or a list of stages out of {list(range(stages))}.')
+    return value
 
 
 def _out_indices(value: Any, stages: int) -> tuple[int, ...]:

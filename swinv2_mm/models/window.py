@@ -61,6 +61,17 @@ def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[in
     return min(size[0], window[0]), min(size[1], window[1])
 
 
+def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -> tuple[int, int]:
+    """The window to use on a map; ``balanced`` spreads the map evenly over as many windows as it needs anyway.
+
+    Per axis, ``ceil(size / window)`` windows cover the map; the smallest window with which they still do so pads it the
+    least: 25 rows with a window of 8 become 4 windows of 7 instead of 4 of 8.
+    """
+    if not balanced:
+        return window
+    return tuple(-(-length // -(-length // side)) for length, side in zip(size, window, strict=True))
+
+
 def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """Rows at the bottom and columns at the right that complete the last windows."""
     return -size[0] % window[0], -size[1] % window[1]
