@@ -77,7 +77,7 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         largest = max(float((a - b).abs().max()) for a, b in zip(maps, normed, strict=True))
     if largest > TOLERANCE * scale:
         raise UserError(f'--verify: the feature maps differ from those of {name} by {largest:.1e}; the largest value '
-                        f'is {scale:.1f}. Nothing was written: these weights would not compute what they were trained to.')
+                        f'is {scale:.1f}. Nothing was written: the weights would not compute what they should.')
     return Difference(name, largest, scale, side)
 
 

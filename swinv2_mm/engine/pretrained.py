@@ -111,13 +111,13 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
 
 def tell_input_size(cfg: Config) -> None:
     """Tell every ``swinv2_mm.Pretrained`` the size of the images, for what its log says about padding."""
-    size = _input_size(cfg)
+    size = input_size(cfg)
     for _, init_cfg, _ in _pretrained(cfg.get('model'), 'model'):
         if size is not None and init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
             init_cfg.setdefault('input_size', size)
 
 
-def _input_size(cfg: Config) -> tuple[int, int] | None:
+def input_size(cfg: Config) -> tuple[int, int] | None:
     """``(rows, columns)`` that the training pipeline ends in; the largest of several, None if it does not say."""
     fixed = ((cfg.get('model') or {}).get('data_preprocessor') or {}).get('size')
     if fixed:

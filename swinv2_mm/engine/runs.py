@@ -72,6 +72,7 @@ def prepare_test(
     show_dir: str | None = None,
     wait_time: float = 2.0,
     tta: bool = False,
+    window_size: list[int] | None = None,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
@@ -86,6 +87,7 @@ def prepare_test(
         show_dir: Save the pictures, ground truth left and prediction right, in this folder.
         wait_time: In seconds.
         tta: Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` describe it.
+        window_size: Test at this window: one number, or one per stage.
         cfg_options: Dotted keys and values to merge into the config.
         launcher: As for training.
 
@@ -106,6 +108,9 @@ def prepare_test(
             raise UserError(f'--tta: {config} has no tta_model or no tta_pipeline that would say what to augment.')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
+    if window_size is not None:
+        window_size = window_size[0] if len(window_size) == 1 else window_size
+        add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=window_size)
     check_data(cfg, ('test',))
     return cfg
 

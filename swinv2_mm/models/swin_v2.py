@@ -239,8 +239,7 @@ class SwinTransformerV2(BaseModule):
             if not 0 <= rate < 1:
                 raise ValueError(f'{name}={rate!r} is a probability; give a number in [0, 1).')
         out_indices = _out_indices(out_indices, stages)
-        if window_fit not in ('fixed', 'balanced'):
-            raise ValueError(f"window_fit={window_fit!r} is unknown; choose 'fixed' or 'balanced'.")
+        _check_window_fit(window_fit)
         if attn_chunk is not None and attn_chunk != 'auto':
             _integer('attn_chunk', attn_chunk, 1)
         checkpointed = _checkpointed_stages(with_cp, stages)
@@ -338,6 +337,17 @@ class SwinTransformerV2(BaseModule):
             for block in stage.blocks:
                 block.window_size = window
 
+    def set_window_fit(self, window_fit: str) -> None:
+        """Change ``window_fit`` of a built model.
+
+        Raises:
+            ValueError: Neither ``'fixed'`` nor ``'balanced'``.
+        """
+        _check_window_fit(window_fit)
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.window_fit = window_fit
+
     def windows_on(self, size: Pair) -> list[tuple[Pair, Pair]]:
         """For each stage the map and the window that is used on it, in tokens, for images of ``(H, W)`` pixels."""
         H, W = (-(-side // self.patch_size) for side in size)
@@ -355,6 +365,20 @@ class SwinTransformerV2(BaseModule):
             rows, cols = padding_to_windows((H, W), window)
             costs.append((H + rows) * (W + cols) / (H * W))
         return costs
+
+    def multiply_adds(self, size: Pair) -> list[int]:
+        """Multiply-adds of the blocks' matrix products, for each stage and one image of ``(H, W)`` pixels.
+
+        The projections of attention and attention itself run on windows with their padding, the MLP on the map.
+        """
+        counts = []
+        for stage, C, ((H, W), window), cost in zip(
+                self.stages, self.num_features, self.windows_on(size), self.padding_cost(size), strict=True):
+            N = window[0] * window[1]
+            hidden = stage.blocks[0].mlp.fc1.out_features
+            in_windows = round(H * W * cost) * (4 * C * C + 2 * N * C)
+            counts.append(len(stage.blocks) * (in_windows + H * W * 2 * C * hidden))
+        return counts
 
     def _log_padding(self, size: Pair) -> None:
         """Say at debug level what the windows cost on images of a size, the first time that it occurs."""
@@ -412,6 +436,11 @@ def _check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
         if dim % heads:
             raise ValueError(f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
                              f'the published sizes use {max(dim // 32, 1)} (head width 32).')
+
+
+def _check_window_fit(value: Any) -> None:
+    if value not in ('fixed', 'balanced'):
+        raise ValueError(f"window_fit={value!r} is unknown; choose 'fixed' or 'balanced'.")
 
 
 def _checkpointed_stages(value: Any, stages: int) -> Sequence[int]:

@@ -148,14 +148,21 @@ def test_maps_equal_those_of_hugging_face(size, window, dtype):
     assert largest_difference(maps, norms, theirs) <= LARGEST[dtype]
 
 
-def small_microsoft(seed=3):
-    """Microsoft's names are timm's, with the patch merging at the end of the stage before."""
-    state = moderate(random_state(with_window(narrow(recorded('timm')['tensors'], 8), (8,) * 4), seed, torch.float64))
+def microsoft(size='tiny', window=8, dtype=torch.float64):
+    """Microsoft's names are timm's, with the patch merging at the end of the stage before, and tables in the file."""
+    by = 8 if dtype == torch.float64 else 1
+    shapes = narrow(recorded('timm')['tensors'], by)
+    timm = moderate(random_state(as_base(shapes, 96 // by) if size == 'base' else shapes, 3, dtype))
     out = {}
-    for key, value in state.items():
+    for key, value in timm.items():
+        if key.endswith('logit_scale'):
+            side = WINDOWS[window][int(key.split('.')[1])]
+            start = key.removesuffix('logit_scale')
+            out[start + 'relative_coords_table'] = coords_table((side, side), (side, side)).to(dtype)
+            out[start + 'relative_position_index'] = position_index((side, side))
         key = re.sub(r'layers\.(\d)\.downsample', lambda m: f'layers.{int(m[1]) - 1}.downsample', key)
         out[key.replace('head.fc', 'head')] = value
-    return state, out
+    return timm, out
 
 
 WRAPPINGS = {
@@ -167,19 +174,34 @@ WRAPPINGS = {
 }
 
 
-@pytest.mark.parametrize('wrapping', WRAPPINGS)
-def test_maps_of_microsoft_and_simmim(wrapping):
-    """Prevents: a patch merging in the wrong stage; a random position bias for files that say rpe_mlp."""
-    timm, state = small_microsoft()
-    image = torch.randn(1, 3, 256, 256, dtype=torch.float64)
-    theirs = features_from_keys('timm', timm, image, 8)[0]
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
+@pytest.mark.parametrize('size', ['tiny', 'base'])
+@pytest.mark.parametrize('window', [8, 16])
+@pytest.mark.parametrize('wrapping', ['bare', 'simmim'])
+def test_maps_of_microsoft_and_simmim(wrapping, window, size, dtype):
+    """Prevents: a patch merging in the wrong stage, another normaliser in the last stage."""
+    timm, state = microsoft(size, window, dtype)
+    image = torch.randn(1, 3, 256, 256, dtype=dtype)
+    theirs = features_from_keys('timm', timm, image, WINDOWS[window])[0]
     state = {WRAPPINGS[wrapping](key): value for key, value in state.items()}
     if wrapping == 'simmim':
-        state |= {'encoder.mask_token': torch.zeros(1, 1, 12), 'decoder.0.weight': torch.ones(4, 96, 1, 1)}
+        state |= {'encoder.mask_token': torch.zeros(1, 1, 96), 'decoder.0.weight': torch.ones(4, 96, 1, 1)}
     conversion = convert_state_dict(state)
     assert conversion.layout == ('simmim' if wrapping == 'simmim' else 'microsoft')
-    maps, norms = our_maps(conversion, image, (8,) * 4, (8,) * 4)
-    assert largest_difference(maps, norms, theirs) <= 1e-6
+    assert conversion.window_size == conversion.pretrained_window_sizes == tuple((w, w) for w in WINDOWS[window])
+    maps, norms = our_maps(conversion, image, WINDOWS[window], WINDOWS[window])
+    assert largest_difference(maps, norms, theirs) <= LARGEST[dtype]
+
+
+@pytest.mark.parametrize('wrapping', WRAPPINGS)
+def test_wrappings_give_the_same_weights(wrapping):
+    """Prevents: a random position bias for files that say rpe_mlp, or a prefix that hides the model."""
+    _, state = microsoft()
+    bare = convert_state_dict(state)
+    conversion = convert_state_dict({WRAPPINGS[wrapping](key): value for key, value in state.items()})
+    assert conversion.weights.keys() == bare.weights.keys()
+    assert all(torch.equal(conversion.weights[key], value) for key, value in bare.weights.items())
+    assert conversion.window_size == bare.window_size
 
 
 def test_a_detector_of_our_own(randomize):
@@ -207,7 +229,7 @@ def test_round_trip_is_bit_identical(layout, dtype):
         size = dict(TINY, embed_dim=24)
         state = {k.removeprefix('swinv2.'): v for k, v in huggingface(Swinv2ForImageClassification, size, 8)[1].items()}
     else:
-        state = small_microsoft()[0 if layout == 'timm' else 1]
+        state = microsoft()[0 if layout == 'timm' else 1]
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     conversion = convert_state_dict(state)
     assert conversion.layout == layout

@@ -1,0 +1,52 @@
+"""Validating and testing at another window than the model trains with."""
+
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from swinv2_mm.errors import UserError
+from swinv2_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class WindowSizeHook(Hook):
+    """Run validation and test at another window; training goes on with its own.
+
+    Args:
+        window_size: As ``SwinTransformerV2.set_window_size`` takes it.
+
+    Raises:
+        UserError: The model has no SwinV2 backbone, or the window does not fit its stages.
+    """
+
+    def __init__(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
+        self.window_size = window_size
+        self._trained: list[tuple] = []  # the backbones and their own windows
+
+    def _enter(self, runner: Runner) -> None:
+        backbones = [module for module in runner.model.modules() if hasattr(module, 'set_window_size')]
+        if not backbones:
+            raise UserError(f'window_size={self.window_size}: the model has no swinv2_mm.SwinTransformerV2.')
+        self._trained = [(backbone, backbone.window_size) for backbone in backbones]
+        for backbone in backbones:
+            try:
+                backbone.set_window_size(self.window_size)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+
+    def _leave(self) -> None:
+        for backbone, window_size in self._trained:
+            backbone.set_window_size(window_size)
+
+    def before_val(self, runner: Runner) -> None:
+        self._enter(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        self._leave()
+
+    def before_test(self, runner: Runner) -> None:
+        self._enter(runner)
+
+    def after_test(self, runner: Runner) -> None:
+        self._leave()

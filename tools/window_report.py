@@ -1,0 +1,91 @@
+"""What windows cost at an image size, and which cost least.
+
+    python tools/window_report.py configs/maskrcnn_swinv2_t.py --shape 800 1333
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmengine.registry import MODELS
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from swinv2_mm.checkpoints.load import plain
+from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
+from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.pretrained import input_size
+from swinv2_mm.errors import UserError
+
+WINDOWS = (7, 8, 12, 14, 16, 20, 24, 32, 40, 48)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--shape', type=int, nargs='+', metavar='PIXELS', help="rows and columns; default the config's")
+    parser.add_argument('--windows', type=int, nargs='+', default=WINDOWS, metavar='W', help='windows to compare')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    backbone = cfg.get('model', {}).get('backbone', {})
+    if backbone.get('type') != 'swinv2_mm.SwinTransformerV2':
+        raise UserError(f'{args.config}: its backbone is {backbone.get("type")}, not swinv2_mm.SwinTransformerV2.')
+    shape = tuple(args.shape or input_size(cfg) or ())
+    shape = shape * 2 if len(shape) == 1 else shape
+    if len(shape) != 2 or min(shape) < 1:
+        raise UserError(f'--shape: expected rows and columns in pixels, as in --shape 800 1333, not {args.shape}.')
+    if min(args.windows) < 1:
+        raise UserError(f'--windows {args.windows}: windows are whole numbers from 1.')
+    print_report(backbone, shape, args.windows)
+
+
+def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> None:
+    """Print the costs of the config's window and of others, fixed and balanced, and what to choose."""
+    import torch
+
+    with torch.device('meta'):  # counting needs no weights
+        model = MODELS.build({**cfg, 'init_cfg': None})
+    own, own_fit = model.window_size, cfg.get('window_fit', 'fixed')
+    title = f'{shape[0]} x {shape[1]} pixels: tokens computed per real one, by stage, and multiply-adds of one image'
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
+    for column in ('window', 'fixed', 'GMAC', 'balanced', 'GMAC', 'balanced windows, by stage'):
+        table.add_column(column, justify='right' if column == 'GMAC' else 'left', no_wrap=True)
+    work = {}
+    for window in (own, *windows):
+        cells = []
+        for fit in ('fixed', 'balanced'):
+            model.set_window_size(window)
+            model.set_window_fit(fit)
+            work[window, fit] = sum(model.multiply_adds(shape)) / 1e9
+            cells += [' '.join(f'{cost:.2f}' for cost in model.padding_cost(shape)), f'{work[window, fit]:.1f}']
+        used = ' '.join(f'{rows}x{cols}' for _, (rows, cols) in model.windows_on(shape))
+        name = f'{plain(own)} (config)' if window is own else str(window)
+        table.add_row(name, *cells, used)
+    console = Console(highlight=False)
+    console.width = max(console.width, 130)
+    console.print(table)
+    saved = 1 - work[own, 'balanced'] / work[own, 'fixed']
+    if own_fit == 'fixed' and saved > 0.005:
+        console.print(f"window_fit='balanced' with the window of the config computes {saved:.0%} less.")
+    model.set_window_size(own)
+    model.set_window_fit(own_fit)
+    rows, cols = (best_side(model, shape, axis) for axis in (0, 1))
+    console.print(f'For images of one size: near this one, {rows} rows and {cols} columns cost least per pixel with '
+                  'the window of the config.')
+
+
+def best_side(model, shape: tuple[int, int], axis: int) -> int:
+    """The multiple of 32 within an eighth of a side that costs least per pixel."""
+    def cost(side: int) -> float:
+        size = (side, shape[1]) if axis == 0 else (shape[0], side)
+        return sum(model.multiply_adds(size)) / (size[0] * size[1])
+
+    side = shape[axis]
+    sides = [s for s in range(32, 2 * side + 33, 32) if abs(s - side) <= max(side / 8, 32)]
+    return min(sides, key=lambda s: (round(cost(s), 3), abs(s - side)))
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main))
