@@ -22,7 +22,7 @@ ALLOWED = {
     'registry': {'mmengine'},
     'checkpoints/': PLAIN | {'safetensors', 'swinv2_mm.checkpoints', 'swinv2_mm.models.variants', 'swinv2_mm.errors'},
     'engine/': PLAIN | {'mmengine', 'numpy'}
-    | {f'swinv2_mm.{m}' for m in ('engine', 'registry', 'checkpoints', 'errors')},
+    | {f'swinv2_mm.{m}' for m in ('engine', 'registry', 'checkpoints', 'errors', 'models.swin_v2')},
     'datasets/': PLAIN | {'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich', 'swinv2_mm.datasets'},
     '__init__': set(),
     'doctor': {'rich'},

@@ -1,5 +1,7 @@
 """Every config parses against the installed frameworks, builds, learns and predicts, in a shrunken form."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,31 +9,53 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+
+from swinv2_mm.checkpoints.catalog import find
+from swinv2_mm.engine.runs import prepare_training
+from swinv2_mm.errors import UserError
+from swinv2_mm.models.variants import get_variant
 
 ROOT = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(ROOT.glob('*.py'))
+TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
+TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
+
+
+parse = cache(Config.fromfile)  # half a second each
 
 
 def load(path):
-    cfg = Config.fromfile(path)
+    cfg = deepcopy(parse(path))
     init_default_scope(cfg.default_scope)
     return cfg
 
 
 def shrunken(cfg):
-    """One block per stage, few proposals: the wiring stays, the work goes."""
+    """Narrow, few blocks, few proposals: the wiring stays, the work goes."""
     model = cfg.model
-    model.backbone.update(depths=(1, 1, 1, 1), window_size=4)
+    widths = [32, 64, 128, 256]
+    every = get_variant(model.backbone.arch).extra_norm_every
+    model.backbone.update(embed_dims=32, num_heads=(1, 2, 4, 8), depths=(1, 1, every or 1, 1), window_size=4)
     if cfg.default_scope == 'mmdet':
+        model.neck.in_channels = widths
         model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=10)
         model.train_cfg.rcnn.sampler.num = 8
         model.test_cfg.rpn.update(nms_pre=20, max_per_img=10)
     else:
+        model.decode_head.in_channels, model.auxiliary_head.in_channels = widths, widths[2]
         for head in (model.decode_head, model.auxiliary_head):
             head.norm_cfg = dict(type='BN')  # SyncBN needs a GPU
         model.data_preprocessor.size = (64, 64)
+        if model.test_cfg.mode == 'slide':  # several crops of the image, too
+            model.test_cfg.update(crop_size=(48, 48), stride=(32, 32))
     return model
+
+
+def whole(cfg):
+    """The model in its full size, without memory."""
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
 
 
 def detection_batch(classes):
@@ -59,7 +83,9 @@ def segmentation_batch(classes):
 def test_there_are_configs():
     """Prevents: a glob that finds nothing and tests that pass vacuously."""
     assert {'maskrcnn_swinv2_t', 'maskrcnn_swinv2_t_3x', 'upernet_swinv2_t', 'maskrcnn_swinv2_t_shapes',
-            'upernet_swinv2_t_shapes'} <= {path.stem for path in LEAVES}
+            'upernet_swinv2_t_shapes', 'maskrcnn_swinv2_b_w16to32_1536', 'maskrcnn_swinv2_l_w16to32_1536_zero1',
+            'maskrcnn_swinv2_g_w32_1536_fsdp2', 'upernet_swinv2_b_640', 'upernet_swinv2_l_640',
+            'upernet_swinv2_l_896_test'} == {path.stem for path in LEAVES}
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
@@ -90,12 +116,12 @@ def test_config_learns_and_predicts(path):
         assert result.seg_logits.data.shape == (classes, 64, 64)
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
 def test_optimizer_groups(path):
     """What mmengine really builds: decay on weight matrices and convolutions of every module, on nothing else.
 
-    Prevents: V1's keys in a V2 schedule, or `bias_decay_mult` overlooking q_bias and v_bias, which decay the position
-    bias MLP, the logit scales and biases.
+    Prevents: V1's keys in a V2 schedule, `bias_decay_mult` overlooking q_bias and v_bias, or a key `backbone` that
+    switches the exceptions off, which decay the position bias MLP, the logit scales, norms and biases.
     """
     cfg = load(path)
     model = MODELS.build(shrunken(cfg))
@@ -107,11 +133,21 @@ def test_optimizer_groups(path):
              if decay[id(p)] != (0.05 if p.ndim > 1 and 'cpb_mlp' not in name and 'logit_scale' not in name else 0.0)]
     assert wrong == []
     assert cfg.optim_wrapper.clip_grad.max_norm > 0
+    if '_1536' in path.stem:
+        base = 6e-4 if '_g_' in path.stem else 4e-4
+        rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+        wrong = [name for name, p in model.named_parameters()
+                 if rates[id(p)] != pytest.approx(base * (0.1 if name.startswith('backbone.') else 1))]
+        assert wrong == []
 
 
 @pytest.mark.parametrize(('stem', 'per_gpu', 'gpus'), [('maskrcnn_swinv2_t', 2, 8), ('maskrcnn_swinv2_t_3x', 2, 8),
                                                       ('upernet_swinv2_t', 2, 8), ('maskrcnn_swinv2_t_shapes', 4, 1),
-                                                      ('upernet_swinv2_t_shapes', 4, 1)])
+                                                      ('upernet_swinv2_t_shapes', 4, 1),
+                                                      ('maskrcnn_swinv2_b_w16to32_1536', 2, 32),
+                                                      ('maskrcnn_swinv2_l_w16to32_1536_zero1', 1, 64),
+                                                      ('maskrcnn_swinv2_g_w32_1536_fsdp2', 1, 96),
+                                                      ('upernet_swinv2_b_640', 4, 16), ('upernet_swinv2_l_640', 2, 32)])
 def test_auto_scale_lr_knows_the_batch(stem, per_gpu, gpus):
     """The base batch is the published one: images per GPU times GPUs. Prevents: --auto-scale-lr by a wrong factor."""
     cfg = load(ROOT / f'{stem}.py')
@@ -133,3 +169,83 @@ def test_backbone_needs_no_custom_import(path):
     cfg = load(path)
     assert cfg.model.backbone.type == 'swinv2_mm.SwinTransformerV2'
     assert 'custom_imports' not in cfg
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
+def test_heads_fit_the_whole_backbone(path):
+    """Prevents: heads for another size, which the shrunken models of these tests would not show."""
+    cfg = load(path)
+    model = whole(cfg)
+    widths = list(model.backbone.num_features)
+    if cfg.default_scope == 'mmdet':
+        assert [conv.conv.in_channels for conv in model.neck.lateral_convs] == widths
+    else:
+        assert model.decode_head.in_channels == widths
+        assert model.auxiliary_head.in_channels == widths[2]
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
+def test_windows_are_those_of_the_release(path):
+    """The size and the pretrained windows are those of the weights that `init_cfg` names.
+
+    Prevents: a position bias that is scaled for another window; nothing else would show it.
+    """
+    cfg = load(path)
+    backbone = whole(cfg).backbone
+    if cfg.model.backbone.init_cfg is None:
+        assert backbone.pretrained_window_sizes == backbone.window_size
+        return
+    release, _ = find(cfg.model.backbone.init_cfg.checkpoint)
+    assert cfg.model.backbone.arch == release.arch
+    assert backbone.pretrained_window_sizes == tuple((w, w) for w in release.pretrained_window_sizes)
+
+
+@pytest.mark.parametrize(('stem', 'window', 'millions'), [
+    ('maskrcnn_swinv2_b_w16to32_1536', 32, 86.9), ('maskrcnn_swinv2_l_w16to32_1536_zero1', 32, 195.2),
+    ('maskrcnn_swinv2_g_w32_1536_fsdp2', 32, 2997.9), ('upernet_swinv2_b_640', 40, 86.9),
+    ('upernet_swinv2_l_640', 40, 195.2), ('upernet_swinv2_l_896_test', 56, 195.2)])
+def test_large_inputs(stem, window, millions):
+    """The windows of the paper, its number of parameters (88 M, 197 M and 3 B with the classifier), memory saved.
+
+    Prevents: a leaf that loses one of them when its parent changes.
+    """
+    cfg = load(ROOT / f'{stem}.py')
+    backbone = whole(cfg).backbone
+    assert backbone.window_size == ((window, window),) * 4
+    assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+    assert all(stage.with_cp for stage in backbone.stages)
+    assert {block.attn.attn_chunk for stage in backbone.stages for block in stage.blocks} == {'auto'}
+    kind = {'zero1': 'swinv2_mm.Zero1Runner', 'fsdp2': 'swinv2_mm.FSDP2Runner'}.get(stem.rpartition('_')[2])
+    assert cfg.get('runner_type') == kind
+
+
+def test_large_scale_jitter():
+    """Images of 0.1 to 2 times 1536 pixels come out, cut to 1536, with their boxes and masks. Prevents: a pipeline that
+    stops at the first image.
+    """
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+    cfg = load(ROOT / 'maskrcnn_swinv2_b_w16to32_1536.py')
+    transforms = [TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline[2:]]
+    np.random.seed(0)
+    sides = []
+    for _ in range(6):
+        data = dict(img=np.zeros((90, 120, 3), np.uint8), img_shape=(90, 120), ori_shape=(90, 120), img_id=0,
+                    img_path='', gt_bboxes=HorizontalBoxes([[10.0, 10.0, 110.0, 80.0]]),
+                    gt_bboxes_labels=np.zeros(1, int), gt_ignore_flags=np.zeros(1, bool),
+                    gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120))
+        for transform in transforms:
+            data = transform(data)
+        sides.append(max(data['inputs'].shape))
+        assert data['data_samples'].gt_instances.masks.masks.shape[1:] == data['inputs'].shape[1:]
+    assert max(sides) == 1536 and min(sides) < 1000
+
+
+def test_a_config_for_testing_does_not_train(tmp_path):
+    """Prevents: a training at the window of the test; and crops larger than the images they are cut from."""
+    for path in TEST_ONLY:
+        with pytest.raises(UserError, match='does not describe a training'):
+            prepare_training(str(path), work_dir=str(tmp_path))
+        cfg = load(path)
+        short = min(cfg.test_dataloader.dataset.pipeline[1].scale)
+        assert cfg.model.test_cfg.crop_size == (short, short)

@@ -72,19 +72,20 @@ def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> N
     model.set_window_size(own)
     model.set_window_fit(own_fit)
     rows, cols = (best_side(model, shape, axis) for axis in (0, 1))
-    console.print(f'For images of one size: near this one, {rows} rows and {cols} columns cost least per pixel with '
+    console.print(f'For images of one size: near this one, {rows} rows and {cols} columns waste least on padding with '
                   'the window of the config.')
 
 
 def best_side(model, shape: tuple[int, int], axis: int) -> int:
-    """The multiple of 32 within an eighth of a side that costs least per pixel."""
-    def cost(side: int) -> float:
+    """The multiple of 32 within an eighth of a side where the least of the work is spent on padding."""
+    def padding(side: int) -> float:
         size = (side, shape[1]) if axis == 0 else (shape[0], side)
-        return sum(model.multiply_adds(size)) / (size[0] * size[1])
+        work, costs = model.multiply_adds(size), model.padding_cost(size)
+        return sum(count * (1 - 1 / cost) for count, cost in zip(work, costs, strict=True)) / sum(work)
 
     side = shape[axis]
     sides = [s for s in range(32, 2 * side + 33, 32) if abs(s - side) <= max(side / 8, 32)]
-    return min(sides, key=lambda s: (round(cost(s), 3), abs(s - side)))
+    return min(sides, key=lambda s: (round(padding(s), 3), abs(s - side)))
 
 
 if __name__ == '__main__':

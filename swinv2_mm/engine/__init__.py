@@ -2,18 +2,24 @@
 
 from swinv2_mm.engine.amp import AmpOptimWrapper, Float32BoxesHook
 from swinv2_mm.engine.checkpoint_match import CheckpointMatchHook
+from swinv2_mm.engine.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.pictures import PicturesHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
+from swinv2_mm.engine.window_size import WindowSizeHook
+from swinv2_mm.engine.zero1 import Zero1Runner
 from swinv2_mm.errors import UserError
 
 __all__ = [
     'AmpOptimWrapper',
     'CheckpointMatchHook',
     'EpochSeedHook',
+    'FSDP2Runner',
     'Float32BoxesHook',
     'PicturesHook',
     'Pretrained',
     'UserError',
+    'WindowSizeHook',
+    'Zero1Runner',
     'seed_worker',
 ]

@@ -1,6 +1,7 @@
 """The data that a run reads and the folder that it writes to are checked before it writes anything."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     paths = [path for path in dict.fromkeys(missing.values()) if not set(path.parents) & set(missing.values())]
     listed = ', '.join(map(str, paths[:4])) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
     raise UserError(f'data are missing: {listed} (relative to {Path.cwd()}). {_remedy(cfg, datasets, missing)}')
+
+
+def check_strategy(cfg: Config) -> None:
+    """Check that what the config's ``strategy`` is made of is installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    if (cfg.get('strategy') or {}).get('type') == 'DeepSpeedStrategy' and find_spec('deepspeed') is None:
+        raise UserError(
+            'strategy.type=DeepSpeedStrategy needs the package deepspeed: pip install deepspeed. Sharding that needs '
+            'no package is in configs/_base_/sharding.'
+        )
 
 
 def _datasets(node: Any, key: str) -> Iterator[tuple[str, dict]]:

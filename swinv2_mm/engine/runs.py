@@ -15,7 +15,7 @@ from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, p
 from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.pictures import draw_predictions
-from swinv2_mm.engine.preflight import check_data, check_work_dir
+from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
 from swinv2_mm.errors import UserError, say
 
@@ -156,6 +156,7 @@ def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None,
     check_launcher(launcher)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
+    check_strategy(cfg)
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)
     return cfg

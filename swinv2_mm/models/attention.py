@@ -59,6 +59,8 @@ def _trains(bias: Tensor) -> bool:
     return bias.requires_grad and torch.is_grad_enabled()
 
 
+# A bias up to this size is kept spread over the slots in eval; 8 MiB are 32 heads of a window of 16.
+KEPT_BYTES = 8 * 2**20
 # What the logits of the windows that are computed at a time may take with attn_chunk='auto'. A step keeps about four
 # such tensors at its peak; beyond some tens of megabytes larger ones are no faster.
 CHUNK_BYTES = 64 * 2**20
@@ -121,35 +123,49 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
         self._kept_bias: tuple[tuple[int, int], list[Tensor], Tensor] | None = None
 
+    def train(self, mode: bool = True) -> WindowAttention:
+        """Switch the mode; training lets go of what evaluation kept."""
+        if mode:
+            self._kept_bias = None
+        return super().train(mode)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_kept_bias': None}  # copies and pickles make their own
 
     def position_bias(self, window: tuple[int, int]) -> Tensor:
         """The bias ``16 * sigmoid(mlp(coordinates))`` of a window of ``(Wh, Ww)``, ``(nH, N, N)``.
 
-        In eval it is kept until a weight of the MLP changes. Values are compared rather than version counters, since
-        ``param.data.copy_`` (that is how mmengine swaps EMA weights in) does not count as a new version.
+        In eval it is kept until a weight of the MLP changes; that of a large window as its compact table, since a model
+        has as many of them as blocks. Values are compared rather than version counters: ``param.data.copy_`` (that is
+        how mmengine swaps EMA weights in) does not count as a new version.
         """
         weights = list(self.cpb_mlp.parameters())
         needs_grad = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
         if self.training or needs_grad or torch.compiler.is_compiling():
-            return self._compute_bias(window)
+            return spread_over_slots(self._bias_table(window))
+        spread = weights[0].element_size() * self.num_heads * math.prod(window) ** 2 <= KEPT_BYTES
+        kept = None
         if self._kept_bias is not None:
-            kept_window, kept_weights, bias = self._kept_bias
+            kept_window, kept_weights, kept_bias = self._kept_bias
             if kept_window == window and all(map(_same, kept_weights, weights)):
-                return bias
-        with torch.inference_mode(False), torch.no_grad():
-            bias = self._compute_bias(window)
-            self._kept_bias = (window, [w.detach().clone() for w in weights], bias)
-        return bias
+                kept = kept_bias
+        if kept is None:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._bias_table(window)
+                kept = spread_over_slots(kept) if spread else kept
+            self._kept_bias = (window, [w.detach().clone() for w in weights], kept)
+        return kept if spread else spread_over_slots(kept)
 
-    def _compute_bias(self, window: tuple[int, int]) -> Tensor:
-        weight = self.cpb_mlp[0].weight
-        coords = log_spaced_coords(window, self.pretrained_window_size, weight.dtype, weight.device)
-        # Without autocast: bfloat16 would round a bias of 16 by up to 0.06, for a table that costs next to nothing.
-        with torch.autocast(weight.device.type, enabled=False):
-            table = 16 * torch.sigmoid(self.cpb_mlp(coords))         # (2 Wh - 1, 2 Ww - 1, nH)
-        return spread_over_slots(table.permute(2, 0, 1))
+    def _bias_table(self, window: tuple[int, int]) -> Tensor:
+        """The bias of every offset, ``(nH, 2 Wh - 1, 2 Ww - 1)``."""
+        first, _, last = self.cpb_mlp
+        # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, for a table that costs next to nothing.
+        dtype = torch.promote_types(first.weight.dtype, torch.float32)
+        coords = log_spaced_coords(window, self.pretrained_window_size, dtype, first.weight.device)
+        with torch.autocast(first.weight.device.type, enabled=False):
+            hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()
+            table = 16 * torch.sigmoid(F.linear(hidden, last.weight.to(dtype)))     # (2 Wh - 1, 2 Ww - 1, nH)
+        return table.permute(2, 0, 1)
 
     def forward(self, x: Tensor, window: tuple[int, int], groups: tuple[WindowGroup, ...]) -> Tensor:
         """Attend inside each window.

@@ -70,7 +70,7 @@ class TinyRegressor(BaseModel):
     """Predicts the mean brightness of an image through a SwinV2 backbone with drop path and dropout.
 
     Args:
-        backbone: Config of the backbone, of two stages.
+        backbone: Config of the backbone; its last stage is used.
         noise: Whether dropout is on.
     """
 
@@ -78,7 +78,7 @@ class TinyRegressor(BaseModel):
         super().__init__(init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.drop = torch.nn.Dropout(0.5 if noise else 0.0)
-        self.head = torch.nn.Linear(2 * backbone['embed_dims'], 1)
+        self.head = torch.nn.Linear(backbone['embed_dims'] * 2 ** (len(backbone['depths']) - 1), 1)
 
     def forward(self, image: torch.Tensor, target: torch.Tensor, mode: str = 'tensor') -> object:
         feature = self.backbone(torch.stack(list(image)))[-1].mean((2, 3))

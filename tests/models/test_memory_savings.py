@@ -136,3 +136,23 @@ def test_the_automatic_chunk_stays_within_its_budget():
         assert chunk == 1 or chunk * one <= attention.CHUNK_BYTES < (chunk + 1) * one
     assert windows_at_a_time(None, 3, 64, 4) is None
     assert windows_at_a_time(5, 3, 64, 4) == 5
+
+
+def test_what_evaluation_keeps_is_small_and_given_back(monkeypatch, randomize):
+    """Up to a size the bias itself, above it the table, nothing in training; the features are the same.
+
+    Prevents: gigabytes of biases beside a training that has validated once.
+    """
+    model = randomize(SwinTransformerV2(**ARCH)).eval()
+    x = torch.rand(1, 3, 64, 64)
+    attn = model.stages[0].blocks[0].attn
+    with torch.no_grad():
+        first = model(x)
+        assert attn._kept_bias[2].shape == (2, 16, 16)
+        monkeypatch.setattr(attention, 'KEPT_BYTES', 2 * 16 * 16 * 4 - 1)
+        model.train().eval()
+        assert attn._kept_bias is None
+        for _ in range(2):
+            again = model(x)
+            assert attn._kept_bias[2].shape == (2, 7, 7)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

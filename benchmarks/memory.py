@@ -1,0 +1,184 @@
+"""Peak memory and time of one training step of SwinV2-T against image size, window and what saves memory.
+
+    python benchmarks/memory.py --json benchmarks/results/memory.json --plot benchmarks/results/memory.png
+
+A step is a forward and a backward pass of one image in float32. Each is run in a process of its own, once; the peak is
+its resident memory, less what it took with the model built. A step that needs more than ``--limit`` is reported as
+such. Peers are those that import: Hugging Face's Swinv2Backbone, and timm's swinv2 (features_only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+WAYS = {
+    'ours': dict(),
+    'ours, with_cp': dict(with_cp=True),
+    'ours, attn_chunk': dict(attn_chunk='auto'),
+    'ours, with_cp, attn_chunk': dict(with_cp=True, attn_chunk='auto'),
+}
+PEERS = {'huggingface': 'transformers', 'huggingface, checkpointing': 'transformers', 'timm': 'timm',
+         'timm, checkpointing': 'timm'}
+
+
+def build(way: str, side: int, window: int) -> Any:
+    """A model that gives feature maps, with the weights' own window of 8."""
+    if way in WAYS:
+        from swinv2_mm import SwinTransformerV2
+        return SwinTransformerV2('tiny', window_size=window, pretrained_window_sizes=8, **WAYS[way])
+    if way.startswith('timm'):
+        from timm.models.swin_transformer_v2 import SwinTransformerV2
+        model = SwinTransformerV2(side, num_classes=0, window_size=window, pretrained_window_sizes=(8, 8, 8, 8))
+        model.set_grad_checkpointing('checkpointing' in way)
+        return lambda x: [*itertools.accumulate(model.layers, lambda y, layer: layer(y), initial=model.patch_embed(x))]
+    from transformers import Swinv2Backbone, Swinv2Config
+    model = Swinv2Backbone(Swinv2Config(
+        image_size=side, window_size=window, pretrained_window_sizes=[8, 8, 8, 8],
+        out_features=['stage1', 'stage2', 'stage3', 'stage4']))
+    model.train()
+    if 'checkpointing' in way:
+        model.gradient_checkpointing_enable()
+    return lambda x: model(x).feature_maps
+
+
+def step(way: str, side: int, window: int, limit: float) -> dict[str, float] | None:
+    """Run one step in this process; None if it needs more than ``limit`` GiB."""
+    import torch
+
+    torch.manual_seed(0)
+    model = build(way, side, window)
+    image = torch.rand(1, 3, side, side)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(limit * GIB),) * 2)
+    start = time.perf_counter()
+    try:
+        sum(features.square().mean() for features in model(image)).backward()
+    except (MemoryError, RuntimeError) as error:
+        if 'alloc' not in str(error) and not isinstance(error, MemoryError):
+            raise
+        return None
+    seconds = time.perf_counter() - start
+    return dict(gib=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / GIB, seconds=seconds)
+
+
+def in_child(*arguments: object) -> Any:
+    command = [sys.executable, __file__, '--child', *map(str, arguments)]
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else None
+
+
+def about() -> dict[str, Any]:
+    import torch
+
+    import swinv2_mm
+
+    cpu = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
+                if line.startswith('model name')), platform.machine())
+    found = dict(cpu=cpu, cores=len(os.sched_getaffinity(0)), python=platform.python_version(), torch=torch.__version__,
+                 swinv2_mm=swinv2_mm.__version__)
+    for package in dict.fromkeys(PEERS.values()):
+        if importlib.util.find_spec(package):
+            found[package] = importlib.import_module(package).__version__
+    return found
+
+
+def measure(sides: list[int], windows: list[int], limit: float) -> dict[str, Any]:
+    """All combinations, with what is left to do on stderr."""
+    ways = [*WAYS, *(way for way, package in PEERS.items() if importlib.util.find_spec(package))]
+    jobs = [(way, side, window) for side in sides for window in windows for way in ways]
+    steps, start = [], time.monotonic()
+    for done, (way, side, window) in enumerate(jobs):
+        left = (time.monotonic() - start) / done * (len(jobs) - done) if done else 0
+        print(f'\r{done}/{len(jobs)}, about {left / 60:.0f} min left; now {way}, {side} px, window {window}      ',
+              end='', file=sys.stderr, flush=True)
+        result = in_child(way, side, window, limit)
+        steps.append(dict(way=way, side=side, window=window, **(result or dict(gib=None, seconds=None))))
+    print(file=sys.stderr)
+    return dict(about=about(), limit_gib=limit, steps=steps)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report as a table: peak in GiB and seconds."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    cases = list(dict.fromkeys((row['side'], row['window']) for row in report['steps']))
+    table = Table(box=box.SIMPLE_HEAD, title='One training step of SwinV2-T, float32: GiB above the model (seconds)',
+                  title_justify='left')
+    table.add_column('')
+    for side, window in cases:
+        table.add_column(f'{side} px, w{window}', justify='right')
+    for way in dict.fromkeys(row['way'] for row in report['steps']):
+        found = {(row['side'], row['window']): row for row in report['steps'] if row['way'] == way}
+        table.add_row(way, *(
+            f'{found[case]["gib"]:.2f} ({found[case]["seconds"]:.0f})' if found[case]['gib'] is not None
+            else f'> {report["limit_gib"]:g}' for case in cases))
+    console = Console(highlight=False)
+    console.width = max(console.width, 32 + 17 * len(cases))
+    console.print(table)
+    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
+    console.print(report['command'])
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Peak against image size, one panel per window; a step beyond the limit has no point."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    windows = list(dict.fromkeys(row['window'] for row in report['steps']))
+    figure, axes = plt.subplots(1, len(windows), figsize=(4.2 * len(windows), 4), sharey=True, squeeze=False)
+    for axis, window in zip(axes[0], windows, strict=True):
+        for way in dict.fromkeys(row['way'] for row in report['steps']):
+            points = [(row['side'], row['gib']) for row in report['steps']
+                      if (row['way'], row['window']) == (way, window) and row['gib'] is not None]
+            style = dict(linestyle='-' if way in WAYS else '--', marker='o' if way in WAYS else 'x')
+            axis.plot(*zip(*points, strict=True) if points else ([], []), label=way, **style)
+        axis.set(title=f'window {window}', xlabel='side of the image in pixels', yscale='log')
+        axis.set_xticks(sorted({row['side'] for row in report['steps']}))
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel('peak memory of a training step in GiB')
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--sides', type=int, nargs='+', default=[512, 1024, 1536], help='of square images, in pixels')
+    parser.add_argument('--windows', type=int, nargs='+', default=[8, 16, 32], help='windows')
+    parser.add_argument('--limit', type=float, default=16, metavar='GIB', help='give up beyond this; default 16')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
+    parser.add_argument('--plot', metavar='FILE', help='draw them into this file')
+    parser.add_argument('--child', nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        way, side, window, limit = args.child
+        print(json.dumps(step(way, int(side), int(window), float(limit))))
+        return
+    report = dict(command=' '.join(['python', 'benchmarks/memory.py', *sys.argv[1:]]),
+                  **measure(args.sides, args.windows, args.limit))
+    show(report)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+    if args.plot:
+        plot(report, Path(args.plot))
+
+
+if __name__ == '__main__':
+    main()
