@@ -179,19 +179,18 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title_justify='left',
-                  title=f'A file of {report["file_bytes"] / 1e6:.0f} MB, medians of {report["pairs"]} pairs')
-    for column in ('written as', 'load + save', 'convert', f'ratio (< {RATIO_GOAL})', 'of the fastest', 'peak memory',
-                   f'of the file (< {MEMORY_GOAL})'):
+    title = (f'A file of {report["file_bytes"] / 1e6:.0f} MB, medians of {report["pairs"]} pairs; goals: ratio < '
+             f'{RATIO_GOAL}, memory < {MEMORY_GOAL} of the file')
+    table = Table(box=box.SIMPLE_HEAD, title_justify='left', title=title)
+    for column in ('written as', 'load + save', 'convert', 'ratio', 'of the fastest', 'peak memory', 'of the file'):
         table.add_column(column, justify='left' if column == 'written as' else 'right')
     for suffix, row in report['outputs'].items():
         a, b = (row['median_seconds'][name] for name in ('copy', 'convert'))
         table.add_row(suffix, f'{a:.2f} s', f'{b:.2f} s', f'{row["ratio"]:.2f}', f'{row["ratio_of_fastest"]:.2f}',
                       f'{row["peak_bytes"] / 1e6:.0f} MB', f'{row["peak_per_file"]:.2f}')
-    console = Console(highlight=False, width=100)
-    console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
-    console.print(report['command'])
+    Console(highlight=False, width=100).print(table)
+    print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
+    print(report['command'])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ WEIGHT_INITIALIZERS = root.Registry(
 
 
 @CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', force=True)
-def _load_safetensors(filename: str, map_location: object = None) -> dict:
+def load_from_safetensors(filename: str, map_location: object = None) -> dict:
     """Let mmengine read safetensors wherever it takes a checkpoint; by itself it would unpickle them."""
     from swinv2_mm.checkpoints.files import read_file
 

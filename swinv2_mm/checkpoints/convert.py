@@ -163,7 +163,7 @@ def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[
         Their names and tensors, and those of our keys that they have no place for.
 
     Raises:
-        UserError: The weights are no complete backbone, or the layout is unknown.
+        UserError: The weights are no complete backbone, or the layout is unknown or has no place for a part of a block.
     """
     if layout not in LAYOUTS:
         raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
@@ -186,7 +186,11 @@ def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[
             used.update(ours)
             for name, tensor in zip(row.theirs, row.save(tuple(weights[our] for our in ours)), strict=True):
                 out[name.format(i=there, j=j)] = _own(tensor)
-    return out, [key for key in weights if key not in used]
+    lost = [key for key in weights if key not in used]
+    inside = [key for key in lost if key.startswith('stages.')]
+    if inside:
+        raise UserError(f'the layout {layout} has no place for {shorten(inside)}: without them it is another model.')
+    return out, lost
 
 
 def _pattern(template: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from torch import Tensor
@@ -93,27 +92,13 @@ def open_checkpoint(
     """
     source = locate(name)
     content = read_file(source.path)
-    digest: list[str | UserError] = []
-    hashing = Thread(target=_digest, args=(source, digest))  # hashing releases the interpreter's lock
-    hashing.start()
     try:
         original, container = weights_in(content, ema)
         conversion = convert_state_dict(original, layout=layout, prefix=prefix)
         windows, pretrained, told_by = _windows(source, content, conversion, pretrained_window_sizes)
     except UserError as error:
         raise UserError(f'{name}: {error}') from None
-    finally:
-        hashing.join()
-    if not isinstance(digest[0], str):
-        raise digest[0]
-    return Loaded(source, conversion, windows, pretrained, told_by, original, container, digest[0])
-
-
-def _digest(source: Source, result: list) -> None:
-    try:
-        result.append(source.digest())
-    except (UserError, OSError) as error:
-        result.append(error if isinstance(error, UserError) else UserError(str(error)))
+    return Loaded(source, conversion, windows, pretrained, told_by, original, container, source.digest())
 
 
 def _windows(
@@ -129,7 +114,7 @@ def _windows(
         (conversion.window_size, conversion.pretrained_window_sizes, 'its coordinate tables'),
         (pairs(meta.get('window_size'), stages), pairs(meta.get('pretrained_window_sizes'), stages), 'its meta'),
         (*_from_config_json(source.config, geometry), 'config.json'),
-        (*_from_training(meta.get('cfg'), stages), 'the config of its training'),
+        (*windows_of_training(meta.get('cfg'), stages), 'the config of its training'),
         *([(pairs(release.window_size, stages), pairs(release.pretrained_window_sizes, stages), 'the catalogue')]
           if release else []),
     )
@@ -178,7 +163,7 @@ def _from_config_json(config: Mapping[str, Any], geometry: Geometry) -> tuple[Wi
     return pairs(windows, stages), pairs([p or w for p, w in zip(pretrained, windows, strict=True)], stages)
 
 
-def _from_training(text: Any, stages: int) -> tuple[Windows | None, Windows | None]:
+def windows_of_training(text: Any, stages: int) -> tuple[Windows | None, Windows | None]:
     """The backbone's windows in the text of an mmengine config; it is parsed, not run."""
     try:
         tree = ast.parse(text) if isinstance(text, str) else ast.Module([], [])

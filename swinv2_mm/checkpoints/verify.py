@@ -37,7 +37,7 @@ class Difference:
         if self.peer:
             words += f'; largest difference from {self.peer} {self.largest:.1e} (largest value {self.scale:.1f})'
         else:
-            words += '; not compared: the package of the source is not installed, or has no forward to compare with'
+            words += '; not compared: files of Hugging Face and timm are, where their package is installed'
         return dict(peer=self.peer, largest=self.largest, scale=self.scale, image=self.image, words=words)
 
 

@@ -8,6 +8,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from swinv2_mm.checkpoints.load import plain, windows_of_training
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
@@ -52,3 +53,12 @@ class CheckpointMatchHook(Hook):
                 f'{runner._load_from} does not fit this config: {faults}. It belongs to another config, or holds a '
                 'backbone alone.'
             )
+        text = (checkpoint.get('meta') or {}).get('cfg')
+        for name, module in model.named_modules():
+            windows = getattr(module, 'pretrained_window_sizes', None)
+            _, trained = windows_of_training(text, len(windows)) if windows is not None else (None, None)
+            if trained is not None and trained != tuple(windows):
+                raise UserError(
+                    f'{runner._load_from} was trained with pretrained_window_sizes={plain(trained)}; this config has '
+                    f'{plain(windows)}. Pass --cfg-options "model.{name}.pretrained_window_sizes={plain(trained)}".'
+                )

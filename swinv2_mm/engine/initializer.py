@@ -69,10 +69,12 @@ class Pretrained:
                             f'as model.backbone.init_cfg, not into a {type(module).__name__}.')
         weights, meta = fetch(self.checkpoint, **self.options)
         known = pairs(meta['pretrained_window_sizes'], len(meta['depths']))
-        self._check_windows(module, known)
         weights = dict(weights)
         _adapt_patch_embedding(module, weights, self.checkpoint)
-        new = self._load(module, weights)
+        new = self._check_size(module, weights)
+        self._check_windows(module, known)
+        wanted = module.state_dict()
+        module.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=False)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'swinv2_mm.Pretrained: loaded from {self.checkpoint}')
         print_log(
@@ -83,6 +85,17 @@ class Pretrained:
             logger='current',
         )
 
+    def check(self, module: nn.Module) -> None:
+        """Check that the checkpoint can be had and fits a backbone, which may be on the meta device.
+
+        Raises:
+            UserError: As when it is loaded.
+        """
+        weights, meta = fetch(self.checkpoint, **self.options)
+        key = 'patch_embed.proj.weight'
+        self._check_size(module, {**weights, key: module.state_dict()[key]})
+        self._check_windows(module, pairs(meta['pretrained_window_sizes'], len(meta['depths'])))
+
     def _check_windows(self, module: nn.Module, known: tuple | None) -> None:
         if known is not None and tuple(module.pretrained_window_sizes) != known[:len(module.pretrained_window_sizes)]:
             raise UserError(
@@ -91,9 +104,9 @@ class Pretrained:
                 f'pretrained_window_sizes={plain(known)}, or leave it out; window_size may be any.'
             )
 
-    def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> str:
+    def _check_size(self, module: nn.Module, weights: dict[str, Tensor]) -> str:
+        """Return the output norms that the weights lack."""
         wanted = module.state_dict()
-        used = {key: tensor for key, tensor in weights.items() if key in wanted}
         new = sorted({key.split('.')[0] for key in wanted if key.startswith('norm') and key not in weights})
         faults = misfits(weights, {key: t for key, t in wanted.items() if key.split('.')[0] not in new})
         stages = {key.split('.')[1] for key in weights if key.startswith('stages.')}
@@ -104,8 +117,7 @@ class Pretrained:
         blocks = {key for key in weights if key.startswith('stages.') and key not in wanted}
         if blocks and stages == ours:
             raise UserError(f'{self.checkpoint} does not fit the backbone: {len(blocks)} of its tensors have no place '
-                            f'in it, such as {min(blocks)}. It is deeper: compare arch, or depths.')
-        module.load_state_dict(used, strict=False)
+                            f'in it, such as {min(blocks)}. Compare arch, depths and qkv_bias.')
         return ', '.join(new)
 
     def _padding(self, module: nn.Module) -> str:

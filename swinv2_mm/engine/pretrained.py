@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from swinv2_mm.checkpoints.load import fetch, pairs, plain
+from swinv2_mm.checkpoints.convert import recognise
+from swinv2_mm.checkpoints.files import weights_in
+from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.checkpoint_match import misfits
 from swinv2_mm.engine.initializer import Pretrained
@@ -58,7 +60,7 @@ def check_pretrained(cfg: Config) -> None:
         if init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
             arguments = {name: value for name, value in init_cfg.items() if name != 'type'}
             try:
-                fetch(path, **Pretrained(**arguments).options)
+                _fit(module, Pretrained(**arguments))
             except UserError as error:
                 raise UserError(f'{key}: {error} Or set {key}=None to start from random weights.') from None
             continue
@@ -66,7 +68,48 @@ def check_pretrained(cfg: Config) -> None:
         if checkpoint is not None and module.get('type') == 'swinv2_mm.SwinTransformerV2':
             _check_backbone(module, checkpoint, init_cfg.get('prefix'), f'{key}.checkpoint={path}')
     if cfg.get('load_from') and not cfg.get('resume'):
-        check_checkpoint(cfg.load_from, 'load_from')
+        checkpoint = check_checkpoint(cfg.load_from, 'load_from')
+        if checkpoint is not None and 'backbone' in (cfg.get('model') or {}):
+            _refuse_backbone(checkpoint, cfg.load_from)
+
+
+def _fit(module: dict, initializer: Pretrained) -> None:
+    """Check that a checkpoint fits the backbone, and write its windows into the config.
+
+    They are then in the config that a run saves: a normaliser that only the checkpoint knew would be lost with it.
+
+    Raises:
+        UserError: It does not.
+    """
+    if module.get('type') != 'swinv2_mm.SwinTransformerV2':
+        return  # loading will say so
+    try:
+        with torch.device('meta'):
+            backbone = MODELS.build({**module, 'init_cfg': None})
+    except (TypeError, ValueError):
+        return  # a wrong argument: building the model will say so
+    if module.get('pretrained_window_sizes') is None:
+        stages = len(backbone.stages)
+        module['pretrained_window_sizes'] = initializer.pretrained_window_sizes()[:stages]
+        backbone.pretrained_window_sizes = pairs(module['pretrained_window_sizes'], stages)
+    initializer.check(backbone)
+
+
+def _refuse_backbone(checkpoint: dict, path: str) -> None:
+    """Refuse a backbone where a whole model is expected; mmengine would warn, and load nothing.
+
+    Raises:
+        UserError: It is one.
+    """
+    try:
+        _, prefix = recognise(weights_in(checkpoint)[0])
+    except UserError:
+        return  # a model without SwinV2 weights, or with several
+    if prefix in ('', 'module.', 'encoder.', 'swinv2.'):
+        raise UserError(
+            f'load_from={path} is a backbone, not a whole model. Pass --cfg-options load_from=None '
+            f'model.backbone.init_cfg.type=swinv2_mm.Pretrained model.backbone.init_cfg.checkpoint={path} instead.'
+        )
 
 
 def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: str) -> None:

@@ -228,7 +228,7 @@ class SwinTransformerV2(BaseModule):
         windows = _windows('window_size', window_size, stages, minimum=1)
         pretrained = windows
         if pretrained_window_sizes is None:
-            pretrained_window_sizes = _windows_of_weights(init_cfg)
+            pretrained_window_sizes = _windows_of_weights(init_cfg, stages)
         if pretrained_window_sizes is not None:
             pretrained = _windows('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
             pretrained = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pretrained, windows, strict=True)]
@@ -247,6 +247,8 @@ class SwinTransformerV2(BaseModule):
             raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
                              f'{stages}, the number of stages.')
 
+        if _is_sequence(init_cfg):  # mmengine applies them in order: none may overwrite what was loaded
+            init_cfg = sorted(init_cfg, key=_fills_backbone)
         super().__init__(init_cfg)
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
@@ -388,12 +390,17 @@ class SwinTransformerV2(BaseModule):
             LOGGER.debug('%dx%d pixels: windows compute %s tokens per real one, by stage', *size, costs)
 
 
-def _windows_of_weights(init_cfg: Any) -> Any:
+def _fills_backbone(cfg: Any) -> bool:
+    """Whether an initialisation loads a checkpoint that tells its windows."""
+    kind = WEIGHT_INITIALIZERS.parent.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
+    return hasattr(kind, 'pretrained_window_sizes')
+
+
+def _windows_of_weights(init_cfg: Any, stages: int) -> Any:
     """Ask the initialisation for the windows of its checkpoint; None if it has none or is of another kind."""
     for cfg in init_cfg if _is_sequence(init_cfg) else [init_cfg]:
-        kind = WEIGHT_INITIALIZERS.parent.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
-        if hasattr(kind, 'pretrained_window_sizes'):
-            return WEIGHT_INITIALIZERS.parent.build(cfg).pretrained_window_sizes()
+        if _fills_backbone(cfg):
+            return WEIGHT_INITIALIZERS.parent.build(cfg).pretrained_window_sizes()[:stages]
     return None
 
 

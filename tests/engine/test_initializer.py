@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import write_file
+from swinv2_mm.checkpoints.load import windows_of_training
+from swinv2_mm.engine.checkpoint_match import CheckpointMatchHook
 from swinv2_mm.engine.pretrained import check_pretrained, starts_from_noise, tell_input_size
 from swinv2_mm.errors import UserError
 
@@ -136,7 +138,7 @@ def test_another_size_fails(microsoft, changes):
     """Prevents: a backbone that is partly random, or weights that are partly left out."""
     model = build(microsoft, **changes)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(UserError, match=r'ms\.pth does not fit the backbone.*compare arch'):
+    with pytest.raises(UserError, match=r'ms\.pth does not fit the backbone.*[cC]ompare arch'):
         model.init_weights()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
@@ -243,3 +245,48 @@ def test_hugging_face_folders_tell_their_windows(state, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(dict(
         model_type='swinv2', image_size=64, patch_size=4, window_size=16, pretrained_window_sizes=[0, 0])))
     assert build(tmp_path).pretrained_window_sizes == ((16, 16), (8, 8))
+
+
+@pytest.mark.parametrize('place', [0, 1])
+def test_loaded_weights_are_not_overwritten(microsoft, state, place):
+    """Whatever the order of several initialisations. Prevents: random weights after a log that says all are loaded."""
+    init_cfg = [dict(type='TruncNormal', layer='Linear', std=1.0)]
+    init_cfg.insert(place, dict(type='swinv2_mm.Pretrained', checkpoint=str(microsoft)))
+    model = MODELS.build({**BACKBONE, 'window_size': 8, 'init_cfg': init_cfg})
+    key = 'stages.1.blocks.0.mlp.fc1.weight'
+    assert torch.equal(loaded(model)[key], state[key])
+
+
+def test_the_windows_outlive_the_checkpoint(microsoft, tmp_path):
+    """The config of a run has them written out. Prevents: another normaliser once init_cfg is None or its file gone."""
+    cfg = Config(dict(model=dict(type='Detector', backbone=dict(BACKBONE, window_size=16, init_cfg=dict(
+        type='swinv2_mm.Pretrained', checkpoint=str(microsoft))))))
+    check_pretrained(cfg)
+    assert cfg.model.backbone.pretrained_window_sizes == [8, 4]
+    text = Config(cfg._cfg_dict.to_dict()).pretty_text
+    assert windows_of_training(text, 2) == (((16, 16), (16, 16)), ((8, 8), (4, 4)))
+    cfg.model.backbone.update(depths=(1,), num_heads=(1,), out_indices=(0,), pretrained_window_sizes=None)
+    assert MODELS.build(cfg.model.backbone).pretrained_window_sizes == ((8, 8),)
+
+
+def test_a_test_with_another_normaliser_is_refused(state):
+    """Prevents: figures of weights under a bias that they were not trained with."""
+    model = SwinTransformerV2(**{k: v for k, v in BACKBONE.items() if k != 'type'}, window_size=16)
+    model = torch.nn.ModuleDict(dict(backbone=model))
+    checkpoint = {'state_dict': {f'backbone.{key}': value for key, value in state.items()}, 'meta': {'cfg':
+                  "model = dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', pretrained_window_sizes=[8, 4]))"}}
+    runner = SimpleNamespace(model=model, _load_from='run.pth')
+    with pytest.raises(UserError, match=r'run\.pth was trained with pretrained_window_sizes=\[8, 4\].*has \[16, 16\]'):
+        CheckpointMatchHook().after_load_checkpoint(runner, checkpoint)
+    checkpoint['meta']['cfg'] = checkpoint['meta']['cfg'].replace('[8, 4]', '16')
+    CheckpointMatchHook().after_load_checkpoint(runner, checkpoint)
+
+
+def test_a_backbone_is_not_a_whole_model(state, tmp_path):
+    """Prevents: load_from with a converted backbone, of which nothing is loaded and little is said."""
+    write_file(state, tmp_path / 'ours.pth', {})
+    cfg = Config(dict(model=dict(type='Detector', backbone=dict(BACKBONE)), load_from=str(tmp_path / 'ours.pth')))
+    with pytest.raises(UserError, match=r'is a backbone.*model\.backbone\.init_cfg'):
+        check_pretrained(cfg)
+    write_file({f'backbone.{key}': value for key, value in state.items()}, tmp_path / 'ours.pth', {})
+    check_pretrained(cfg)
