@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +195,18 @@ def test_needs_only_the_standard_library():
             "new = {m.split('.')[0] for m in set(sys.modules) - before}; print(*sorted(new - sys.stdlib_module_names))")
     out = subprocess.run([sys.executable, '-c', code, catalog.__file__], capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
+
+
+def test_the_documented_table_is_the_catalogue():
+    """Prevents: a page that tells people other windows than the code uses, or names that nothing finds."""
+    page = (Path(__file__).parents[2] / 'docs' / 'checkpoints.md').read_text()
+    rows = [[cell.strip(' `') for cell in line.strip('|').split('|')] for line in page.splitlines()
+            if line.startswith('| `swin')]
+    assert [row[0] for row in rows] == list(RELEASES)
+    for name, arch, size, windows, pretrained, data, top1, *elsewhere in rows:
+        release = RELEASES[name]
+        assert (arch, size, data) == (release.arch, str(release.image_size), release.data)
+        assert windows == ', '.join(map(str, release.window_size))
+        assert pretrained == ', '.join(map(str, release.pretrained_window_sizes))
+        assert top1 == ('–' if release.top1 is None else str(release.top1))
+        assert all(find(word)[0] is release for word in elsewhere if word != '–')
