@@ -2,6 +2,8 @@
 
 import torch
 
+from peers import coords_table
+
 DEPTHS, HEADS = (2, 2, 3, 2), (1, 2, 4, 8)
 
 
@@ -52,9 +54,14 @@ def real_features(name, state, image, window):
     starts = [sum(depths[:stage]) for stage in range(4)]
     model, outputs = build(name, image.shape[2:], window if name == 'mmpretrain' else max(window), embed=embed,
                            classes=1000, depths=depths, heads=[heads[start] for start in starts])
+    model = model.to(image.dtype).eval()  # first, or loading would round the weights
     left = model.load_state_dict(state, strict=False)
     assert not left.unexpected_keys and all('relative_' in k or 'attn_mask' in k for k in left.missing_keys), left
-    *maps, final = run(model.to(image.dtype).eval(), outputs, image)
+    for key, table in model.named_buffers():
+        if key.endswith('relative_coords_table'):  # made in float32, for its own window
+            own = [(n + 1) // 2 for n in table.shape[1:3]]
+            table.copy_(coords_table(own, own))
+    *maps, final = run(model, outputs, image)
     sides = [image.shape[2] // 4 // 2**stage for stage in range(4)]
     square = [x.reshape(1, side, side, -1).permute(0, 3, 1, 2) for x, side in zip([*maps, final], [*sides, sides[-1]],
                                                                                strict=True)]
