@@ -5,6 +5,8 @@ Runs in a folder with the configs, and leaves work dirs there; ``bytes.json``, {
 """
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -54,8 +56,13 @@ def main() -> None:
     if torch.distributed.get_rank() == 0:
         Path('bytes.json').write_text(json.dumps(held))
         Path('metrics.json').write_text(json.dumps({name: float(value) for name, value in metrics.items()}))
+    torch.distributed.barrier()
     leave_processes()
 
 
 if __name__ == '__main__':
     main()
+    # After a dozen runners on one group of processes an interpreter now and then aborts while it shuts down
+    # ("terminate called without an active exception"), when all is done and written.
+    sys.stderr.flush()
+    os._exit(0)
