@@ -71,7 +71,7 @@ class Loaded:
 
 
 def open_checkpoint(
-    name: str,
+    name: str | Source,
     *,
     layout: str | None = None,
     prefix: str | None = None,
@@ -81,7 +81,7 @@ def open_checkpoint(
     """Fetch, read, convert and check a checkpoint of any known layout.
 
     Args:
-        name: What :func:`~swinv2_mm.checkpoints.sources.locate` takes.
+        name: What :func:`~swinv2_mm.checkpoints.sources.locate` takes, or what it returned.
         layout: A key of :data:`~swinv2_mm.checkpoints.layouts.LAYOUTS`; None recognises it.
         prefix: What stands before the keys of the backbone; None recognises it.
         ema: Take the running average of the weights.
@@ -90,14 +90,14 @@ def open_checkpoint(
     Raises:
         UserError: The file cannot be had, read or converted, or contradicts ``pretrained_window_sizes``.
     """
-    source = locate(name)
+    source = name if isinstance(name, Source) else locate(name)
     content = read_file(source.path)
     try:
         original, container = weights_in(content, ema)
         conversion = convert_state_dict(original, layout=layout, prefix=prefix)
         windows, pretrained, told_by = _windows(source, content, conversion, pretrained_window_sizes)
     except UserError as error:
-        raise UserError(f'{name}: {error}') from None
+        raise UserError(f'{source.name}: {error}') from None
     return Loaded(source, conversion, windows, pretrained, told_by, original, container, source.digest())
 
 
@@ -222,7 +222,7 @@ def fetch(name: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
         key = json.dumps([str(path), state.st_size, state.st_mtime_ns, source.config, name, options, _version()])
         kept = folder / f'{source.path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors'
         if not kept.is_file():
-            weights, meta = _convert(name, options)
+            weights, meta = _convert(source, options)
             try:
                 write_file(weights, kept, meta)
             except OSError:
@@ -231,7 +231,7 @@ def fetch(name: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
         return content['state_dict'], content['meta']
 
 
-def _convert(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _convert(name: str | Source, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     loaded = open_checkpoint(name, **options)
     return loaded.conversion.weights, loaded.meta()
 

@@ -53,11 +53,6 @@ class Source:
         return digest
 
 
-def is_remote(name: str) -> bool:
-    """Whether a name is for something that may have to be fetched."""
-    return '://' in name or (not Path(name).expanduser().exists() and find(name) is not None)
-
-
 def locate(name: str) -> Source:
     """Find the file, fetching it into torch's or Hugging Face's cache if it is not there.
 

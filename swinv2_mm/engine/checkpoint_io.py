@@ -42,8 +42,8 @@ def protect_loading() -> None:
     """Make every ``torch.load`` of this process refuse code, yet read what mmengine writes.
 
     mmengine passes no ``weights_only``, and by default torch refuses the classes of :data:`_NUMBERS`: they are allowed
-    by name. The environment variable extends the protection to ``torch.hub``, which asks for ``weights_only=False``
-    when a checkpoint comes from a URL.
+    by name. The environment variable extends the protection to ``torch.hub``, which would switch it off for checkpoints
+    that come from a URL.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'

@@ -19,7 +19,7 @@ from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints import catalog, sources
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.load import open_checkpoint
-from swinv2_mm.checkpoints.sources import is_remote, locate
+from swinv2_mm.checkpoints.sources import locate
 from swinv2_mm.errors import UserError
 
 TINY = dict(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1))
@@ -90,7 +90,6 @@ def test_paths_and_folders(tmp_path):
     (tmp_path / 'folder' / 'config.json').write_text('{"window_size": 8}')
     for name in ('folder', path, './folder/model.safetensors'):
         assert locate(name).path.samefile(path) and locate(name).config == {'window_size': 8}
-    assert not is_remote('folder') and is_remote(RELEASED) and is_remote('https://host/w.pth')
     os.rename(path, tmp_path / 'folder' / 'pytorch_model.bin')
     assert locate('folder').path.name == 'pytorch_model.bin'
     (tmp_path / 'folder' / 'config.json').write_text('{"window_size": ')
