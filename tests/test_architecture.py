@@ -13,10 +13,13 @@ PLAIN = {'torch'}
 ALLOWED = {
     'models/window': PLAIN,
     'models/cpb': PLAIN,
-    'models/layers': PLAIN,
     'models/variants': PLAIN,
-    'models/attention': PLAIN | {'swinv2_mm.models.cpb', 'swinv2_mm.models.window'},
-    'models/swin_v2': PLAIN | {f'swinv2_mm.models.{m}' for m in ('window', 'attention', 'layers', 'variants')}
+    'models/tokenwise': PLAIN,
+    'models/layers': PLAIN | {'swinv2_mm.models.tokenwise'},
+    'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window')},
+    'models/attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window', 'cosine_attention', 'tokenwise')},
+    'models/swin_v2': PLAIN
+    | {f'swinv2_mm.models.{m}' for m in ('window', 'attention', 'layers', 'tokenwise', 'variants')}
     | {'swinv2_mm.registry', 'mmengine.model'},
     'models/__init__': {'swinv2_mm.models.swin_v2'},
     'registry': {'mmengine'},

@@ -10,31 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
+from swinv2_mm.models.tokenwise import linear
 from swinv2_mm.models.window import WindowGroup
 
 # A Python number: a tensor would have to follow the module to its device.
 MAX_LOGIT_SCALE = math.log(100)
-# Below this length a vector has no direction that its rounding errors would leave standing.
-MIN_NORM = 1e-6
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """Scale the last dimension to length 1; vectors shorter than ``MIN_NORM`` become zero, with zero gradient.
-
-    Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that an all-zero token
-    gives NaN forward, or a gradient of 0 * inf backward.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-    return x * ((norm > MIN_NORM) / norm.clamp_min(MIN_NORM))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """``softmax(q k^T + bias) v``, with dropout on the probabilities.
-
-    The fused kernels cannot give a gradient to the bias, and torch's fallback for that case makes several passes more
-    than the formula needs; so a bias that is being trained takes the formula.
+    """``softmax(q k^T + bias) v`` as it is written, with dropout on the probabilities.
 
     Args:
         q, k, v: ``(G, nH, N, d)``.
@@ -47,37 +33,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, d
     """
     if mask is not None:
         bias = bias.masked_fill(~mask, -math.inf)
-    if not _trains(bias):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], dropout_p=dropout, scale=1.0)
-    logits = q @ k.transpose(-2, -1)            # (G, nH, N, N)
-    logits += bias
-    probs = F.dropout(logits.softmax(dim=-1), dropout)
+    probs = F.dropout((q @ k.transpose(-2, -1) + bias).softmax(dim=-1), dropout)
     return probs @ v
-
-
-def _trains(bias: Tensor) -> bool:
-    return bias.requires_grad and torch.is_grad_enabled()
-
-
-# A bias up to this size is kept spread over the slots in eval; 8 MiB are 32 heads of a window of 16.
-KEPT_BYTES = 8 * 2**20
-# What the logits of the windows that are computed at a time may take with attn_chunk='auto'. A step keeps about four
-# such tensors at its peak; beyond some tens of megabytes larger ones are no faster.
-CHUNK_BYTES = 64 * 2**20
-
-
-def windows_at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, itemsize: int) -> int | None:
-    """How many windows attention computes at a time; None for all.
-
-    Args:
-        attn_chunk: A number, None, or ``'auto'``: as many as have logits of at most :data:`CHUNK_BYTES`, but one.
-        num_heads: Heads.
-        N: Slots of a window.
-        itemsize: Bytes of a number.
-    """
-    if attn_chunk == 'auto':
-        return max(1, CHUNK_BYTES // (num_heads * N * N * itemsize))
-    return attn_chunk
 
 
 class WindowAttention(nn.Module):
@@ -91,7 +48,7 @@ class WindowAttention(nn.Module):
         attn_drop_rate: Dropout of the attention probabilities.
         drop_rate: Dropout of the output.
         attn_chunk: Windows computed at a time (sequential self-attention; paper, section 3.4), see
-            :func:`windows_at_a_time`. In training the logits of a chunk are computed again in the backward pass, so
+            :func:`at_a_time`. In training the logits of a chunk are computed again in the backward pass, so
             that no more than one chunk's are ever in memory.
     """
 
@@ -133,31 +90,25 @@ class WindowAttention(nn.Module):
         return {**self.__dict__, '_kept_bias': None}  # copies and pickles make their own
 
     def position_bias(self, window: tuple[int, int]) -> Tensor:
-        """The bias ``16 * sigmoid(mlp(coordinates))`` of a window of ``(Wh, Ww)``, ``(nH, N, N)``.
+        """The bias ``16 * sigmoid(mlp(coordinates))`` of every offset in a window, ``(nH, 2 Wh - 1, 2 Ww - 1)``.
 
-        In eval it is kept until a weight of the MLP changes; that of a large window as its compact table, since a model
-        has as many of them as blocks. Values are compared rather than version counters: ``param.data.copy_`` (that is
-        how mmengine swaps EMA weights in) does not count as a new version.
+        In eval it is kept until a weight of the MLP changes. Values are compared rather than version counters:
+        ``param.data.copy_`` (that is how mmengine swaps EMA weights in) does not count as a new version.
         """
         weights = list(self.cpb_mlp.parameters())
         needs_grad = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
         if self.training or needs_grad or torch.compiler.is_compiling():
-            return spread_over_slots(self._bias_table(window))
-        spread = weights[0].element_size() * self.num_heads * math.prod(window) ** 2 <= KEPT_BYTES
-        kept = None
+            return self._bias_table(window)
         if self._kept_bias is not None:
-            kept_window, kept_weights, kept_bias = self._kept_bias
+            kept_window, kept_weights, kept = self._kept_bias
             if kept_window == window and all(map(_same, kept_weights, weights)):
-                kept = kept_bias
-        if kept is None:
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._bias_table(window)
-                kept = spread_over_slots(kept) if spread else kept
-            self._kept_bias = (window, [w.detach().clone() for w in weights], kept)
-        return kept if spread else spread_over_slots(kept)
+                return kept
+        with torch.inference_mode(False), torch.no_grad():
+            kept = self._bias_table(window)
+        self._kept_bias = (window, [w.detach().clone() for w in weights], kept)
+        return kept
 
     def _bias_table(self, window: tuple[int, int]) -> Tensor:
-        """The bias of every offset, ``(nH, 2 Wh - 1, 2 Ww - 1)``."""
         first, _, last = self.cpb_mlp
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, for a table that costs next to nothing.
         dtype = torch.promote_types(first.weight.dtype, torch.float32)
@@ -182,37 +133,38 @@ class WindowAttention(nn.Module):
         qkv_bias = None
         if self.q_bias is not None:
             qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        qkv = qkv.view(G, N, 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # 3 x (G, nH, N, d)
+        qkv = linear(x, self.qkv.weight, qkv_bias).view(G, N, 3, self.num_heads, C // self.num_heads)
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        q = (unit_vectors(q) * scale).to(v.dtype)
-        k = unit_vectors(k).to(v.dtype)
-
-        bias = self.position_bias(window).to(v.dtype)
+        bias = self.position_bias(window)
         dropout = self.attn_drop_rate if self.training else 0.0
-        chunk = windows_at_a_time(self.attn_chunk, self.num_heads, N, q.element_size())
-        pieces = [(size, group.mask) for group in groups for size in _pieces(group.stop - group.start, chunk)]
-        sizes = [size for size, _ in pieces]
-        again = chunk is not None and _trains(bias)  # the fused kernels keep no logits
-        parts = []
-        # Splitting instead of slicing: the gradient of a slice is as large as what it was cut from.
-        for q_, k_, v_, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True):
-            if again:
-                part = checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False,
-                                  preserve_rng_state=dropout > 0)
-            else:
-                part = attend(q_, k_, v_, bias, mask, dropout)
-            parts.append(part)
-        x = parts[0] if len(parts) == 1 else torch.cat(parts)        # (G, nH, N, d)
-        x = x.transpose(1, 2).reshape(G, N, C)
-        return self.proj_drop(self.proj(x))
+        if dropout or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            x = _written_out(qkv, scale, bias, groups, self.attn_chunk, dropout)
+        else:
+            x = cosine_attention(qkv, scale, bias, groups, self.attn_chunk)
+        return self.proj_drop(linear(x.reshape(G, N, C), self.proj.weight, self.proj.bias))
 
 
-def _pieces(windows: int, chunk: int | None) -> list[int]:
-    """Cut a number of windows into chunks of nearly equal size."""
-    count = 1 if chunk is None else -(-windows // chunk)
-    return [windows * (i + 1) // count - windows * i // count for i in range(count)]
+def _written_out(
+    qkv: Tensor, scale: Tensor, bias: Tensor, groups: tuple[WindowGroup, ...], attn_chunk: int | str | None,
+    dropout: float,
+) -> Tensor:
+    """As :func:`cosine_attention`, in operations that a compiler can fuse, and with dropout."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # 3 x (G, nH, N, d)
+    q = (unit_vectors(q) * scale).to(v.dtype)
+    k = unit_vectors(k).to(v.dtype)
+    bias = spread_over_slots(bias).to(v.dtype)
+    chunk = None if attn_chunk is None else at_a_time(attn_chunk, *q.shape[1:3], on_cpu=False)[0]
+    pieces = [(piece.stop - piece.start, group.mask)
+              for group in groups for piece in cut(group.start, group.stop, chunk)]
+    sizes = [size for size, _ in pieces]
+    parts = []
+    # Splitting instead of slicing: the gradient of a slice is as large as what it was cut from.
+    for q_, k_, v_, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True):
+        if chunk is None:
+            parts.append(attend(q_, k_, v_, bias, mask, dropout))
+        else:
+            parts.append(checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False))
+    return torch.cat(parts).transpose(1, 2)                      # (G, N, nH, d)
 
 
 def _same(kept: Tensor, weight: Tensor) -> bool:

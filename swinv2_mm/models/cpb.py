@@ -35,7 +35,7 @@ def log_spaced_coords(
         return torch.stack(coords, dim=-1).to(device=device, dtype=dtype)
 
 
-def spread_over_slots(table: Tensor) -> Tensor:
+def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) -> Tensor:
     """Turn a bias per offset into a bias per pair of slots.
 
     Entry ``[h, q, k]`` of the result is the table's entry for the offset ``position(q) - position(k)``. Overlapping
@@ -43,12 +43,14 @@ def spread_over_slots(table: Tensor) -> Tensor:
 
     Args:
         table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)``, ordered as :func:`log_spaced_coords`.
+        first, last: The queries that are wanted, whole rows of slots: both multiples of ``Ww``.
 
     Returns:
-        ``(nH, N, N)`` with ``N = Wh * Ww``.
+        ``(nH, last - first, N)`` with ``N = Wh * Ww``.
     """
     nH, Wh, Ww = table.shape[0], (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
-    x = table.flip(1, 2)
-    x = x.unfold(1, Wh, 1).unfold(2, Ww, 1)  # (nH, Wh, Ww, Wh, Ww): queries from last to first, then keys
+    top, bottom = first // Ww, Wh if last is None else last // Ww
+    x = table[:, top:bottom + Wh - 1].flip(1, 2)
+    x = x.unfold(1, Wh, 1).unfold(2, Ww, 1)  # (nH, bottom - top, Ww, Wh, Ww): queries from last to first, then keys
     x = x.flip(1, 2)
-    return x.reshape(nH, Wh * Ww, Wh * Ww)
+    return x.reshape(nH, (bottom - top) * Ww, Wh * Ww)

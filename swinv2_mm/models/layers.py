@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_mm.models.tokenwise import linear, mlp
+
 
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU between; features in the last dimension."""
@@ -18,7 +20,9 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        if self.training and self.drop.p:
+            return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
 
 
 class DropPath(nn.Module):
@@ -28,12 +32,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """``x`` plus the branch, both ``(B, ...)``."""
         if not self.training or self.drop_prob == 0.0:
-            return x
+            return x + branch
         keep = 1.0 - self.drop_prob
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        scale = branch.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+        return torch.addcmul(x, branch, scale) if branch.dtype == x.dtype else x + branch * scale
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'
@@ -80,7 +85,7 @@ class PatchMerging(nn.Module):
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5)                   # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
         x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)
-        return self.norm(self.reduction(x))
+        return self.norm(linear(x, self.reduction.weight))
 
 
 def init_linear(module: nn.Module) -> None:

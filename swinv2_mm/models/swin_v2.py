@@ -13,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
+from swinv2_mm.models.tokenwise import in_pieces, tokens_at_a_time
 from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
+    WindowLayout,
     effective_window,
     fit_window,
     pad_bottom_right,
@@ -76,8 +78,11 @@ class SwinTransformerV2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same shape."""
-        x = x + self.drop_path(self.norm1(self._attend(x)))
-        x = x + self.drop_path(self.norm2(self.mlp(x)))
+        if in_pieces(x) and not self.training and not torch.is_grad_enabled():
+            x = self._forward_in_pieces(x)
+        else:
+            x = self.drop_path(x, self.norm1(self._attend(x)))
+            x = self.drop_path(x, self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
 
     def window_on(self, size: Pair) -> Pair:
@@ -85,18 +90,36 @@ class SwinTransformerV2Block(nn.Module):
         window = fit_window(size, self.window_size, self.window_fit == 'balanced')
         return effective_window(size, window) if self.mask_padding else window
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _layout(self, x: Tensor) -> tuple[Tensor, WindowLayout]:
+        """The map that is cut into windows, ``(B, Hp, Wp, C)``, and how."""
         B, H, W, _ = x.shape
         window = self.window_on((H, W))
-        Hp, Wp = H, W
         if not self.mask_padding:  # zero tokens take part as real ones, so the map as padded is the map
-            rows, cols = padding_to_windows((H, W), window)
-            x = pad_bottom_right(x, rows, cols)
-            Hp, Wp = H + rows, W + cols
-        layout = window_layout(B, Hp, Wp, window, self.shifted, x.device)
-        windows = window_partition(x, layout)                         # (B * nW, N, C)
-        windows = self.attn(windows, window, layout.groups)
-        return window_reverse(windows, layout, (Hp, Wp))[:, :H, :W]   # (B, H, W, C)
+            x = pad_bottom_right(x, *padding_to_windows((H, W), window))
+        return x, window_layout(B, *x.shape[1:3], window, self.shifted, x.device)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        H, W = x.shape[1:3]
+        x, layout = self._layout(x)
+        windows = self.attn(window_partition(x, layout), layout.window, layout.groups)     # (B * nW, N, C)
+        return window_reverse(windows, layout, x.shape[1:3])[:, :H, :W]                    # (B, H, W, C)
+
+    def _forward_in_pieces(self, x: Tensor) -> Tensor:
+        """The two branches on pieces of the map that stay in a CPU's cache from the first product to the sum."""
+        B, H, W, C = x.shape
+        x, layout = self._layout(x)
+        tokens = x.reshape(-1, C)
+        out = tokens.clone()
+        N = layout.window[0] * layout.window[1]
+        windows = max(tokens_at_a_time(4 * C, x.element_size()) // N, 8)
+        for gather, pads, groups in layout.pieces(windows):
+            piece = tokens.index_select(0, gather).view(-1, N, C)
+            branch = self.norm1(self.attn(piece, layout.window, groups)).view(-1, C)
+            out.index_add_(0, gather, branch.to(out.dtype).index_fill_(0, pads, 0))
+        out = out.view(x.shape)[:, :H, :W].reshape(-1, C)
+        for piece in out.split(tokens_at_a_time(self.mlp.fc1.out_features, x.element_size())):
+            piece += self.norm2(self.mlp(piece))
+        return out.view(B, H, W, C)
 
 
 class SwinTransformerV2Stage(nn.Module):

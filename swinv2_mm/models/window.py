@@ -7,7 +7,7 @@ the pad, roll and partition copies and their inverses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +51,16 @@ class WindowLayout:
     scatter: Tensor
     pads: Tensor
     groups: tuple[WindowGroup, ...]
+
+    def pieces(self, windows: int) -> Iterator[tuple[Tensor, Tensor, tuple[WindowGroup, ...]]]:
+        """Cut the layout after every so many windows: ``gather``, ``pads`` and ``groups`` of each piece."""
+        N = self.window[0] * self.window[1]
+        for start in range(0, self.groups[-1].stop, windows):
+            stop = min(start + windows, self.groups[-1].stop)
+            pads = self.pads[(self.pads >= start * N) & (self.pads < stop * N)] - start * N
+            groups = tuple(WindowGroup(max(group.start, start) - start, min(group.stop, stop) - start, group.mask)
+                           for group in self.groups if group.start < stop and group.stop > start)
+            yield self.gather[start * N:stop * N], pads, groups
 
 
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models import attention
-from swinv2_mm.models.attention import windows_at_a_time
+from swinv2_mm.models import cosine_attention
+from swinv2_mm.models.cosine_attention import at_a_time
 
 ARCH = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4)
 
@@ -98,22 +98,22 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch, randomize):
     """Prevents: a chunk that is only computed, while the logits of all are kept for the backward pass."""
     model = randomize(SwinTransformerV2(**ARCH, attn_chunk=2))
     windows, kept = [], []
-    attend = attention.attend
+    probabilities = cosine_attention._probabilities
 
     def count(q, *rest):
         windows.append(len(q))
-        return attend(q, *rest)
+        return probabilities(q, *rest)
 
     def keep(tensor):
         kept.append(tuple(tensor.shape))
         return tensor
 
-    monkeypatch.setattr(attention, 'attend', count)
+    monkeypatch.setattr(cosine_attention, '_probabilities', count)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         maps = model(torch.rand(1, 3, 72, 72))
     forward = len(windows)
     assert max(windows) == 2
-    assert not [shape for shape in kept if len(shape) == 4 and shape[-1] == shape[-2] == 16]
+    assert not [shape for shape in kept if len(shape) >= 3 and shape[-1] == shape[-2] == 16]
     sum(f.sum() for f in maps).backward()
     assert len(windows) == 2 * forward
 
@@ -129,17 +129,22 @@ def test_frozen_or_wrong_settings():
 
 
 def test_the_automatic_chunk_stays_within_its_budget():
-    """Prevents: one window at a time where many fit, or a chunk beyond the budget."""
-    for heads, N, itemsize in ((3, 64, 4), (24, 1024, 4), (3, 2304, 2), (64, 4096, 4)):
-        chunk = windows_at_a_time('auto', heads, N, itemsize)
-        one = heads * N * N * itemsize
-        assert chunk == 1 or chunk * one <= attention.CHUNK_BYTES < (chunk + 1) * one
-    assert windows_at_a_time(None, 3, 64, 4) is None
-    assert windows_at_a_time(5, 3, 64, 4) == 5
+    """Prevents: one window at a time where many fit, or logits beyond the budget."""
+    for on_cpu, budget in ((True, cosine_attention.CACHE_BYTES), (False, cosine_attention.CHUNK_BYTES)):
+        for num_heads, N in ((3, 64), (24, 1024), (3, 2304), (64, 4096)):
+            windows, heads = at_a_time('auto', num_heads, N, on_cpu)
+            one = 4 * N * N
+            assert 1 <= heads <= num_heads and windows >= 1
+            assert windows * heads * one <= budget or windows == heads == 1
+            assert (windows + 1) * num_heads * one > budget
+            assert heads == num_heads or (heads + 1) * one > budget
+    assert at_a_time(None, 3, 64, on_cpu=False) == (None, 3)
+    assert at_a_time(5, 3, 64, on_cpu=False) == (5, 3) == at_a_time(5, 3, 64, on_cpu=True)
+    assert at_a_time(None, 3, 64, on_cpu=True) == at_a_time('auto', 3, 64, on_cpu=True)
 
 
-def test_what_evaluation_keeps_is_small_and_given_back(monkeypatch, randomize):
-    """Up to a size the bias itself, above it the table, nothing in training; the features are the same.
+def test_what_evaluation_keeps_is_small_and_given_back(randomize):
+    """The table of offsets, nothing in training; the features are the same.
 
     Prevents: gigabytes of biases beside a training that has validated once.
     """
@@ -148,11 +153,8 @@ def test_what_evaluation_keeps_is_small_and_given_back(monkeypatch, randomize):
     attn = model.stages[0].blocks[0].attn
     with torch.no_grad():
         first = model(x)
-        assert attn._kept_bias[2].shape == (2, 16, 16)
-        monkeypatch.setattr(attention, 'KEPT_BYTES', 2 * 16 * 16 * 4 - 1)
-        model.train().eval()
+        assert attn._kept_bias[2].shape == (2, 7, 7)
+        again = model(x)
+        model.train()
         assert attn._kept_bias is None
-        for _ in range(2):
-            again = model(x)
-            assert attn._kept_bias[2].shape == (2, 7, 7)
-            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -302,7 +302,7 @@ def test_drop_path_grows_linearly_over_depth():
 def test_drop_path_keeps_the_expectation():
     """A branch is dropped per sample as a whole and scaled by 1 / keep. Prevents: dropping pixels, or a biased mean."""
     block = build(drop_path_rate=0.25).stages[-1].blocks[-1]
-    y = block.drop_path(torch.ones(4000, 2, 2, 1)).flatten(1)
+    y = block.drop_path(torch.ones(4000, 2, 2, 1), torch.ones(4000, 2, 2, 1)).flatten(1) - 1
     assert torch.equal(y, y[:, :1].expand(-1, 4))
     assert y[:, 0].unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert y.mean().item() == pytest.approx(1, abs=0.05)

@@ -1,0 +1,277 @@
+"""Time and memory of SwinV2 backbones, ours against every peer that imports, side by side.
+
+    python benchmarks/backbone.py --json benchmarks/results/backbone.json --plot benchmarks/results/backbone.png
+
+All backbones of a case are built, warmed up, and then take turns (A B C A B C ...), so that a machine that slows down
+slows down all of them; medians are given, and ratios to ours. Images of 800x1333 are padded to multiples of 32, as
+MMDetection pads a batch. A training step is forward, a loss over all maps, and backward. Peak memory is that of one
+call in a process of its own, above the built model: resident memory on a CPU, allocated memory on a GPU.
+
+The floor is the time of the matrix products alone, each repeated in the better of two ways on data at hand, and beside
+it the bytes of activations that one reading and writing of every block's map moves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peers import PEERS, about, available, build
+
+GIB = 2**30
+SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)
+Case = dict[str, Any]
+
+
+def images_of(case: Case) -> torch.Tensor:
+    H, W = (-(-int(side) // 32) * 32 for side in case['size'].split('x'))
+    return torch.rand(case['batch'], 3, H, W, device=case['device'])
+
+
+def backbone(name: str, case: Case) -> Callable[[torch.Tensor], None]:
+    """One call of a backbone as the case wants it."""
+    torch.manual_seed(0)
+    images = images_of(case)
+    model = build(name, case['arch'], tuple(images.shape[2:]), case['window']).to(case['device'])
+    model.train(case['mode'] == 'training')
+    call = torch.compile(model) if case['compile'] else model
+    dtype = getattr(torch, case['dtype'])
+    autocast = contextlib.nullcontext if dtype == torch.float32 else lambda: torch.autocast(case['device'], dtype)
+
+    def run(images: torch.Tensor) -> None:
+        if case['mode'] == 'training':
+            with autocast():
+                maps = call(images)
+            sum(features.float().square().mean() for features in maps).backward()
+            model.zero_grad(set_to_none=True)
+        else:
+            with torch.inference_mode(), autocast():
+                call(images)
+
+    return run
+
+
+def wait(case: Case) -> None:
+    if case['device'] == 'cuda':
+        torch.cuda.synchronize()
+
+
+def take_turns(names: list[str], case: Case, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds of each call of each backbone, and why those failed that did."""
+    images, runs, failed = images_of(case), {}, {}
+    for name in names:
+        try:
+            runs[name] = backbone(name, case)
+            runs[name](images)
+        except Exception as error:  # a peer that cannot take a size, or out of memory: the others go on
+            runs.pop(name, None)
+            failed[name] = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+    seconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            wait(case)
+            start = time.perf_counter()
+            run(images)
+            wait(case)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds, failed
+
+
+def peak(name: str, case: Case, microsoft: str | None) -> float | None:
+    """GiB that one call takes above the built model, measured in a process of its own; None if it fails."""
+    command = [sys.executable, __file__, '--child', name, json.dumps(case)]
+    child = subprocess.run(command + (['--microsoft', microsoft] if microsoft else []), stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL, text=True)
+    return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else None
+
+
+def peak_in_this_process(name: str, case: Case) -> float:
+    run, images = backbone(name, case), images_of(case)
+    if case['device'] == 'cuda':
+        run(images)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(images)
+        return (torch.cuda.max_memory_allocated() - before) / GIB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(images)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / GIB
+
+
+def products(case: Case) -> tuple[list[tuple[int, int, int, int]], int]:
+    """The matrix products ``(count, M, K, N)`` of a forward pass, and the numbers in all maps read and written."""
+    model = build('ours', case['arch'], (32, 32), case['window'])
+    size = images_of(case).shape[2:]
+    counts, moved = [], 0
+    for stage, C, ((H, W), window), cost in zip(
+            model.stages, model.num_features, model.windows_on(size), model.padding_cost(size), strict=True):
+        tokens, padded = case['batch'] * H * W, round(case['batch'] * H * W * cost)
+        N, depth = window[0] * window[1], len(stage.blocks)
+        counts += [(depth, padded, C, 3 * C), (depth, padded, C, C), (depth, tokens, C, 4 * C),
+                   (depth, tokens, 4 * C, C), (depth * padded // N * (C // 32), N, 32, N),
+                   (depth * padded // N * (C // 32), N, N, 32)]
+        moved += 2 * depth * tokens * C
+    return counts, moved
+
+
+def floor(case: Case) -> dict[str, float]:
+    """Seconds of the products alone (thrice for a training step), and GiB of the maps that must move."""
+    dtype, total = getattr(torch, case['dtype']), 0.0
+    counts, moved = products(case)
+    with torch.inference_mode():
+        for count, M, K, N in counts:
+            rows = min(M, 4096)
+            batch = min(count, 16) if M == N or K == M else 1     # attention's many small products
+            x = torch.rand(batch, rows, K, device=case['device'], dtype=dtype)
+            w = torch.rand(batch, N, K, device=case['device'], dtype=dtype)
+            ways = [lambda x=x, w=w: torch.bmm(x, w.transpose(1, 2))]
+            if batch == 1 and case['device'] == 'cpu':
+                ways.append(lambda x=x, w=w: F.conv2d(x[None].permute(0, 3, 1, 2), w[0, :, :, None, None]))
+            times = []
+            for way in ways:
+                taken = []
+                for _ in range(5):
+                    wait(case)
+                    start = time.perf_counter()
+                    way()
+                    wait(case)
+                    taken.append(time.perf_counter() - start)
+                times.append(min(taken))
+            total += min(times) / (batch * rows) * count * M
+    passes = 3 if case['mode'] == 'training' else 1
+    return dict(seconds=passes * total, gib=passes * moved * x.element_size() / GIB)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Every case, with what is left to do on stderr."""
+    names = ['ours', *(args.peers if args.peers is not None else available(args.microsoft))]
+    cases = [dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, compile=args.compile, device=args.device)
+             for a, s, b, w, m, d in itertools.product(
+                 args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes)]
+    rows, start = [], time.monotonic()
+    for done, case in enumerate(cases):
+        left = f', about {(time.monotonic() - start) / done * (len(cases) - done) / 60:.0f} min left' if done else ''
+        print(f'{done}/{len(cases)}{left}; now {title(case)}', file=sys.stderr, flush=True)
+        seconds, failed = take_turns(names, case, args.rounds)
+        row = dict(case, seconds=seconds, failed=failed, floor=floor(case))
+        if not args.no_memory:
+            row['gib'] = {name: peak(name, case, args.microsoft) for name in seconds}
+        rows.append(row)
+    return dict(about=about([name for name in names if name != 'ours']), rows=rows)
+
+
+def title(case: Case) -> str:
+    return (f'{case["arch"]} w{case["window"]} {case["batch"]}x{case["size"]} {case["dtype"]} {case["mode"]}'
+            + (' compiled' if case['compile'] else ''))
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report: seconds of ours, ratios of the others to it, peaks."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in report['rows'] for name in (*row['seconds'], *row['failed'])))
+    peers = [name for name in names if name != 'ours']
+    table = Table(box=box.SIMPLE_HEAD, title='Median seconds (peak GiB); for peers as multiples of ours',
+                  title_justify='left')
+    for column in ('', 'ours', *peers, 'best peer', 'products alone', 'maps'):
+        table.add_column(column, justify='left' if not column else 'right')
+    for row in report['rows']:
+        medians = {name: statistics.median(taken) for name, taken in row['seconds'].items()}
+        gib, ours, cells = row.get('gib') or {}, medians.get('ours'), []
+        for name in names:
+            if name not in medians:
+                cells.append('fails')
+            elif name == 'ours' or not ours:
+                cells.append(f'{medians[name]:.3f}' + (f' ({gib[name]:.2f})' if gib.get(name) else ''))
+            else:
+                more = f' ({gib[name] / gib["ours"]:.2f}x)' if gib.get(name) and gib.get('ours') else ''
+                cells.append(f'{medians[name] / ours:.2f}x{more}')
+        others = [medians[name] for name in peers if name in medians]
+        best = f'{min(others) / ours:.2f}x' if others and ours else ''
+        table.add_row(title(row), *cells, best, f'{row["floor"]["seconds"]:.3f}', f'{row["floor"]["gib"]:.2f} GiB')
+    console = Console(highlight=False)
+    console.width = max(console.width, 140)
+    console.print(table)
+    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
+    console.print(report['command'])
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Speed of the peers and of the products alone, relative to ours."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in report['rows'] if 'ours' in row['seconds']]
+    names = list(dict.fromkeys(name for row in rows for name in row['seconds']))
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.16 * len(rows) * (len(names) + 1)))
+    height = 0.85 / (len(names) + 1)
+    for i, name in enumerate([*names, 'products alone']):
+        values = []
+        for row in rows:
+            ours = statistics.median(row['seconds']['ours'])
+            taken = [row['floor']['seconds']] if name == 'products alone' else row['seconds'].get(name)
+            values.append(statistics.median(taken) / ours if taken else 0)
+        axis.barh([j + i * height for j in range(len(rows))], values, height, label=name,
+                  color='0.8' if name == 'products alone' else f'C{i}')
+    axis.set_yticks([j + 0.4 for j in range(len(rows))], [title(row) for row in rows], fontsize=7)
+    axis.invert_yaxis()
+    axis.axvline(1, color='black', linewidth=0.6)
+    axis.set_xlabel('time relative to ours: shorter is faster')
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', nargs='+', default=['tiny'], choices=['tiny', 'small', 'base'], help='sizes')
+    parser.add_argument('--windows', type=int, nargs='+', default=[8, 16, 24], help='windows in tokens')
+    parser.add_argument('--sizes', nargs='+', default=['800x1333', '1024x1024', '512x512'], metavar='HxW')
+    parser.add_argument('--batches', type=int, nargs='+', default=[1], help='images at a time; 1, 2 and 8 are usual')
+    parser.add_argument('--modes', nargs='+', default=['inference', 'training'], choices=['inference', 'training'])
+    parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'],
+                        choices=['float32', 'bfloat16', 'float16'], help='float32, or autocast')
+    parser.add_argument('--compile', action='store_true', help='torch.compile all of them')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--rounds', type=int, default=5, help='turns that each takes; default 5')
+    parser.add_argument('--peers', nargs='*', choices=list(PEERS), help='default: all that import')
+    parser.add_argument('--microsoft', metavar='DIR', help="a checkout of Microsoft's Swin-Transformer")
+    parser.add_argument('--no-memory', action='store_true', help='measure times only')
+    parser.add_argument('--short', action='store_true', help='the form of make bench: a minute or two')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
+    parser.add_argument('--plot', metavar='FILE', help='draw them into this file')
+    parser.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        if args.microsoft:
+            sys.path.insert(0, args.microsoft)
+        print(json.dumps(peak_in_this_process(args.child[0], json.loads(args.child[1]))))
+        return
+    if args.short:
+        vars(args).update(SHORT)
+    report = dict(command=' '.join(['python', 'benchmarks/backbone.py', *sys.argv[1:]]), **measure(args))
+    show(report)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+    if args.plot:
+        plot(report, Path(args.plot))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,197 @@
+"""Cosine attention inside windows, window by window: no more than a few windows' logits exist at a time.
+
+The fused kernels of torch give no gradient to the bias, and what torch falls back on for that keeps the logits of all
+windows; so the backward pass is written here. It keeps nothing but its inputs, and computes the probabilities of a few
+windows again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2_mm.models.cpb import spread_over_slots
+from swinv2_mm.models.window import WindowGroup
+
+# Below this length a vector has no direction that its rounding errors would leave standing.
+MIN_NORM = 1e-6
+# What the bias of the queries that are computed at a time may take: all of a window's, up to 16 heads of window 32.
+BIAS_BYTES = 64 * 2**20
+# What the logits of the windows that are computed at a time may take with attn_chunk='auto'. A step keeps about four
+# such tensors at its peak; beyond some tens of megabytes larger ones are no faster.
+CHUNK_BYTES = 64 * 2**20
+# The same on a CPU, whose cache they are not to leave: measured with 1 MiB of second-level cache per core.
+CACHE_BYTES = 2 * 2**20
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Scale the last dimension to length 1; vectors shorter than ``MIN_NORM`` become zero, with zero gradient.
+
+    Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that an all-zero token
+    gives NaN forward, or a gradient of 0 * inf backward.
+    """
+    return x * _inverse_norm(x)
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
+
+
+def cosine_attention(
+    qkv: Tensor, scale: Tensor, bias: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
+) -> Tensor:
+    """``softmax(scale * cos(q, k) + bias) v`` (paper, equation 2); not differentiable twice.
+
+    Args:
+        qkv: Queries, keys and values of each window's slots, ``(G, N, 3, nH, d)``.
+        scale: ``(nH, 1, 1)``.
+        bias: Per offset, ``(nH, 2 Wh - 1, 2 Ww - 1)`` with ``N = Wh * Ww``.
+        groups: Which windows share which mask; they cover all ``G``, in order.
+        attn_chunk: See :func:`at_a_time`.
+
+    Returns:
+        ``(G, N, nH, d)``.
+    """
+    return _CosineAttention.apply(qkv, scale, bias, groups, attn_chunk)
+
+
+def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool) -> tuple[int | None, int]:
+    """How many windows, and how many of their heads, are computed together; None for all windows.
+
+    Args:
+        attn_chunk: So many windows at most; ``'auto'``: as many as have logits of :data:`CHUNK_BYTES`; None: all. A CPU
+            never takes more than have logits of :data:`CACHE_BYTES`.
+        num_heads: Heads.
+        N: Slots of a window.
+        on_cpu: Whether a CPU computes.
+    """
+    if attn_chunk != 'auto' and not on_cpu:
+        return attn_chunk, num_heads
+    matrices = max(1, (CACHE_BYTES if on_cpu else CHUNK_BYTES) // (4 * N * N))
+    windows = max(1, matrices // num_heads)
+    return windows if attn_chunk in ('auto', None) else min(windows, attn_chunk), min(matrices, num_heads)
+
+
+class _CosineAttention(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
+        ctx.save_for_backward(qkv, scale, table)
+        ctx.groups, ctx.attn_chunk = groups, attn_chunk
+        G, N, _, nH, d = qkv.shape
+        out = qkv.new_empty(G, N, nH, d)
+        for first, last in _queries_at_a_time(table):
+            rows = spread_over_slots(table, first, last)
+            for windows, heads, bias in _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first):
+                q, k, v = _by_heads(qkv[windows, :, :, heads])
+                q = (unit_vectors(q[:, :, first:last]) * scale[heads]).to(v.dtype)
+                k = unit_vectors(k).to(v.dtype)
+                if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
+                    o = _probabilities(q, k, bias).to(v.dtype) @ v
+                else:
+                    o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(v.dtype), scale=1.0)
+                out[windows, first:last, heads] = o.transpose(1, 2)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        qkv, scale, table = ctx.saved_tensors
+        G, N, _, nH, d = qkv.shape
+        exact = torch.promote_types(qkv.dtype, torch.float32)
+        qkv_grad = torch.empty_like(qkv)
+        scale_grad = torch.zeros_like(scale, dtype=exact)
+        table_grad = torch.zeros_like(table)
+        parts = list(_queries_at_a_time(table))
+        sums = None  # of the gradients of keys and values over the parts, if there are several
+        if len(parts) > 1:
+            sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device)
+        for first, last in parts:
+            with torch.enable_grad():
+                leaf = table.detach().requires_grad_()
+                spread = spread_over_slots(leaf, first, last)
+            rows = spread.detach()
+            rows_grad = torch.zeros_like(rows)
+            for windows, heads, bias in _pieces(ctx.groups, at_a_time(ctx.attn_chunk, nH, N, qkv.is_cpu), rows, first):
+                q, k, v = _by_heads(qkv[windows, :, :, heads])
+                q = q[:, :, first:last]
+                o_grad = grad[windows, first:last, heads].transpose(1, 2).contiguous()    # (n, nH, r, d)
+                unit_q, unit_k = unit_vectors(q), unit_vectors(k)
+                scaled_q, low_k = (unit_q * scale[heads]).to(v.dtype), unit_k.to(v.dtype)
+                probs = _probabilities(scaled_q, low_k, bias)
+                logits_grad = (o_grad @ v.transpose(-2, -1)).to(exact)
+                logits_grad = torch._softmax_backward_data(logits_grad, probs, -1, exact)
+                rows_grad[heads] += logits_grad.sum(0)
+                probs, logits_grad = probs.to(v.dtype), logits_grad.to(v.dtype)
+                v_grad = probs.transpose(-2, -1) @ o_grad
+                k_grad = logits_grad.transpose(-2, -1) @ scaled_q
+                q_grad = logits_grad @ low_k                                               # of scaled_q
+                scale_grad[heads] += (q_grad * unit_q).sum((0, 2, 3))[:, None, None]
+                qkv_grad[windows, first:last, 0, heads] = _through_unit(
+                    q, unit_q, q_grad * scale[heads]).transpose(1, 2)
+                if sums is None:
+                    qkv_grad[windows, :, 1, heads] = _through_unit(k, unit_k, k_grad).transpose(1, 2)
+                    qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
+                else:
+                    sums[0, windows, heads] += k_grad
+                    sums[1, windows, heads] += v_grad
+            table_grad += torch.autograd.grad(spread, leaf, rows_grad)[0]
+        if sums is not None:
+            k = qkv[:, :, 1].transpose(1, 2)
+            qkv_grad[:, :, 1] = _through_unit(k, unit_vectors(k), sums[0]).transpose(1, 2)
+            qkv_grad[:, :, 2] = sums[1].transpose(1, 2)
+        return qkv_grad, scale_grad.to(scale.dtype), table_grad, None, None
+
+
+def _by_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(n, N, 3, nH, d)`` to three times ``(n, nH, N, d)``."""
+    return qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """``softmax(q k^T + bias)``, ``(n, nH, r, N)``, in the bias' type: float32 at least."""
+    logits = (q @ k.transpose(-2, -1)).to(bias.dtype)
+    logits += bias
+    return torch.softmax(logits, dim=-1, out=logits)
+
+
+def _through_unit(x: Tensor, unit: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of ``x`` from that of ``unit = unit_vectors(x)``."""
+    return (grad - unit * (unit * grad).sum(-1, keepdim=True)) * _inverse_norm(x)
+
+
+def _queries_at_a_time(table: Tensor) -> Iterator[tuple[int, int]]:
+    """Cut the queries of a window into parts whose bias takes at most :data:`BIAS_BYTES`, by whole rows of slots."""
+    nH, Wh, Ww = len(table), (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+    one = nH * Ww * Wh * Ww * table.element_size()
+    count = min(Wh, -(-Wh * one // BIAS_BYTES))
+    for i in range(count):
+        yield Wh * i // count * Ww, Wh * (i + 1) // count * Ww
+
+
+def _pieces(
+    groups: Sequence[WindowGroup], at_a_time: tuple[int | None, int], rows: Tensor, first: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Windows and heads to compute together, with the bias of their queries, ``(heads, r, N)``: -inf where masked."""
+    windows, heads = at_a_time
+    for group in groups:
+        bias = rows
+        if group.mask is not None:
+            bias = rows.masked_fill(~group.mask[first:first + rows.shape[1]], -math.inf)
+        for some in cut(group.start, group.stop, windows):
+            for which in cut(0, len(rows), heads):
+                yield some, which, bias[which]
+
+
+def cut(start: int, stop: int, at_a_time: int | None) -> Iterator[slice]:
+    """Nearly equal slices of a range, none longer than ``at_a_time``."""
+    size = stop - start
+    count = 1 if at_a_time is None else -(-size // at_a_time)
+    for i in range(count):
+        yield slice(start + size * i // count, start + size * (i + 1) // count)

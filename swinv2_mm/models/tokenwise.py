@@ -1,0 +1,187 @@
+"""Linear layers and the MLP, which treat every token alike, in the form that a CPU computes fast.
+
+A CPU works on pieces of the tokens that stay in its cache: whole intermediate tensors (the MLP's hidden layer above
+all) would go out to memory and back, and memory that is new costs more than what is computed in it. Everywhere else,
+and where a graph is being recorded, the formula is computed as it is written.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# The largest intermediate of a piece: 2 to 8 MiB are alike where they were measured, with 1 MiB of second-level cache
+# per core.
+PIECE_BYTES = 4 * 2**20
+# Below this many tokens a matrix product is slower per token.
+MIN_TOKENS = 1024
+# oneDNN sums over up to 1024 channels in one chain of float32 additions, MKL over some 200: rounding errors are 2.3
+# times as large. Up to this many, 1.4 times.
+MAX_CHAIN = 384
+
+
+def in_pieces(x: Tensor) -> bool:
+    """Whether to compute on pieces of ``x``: on a CPU, unless a compiler or a tracer records what is done."""
+    return x.is_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def tokens_at_a_time(channels: int, itemsize: int) -> int:
+    """How many tokens a piece has whose widest intermediate has so many channels of ``itemsize`` bytes."""
+    return max(MIN_TOKENS, PIECE_BYTES // (channels * itemsize))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of ``(..., C)``; on a CPU not differentiable twice."""
+    if not in_pieces(x):
+        return F.linear(x, weight, bias)
+    x, weight, bias = _cast(x, weight, bias)
+    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """``linear(gelu(linear(x, w1, b1)), w2, b2)`` of ``(..., C)``; on a CPU not differentiable twice.
+
+    For the backward pass the hidden layer is kept as it is before the GELU, which is computed again.
+    """
+    if not in_pieces(x):
+        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+    x, w1, b1, w2, b2 = _cast(x, w1, b1, w2, b2)
+    return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2).view(*x.shape[:-1], len(w2))
+
+
+def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """To the type in which autocast computes linear layers."""
+    if not torch.is_autocast_enabled('cpu') or tensors[0].dtype == torch.float64:
+        return list(tensors)
+    dtype = torch.get_autocast_dtype('cpu')
+    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+
+
+class _Linear(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        n = tokens_at_a_time(max(weight.shape), x.element_size())
+        if len(x) <= n:
+            return _product(x, weight, bias)
+        out = x.new_empty(len(x), len(weight))
+        for rows, result in zip(x.split(n), out.split(n), strict=True):
+            result.copy_(_product(rows, weight, bias))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        sums = _Sums(weight, ctx.needs_input_grad[1:])
+        x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        n = tokens_at_a_time(max(weight.shape), x.element_size())
+        for start in range(0, len(x), n):
+            piece = slice(start, start + n)
+            result = sums.add(grad[piece], x[piece], x_grad is not None)
+            if x_grad is not None:
+                x_grad[piece] = result
+        return x_grad, *sums.gradients()
+
+
+class _Mlp(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        n = tokens_at_a_time(len(w1), x.element_size())
+        keep = any(ctx.needs_input_grad)
+        if len(x) <= n and not keep:
+            return _product(F.gelu(_product(x, w1, b1)), w2, b2)
+        hidden = x.new_empty(len(x), len(w1)) if keep else None
+        out = x.new_empty(len(x), len(w2))
+        for start in range(0, len(x), n):
+            piece = slice(start, start + n)
+            h = _product(x[piece], w1, b1)
+            if keep:
+                hidden[piece] = h
+            out[piece] = _product(F.gelu(h), w2, b2)
+        if keep:
+            ctx.save_for_backward(x, hidden, w1, w2)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, hidden, w1, w2 = ctx.saved_tensors
+        grad = grad.contiguous()
+        first, second = _Sums(w1, ctx.needs_input_grad[1:3]), _Sums(w2, ctx.needs_input_grad[3:5])
+        x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        n = tokens_at_a_time(len(w1), x.element_size())
+        for start in range(0, len(x), n):
+            piece = slice(start, start + n)
+            h = hidden[piece]
+            h_grad = torch.ops.aten.gelu_backward(second.add(grad[piece], F.gelu(h), True), h)
+            result = first.add(h_grad, x[piece], x_grad is not None)
+            if x_grad is not None:
+                x_grad[piece] = result
+        return x_grad, *first.gradients(), *second.gradients()
+
+
+class _Sums:
+    """The gradients of a linear layer's weight and bias, summed over pieces in float32 at least."""
+
+    def __init__(self, weight: Tensor, wanted: tuple[bool, ...]) -> None:
+        self.weight, self.wanted = weight, wanted
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.sums = [torch.zeros(weight.shape[:dims], dtype=dtype) if wants else None
+                     for dims, wants in zip((2, 1), wanted, strict=True)]
+
+    def add(self, grad: Tensor, x: Tensor, wants_input: bool) -> Tensor | None:
+        """Add what a piece ``x`` of the input gives; return the gradient of that piece."""
+        x_grad, *found = _product_backward(grad, x, self.weight, (wants_input, *self.wanted))
+        for total, part in zip(self.sums, found, strict=True):
+            if total is not None:
+                total += part
+        return x_grad
+
+    def gradients(self) -> list[Tensor | None]:
+        return [None if total is None else total.to(self.weight.dtype) for total in self.sums]
+
+
+@lru_cache(maxsize=1)
+def _convolves() -> bool:
+    """Whether float32 products go through oneDNN's convolution instead of MKL, which uses AVX-512 on Intel only."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """``(M, C)`` as an image of ``M`` pixels, ``(1, C, 1, M)`` in channels-last order."""
+    return x[None, None].permute(0, 3, 1, 2)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
+    if x.dtype != torch.float32 or not _convolves():
+        return F.linear(x, weight, bias)
+    count = -(-x.shape[1] // MAX_CHAIN)
+    channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
+    y = None
+    for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
+        part = F.conv2d(_as_image(some), w[:, :, None, None], bias if y is None else None)   # (1, D, 1, M)
+        y = part if y is None else y.add_(part)
+    return y.permute(0, 2, 3, 1).reshape(len(x), len(weight))
+
+
+def _product_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of ``x``, ``weight`` and ``bias``, those that are wanted."""
+    if x.dtype == torch.float32 and _convolves():
+        found = torch.ops.aten.convolution_backward(
+            _as_image(grad), _as_image(x), weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False,
+            [0, 0], 1, wanted)
+        x_grad = found[0].permute(0, 2, 3, 1).reshape(x.shape) if wanted[0] else None
+        return x_grad, found[1][:, :, 0, 0] if wanted[1] else None, found[2] if wanted[2] else None
+    return (grad @ weight if wanted[0] else None, grad.t() @ x if wanted[1] else None,
+            grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)) if wanted[2] else None)
