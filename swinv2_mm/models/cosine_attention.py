@@ -35,11 +35,12 @@ def unit_vectors(x: Tensor) -> Tensor:
     Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that an all-zero token
     gives NaN forward, or a gradient of 0 * inf backward.
     """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # first: operations on mixed types are slow
     return x * _inverse_norm(x)
 
 
 def _inverse_norm(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
 
 
@@ -90,7 +91,7 @@ class _CosineAttention(torch.autograd.Function):
             rows = spread_over_slots(table, first, last)
             for windows, heads, bias in _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first):
                 q, k, v = _by_heads(qkv[windows, :, :, heads])
-                q = (unit_vectors(q[:, :, first:last]) * scale[heads]).to(v.dtype)
+                q = (unit_vectors(q[:, :, first:last]).mul_(scale[heads])).to(v.dtype)
                 k = unit_vectors(k).to(v.dtype)
                 if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
                     o = _probabilities(q, k, bias).to(v.dtype) @ v
@@ -130,11 +131,11 @@ class _CosineAttention(torch.autograd.Function):
                 rows_grad[heads] += logits_grad.sum(0)
                 probs, logits_grad = probs.to(v.dtype), logits_grad.to(v.dtype)
                 v_grad = probs.transpose(-2, -1) @ o_grad
-                k_grad = logits_grad.transpose(-2, -1) @ scaled_q
-                q_grad = logits_grad @ low_k                                               # of scaled_q
+                k_grad = (logits_grad.transpose(-2, -1) @ scaled_q).to(exact)
+                q_grad = (logits_grad @ low_k).to(exact)                                   # of scaled_q
                 scale_grad[heads] += (q_grad * unit_q).sum((0, 2, 3))[:, None, None]
-                qkv_grad[windows, first:last, 0, heads] = _through_unit(
-                    q, unit_q, q_grad * scale[heads]).transpose(1, 2)
+                q_grad = _through_unit(q, unit_q, q_grad.mul_(scale[heads]))
+                qkv_grad[windows, first:last, 0, heads] = q_grad.transpose(1, 2)
                 if sums is None:
                     qkv_grad[windows, :, 1, heads] = _through_unit(k, unit_k, k_grad).transpose(1, 2)
                     qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
@@ -143,7 +144,7 @@ class _CosineAttention(torch.autograd.Function):
                     sums[1, windows, heads] += v_grad
             table_grad += torch.autograd.grad(spread, leaf, rows_grad)[0]
         if sums is not None:
-            k = qkv[:, :, 1].transpose(1, 2)
+            k = qkv[:, :, 1].transpose(1, 2)                                               # (G, nH, N, d)
             qkv_grad[:, :, 1] = _through_unit(k, unit_vectors(k), sums[0]).transpose(1, 2)
             qkv_grad[:, :, 2] = sums[1].transpose(1, 2)
         return qkv_grad, scale_grad.to(scale.dtype), table_grad, None, None
@@ -162,8 +163,9 @@ def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
 
 
 def _through_unit(x: Tensor, unit: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of ``x`` from that of ``unit = unit_vectors(x)``."""
-    return (grad - unit * (unit * grad).sum(-1, keepdim=True)) * _inverse_norm(x)
+    """The gradient of ``x``, in its type, from that of ``unit = unit_vectors(x)``."""
+    along = (unit * grad).sum(-1, keepdim=True)
+    return torch.addcmul(grad, unit, along, value=-1).mul_(_inverse_norm(x.to(grad.dtype))).to(x.dtype)
 
 
 def _queries_at_a_time(table: Tensor) -> Iterator[tuple[int, int]]:

@@ -38,7 +38,7 @@ class DropPath(nn.Module):
             return x + branch
         keep = 1.0 - self.drop_prob
         scale = branch.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
-        return torch.addcmul(x, branch, scale) if branch.dtype == x.dtype else x + branch * scale
+        return torch.addcmul(x, branch.to(x.dtype), scale.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'

@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of ``(..., C)``; on a CPU not differentiable twice."""
     if not in_pieces(x):
         return F.linear(x, weight, bias)
-    x, weight, bias = _cast(x, weight, bias)
+    x = x.to(_compute_dtype(x))
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
@@ -49,29 +49,33 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """
     if not in_pieces(x):
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
-    x, w1, b1, w2, b2 = _cast(x, w1, b1, w2, b2)
+    x = x.to(_compute_dtype(x))
     return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2).view(*x.shape[:-1], len(w2))
 
 
-def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """To the type in which autocast computes linear layers."""
-    if not torch.is_autocast_enabled('cpu') or tensors[0].dtype == torch.float64:
-        return list(tensors)
-    dtype = torch.get_autocast_dtype('cpu')
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which linear layers compute: autocast's, if it is on."""
+    autocasts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
+    return torch.get_autocast_dtype('cpu') if autocasts else x.dtype
+
+
+def _cast(dtype: torch.dtype, *parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if parameter is None else parameter.to(dtype) for parameter in parameters]
 
 
 class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.given = weight.dtype
+        weight, bias = _cast(x.dtype, weight, bias)
         ctx.save_for_backward(x, weight)
         n = tokens_at_a_time(max(weight.shape), x.element_size())
         if len(x) <= n:
             return _product(x, weight, bias)
         out = x.new_empty(len(x), len(weight))
         for rows, result in zip(x.split(n), out.split(n), strict=True):
-            result.copy_(_product(rows, weight, bias))
+            _product(rows, weight, bias, result)
         return out
 
     @staticmethod
@@ -79,14 +83,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        sums = _Sums(weight, ctx.needs_input_grad[1:])
+        sums = _Sums(weight, ctx.given, ctx.needs_input_grad[1:])
         x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         n = tokens_at_a_time(max(weight.shape), x.element_size())
         for start in range(0, len(x), n):
             piece = slice(start, start + n)
-            result = sums.add(grad[piece], x[piece], x_grad is not None)
-            if x_grad is not None:
-                x_grad[piece] = result
+            sums.add(grad[piece], x[piece], None if x_grad is None else x_grad[piece])
         return x_grad, *sums.gradients()
 
 
@@ -94,6 +96,8 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        ctx.given = w1.dtype
+        w1, b1, w2, b2 = _cast(x.dtype, w1, b1, w2, b2)
         n = tokens_at_a_time(len(w1), x.element_size())
         keep = any(ctx.needs_input_grad)
         if len(x) <= n and not keep:
@@ -102,10 +106,8 @@ class _Mlp(torch.autograd.Function):
         out = x.new_empty(len(x), len(w2))
         for start in range(0, len(x), n):
             piece = slice(start, start + n)
-            h = _product(x[piece], w1, b1)
-            if keep:
-                hidden[piece] = h
-            out[piece] = _product(F.gelu(h), w2, b2)
+            h = _product(x[piece], w1, b1, hidden[piece] if keep else None)
+            _product(F.gelu(h), w2, b2, out[piece])
         if keep:
             ctx.save_for_backward(x, hidden, w1, w2)
         return out
@@ -115,44 +117,58 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, hidden, w1, w2 = ctx.saved_tensors
         grad = grad.contiguous()
-        first, second = _Sums(w1, ctx.needs_input_grad[1:3]), _Sums(w2, ctx.needs_input_grad[3:5])
+        first = _Sums(w1, ctx.given, ctx.needs_input_grad[1:3])
+        second = _Sums(w2, ctx.given, ctx.needs_input_grad[3:5])
         x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         n = tokens_at_a_time(len(w1), x.element_size())
         for start in range(0, len(x), n):
             piece = slice(start, start + n)
             h = hidden[piece]
-            h_grad = torch.ops.aten.gelu_backward(second.add(grad[piece], F.gelu(h), True), h)
-            result = first.add(h_grad, x[piece], x_grad is not None)
-            if x_grad is not None:
-                x_grad[piece] = result
+            h_grad = torch.ops.aten.gelu_backward(second.add(grad[piece], F.gelu(h), torch.empty_like(h)), h)
+            first.add(h_grad, x[piece], None if x_grad is None else x_grad[piece])
         return x_grad, *first.gradients(), *second.gradients()
 
 
 class _Sums:
     """The gradients of a linear layer's weight and bias, summed over pieces in float32 at least."""
 
-    def __init__(self, weight: Tensor, wanted: tuple[bool, ...]) -> None:
-        self.weight, self.wanted = weight, wanted
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.sums = [torch.zeros(weight.shape[:dims], dtype=dtype) if wants else None
-                     for dims, wants in zip((2, 1), wanted, strict=True)]
+    def __init__(self, weight: Tensor, given: torch.dtype, wanted: tuple[bool, ...]) -> None:
+        self.weight, self.given, self.wanted = weight, given, wanted  # given: the parameter's type
+        self.dtype = torch.promote_types(given, torch.float32)
+        self.sums: list[Tensor | None] = [None, None]
 
-    def add(self, grad: Tensor, x: Tensor, wants_input: bool) -> Tensor | None:
-        """Add what a piece ``x`` of the input gives; return the gradient of that piece."""
-        x_grad, *found = _product_backward(grad, x, self.weight, (wants_input, *self.wanted))
-        for total, part in zip(self.sums, found, strict=True):
-            if total is not None:
-                total += part
-        return x_grad
+    def add(self, grad: Tensor, x: Tensor, out: Tensor | None) -> Tensor | None:
+        """Add what a piece ``x`` of the input gives; write the gradient of that piece into ``out`` and return it."""
+        wanted = (out is not None, *self.wanted)
+        if _convolves(x):
+            found = torch.ops.aten.convolution_backward(
+                _as_image(grad), _as_image(x), self.weight[:, :, None, None], [len(self.weight)], [1, 1], [0, 0],
+                [1, 1], False, [0, 0], 1, wanted)
+            if out is not None:
+                out.copy_(found[0].permute(0, 2, 3, 1).view(x.shape))
+            weight_grad, bias_grad = found[1][:, :, 0, 0] if wanted[1] else None, found[2]
+        else:
+            if out is not None:
+                torch.mm(grad, self.weight, out=out)
+            weight_grad = grad.t() @ x if wanted[1] else None
+            bias_grad = grad.sum(0) if wanted[2] else None
+        for i, part in enumerate((weight_grad, bias_grad)):
+            if self.wanted[i]:
+                self.sums[i] = part.to(self.dtype) if self.sums[i] is None else self.sums[i].add_(part)
+        return out
 
     def gradients(self) -> list[Tensor | None]:
-        return [None if total is None else total.to(self.weight.dtype) for total in self.sums]
+        return [None if total is None else total.to(self.given) for total in self.sums]
 
 
 @lru_cache(maxsize=1)
-def _convolves() -> bool:
-    """Whether float32 products go through oneDNN's convolution instead of MKL, which uses AVX-512 on Intel only."""
+def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+
+
+def _convolves(x: Tensor) -> bool:
+    """Whether products with ``x`` go through oneDNN's convolution instead of MKL, which uses AVX-512 on Intel only."""
+    return x.dtype == torch.float32 and _has_onednn()
 
 
 def _as_image(x: Tensor) -> Tensor:
@@ -160,28 +176,17 @@ def _as_image(x: Tensor) -> Tensor:
     return x[None, None].permute(0, 3, 1, 2)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
-    if x.dtype != torch.float32 or not _convolves():
-        return F.linear(x, weight, bias)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``, into ``out`` if given."""
+    if not _convolves(x):
+        if bias is None:
+            return torch.mm(x, weight.t(), out=out)
+        return torch.addmm(bias, x, weight.t(), out=out)
     count = -(-x.shape[1] // MAX_CHAIN)
     channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
     y = None
     for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
         part = F.conv2d(_as_image(some), w[:, :, None, None], bias if y is None else None)   # (1, D, 1, M)
         y = part if y is None else y.add_(part)
-    return y.permute(0, 2, 3, 1).reshape(len(x), len(weight))
-
-
-def _product_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of ``x``, ``weight`` and ``bias``, those that are wanted."""
-    if x.dtype == torch.float32 and _convolves():
-        found = torch.ops.aten.convolution_backward(
-            _as_image(grad), _as_image(x), weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False,
-            [0, 0], 1, wanted)
-        x_grad = found[0].permute(0, 2, 3, 1).reshape(x.shape) if wanted[0] else None
-        return x_grad, found[1][:, :, 0, 0] if wanted[1] else None, found[2] if wanted[2] else None
-    return (grad @ weight if wanted[0] else None, grad.t() @ x if wanted[1] else None,
-            grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)) if wanted[2] else None)
+    y = y.permute(0, 2, 3, 1).view(len(x), len(weight))
+    return y if out is None else out.copy_(y)
