@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import torch
 from mmengine._strategy import BaseStrategy
 from mmengine._strategy import DeepSpeedStrategy as MMEngineDeepSpeedStrategy
 from mmengine.config import Config
@@ -59,8 +60,8 @@ class DeepSpeedRunner(FlexibleRunner):
 
         mmengine's own replaces the epoch that ``CheckpointHook`` passes by the next one.
         """
-        step = {'epoch': self.epoch + 1, 'iter': self.iter} if by_epoch else {'epoch': self.epoch, 'iter': self.iter + 1}
-        meta = step | (meta or {}) | {'cfg': self.cfg.pretty_text, 'experiment_name': self.experiment_name}
+        now = {'epoch': self.epoch + by_epoch, 'iter': self.iter + (not by_epoch)}
+        meta = now | (meta or {}) | {'cfg': self.cfg.pretty_text, 'experiment_name': self.experiment_name}
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
         path = Path(out_dir, filename)
@@ -83,7 +84,8 @@ class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
     def __init__(self, *, config: dict, load_from: str | None = None, **kwargs):
         # Not super(): its constructor registers optimizers that DeepSpeed no longer has.
         BaseStrategy.__init__(self, **kwargs)
-        self.config = json.loads(json.dumps(config))  # plain dicts: DeepSpeed saves them, too
+        # In plain dicts, which DeepSpeed can save and read; the log is mmengine's.
+        self.config = json.loads(json.dumps({'steps_per_print': 10**12, **config}))
         self.load_from = load_from
         self.exclude_frozen_parameters = self._inputs_to_half = None
 
@@ -138,22 +140,22 @@ def check_folder(path: str) -> dict:
 
 
 def check(cfg: Config) -> None:
-    """Check that DeepSpeed can train a config.
+    """Check that mmengine's strategy for DeepSpeed does what a config asks of the runner.
 
     Raises:
-        UserError: It cannot.
+        UserError: It does not.
     """
     if cfg.get('launcher', 'none') == 'none':
         raise UserError('DeepSpeed needs a launcher, for one process, too: bash tools/dist_train.sh CONFIG 1')
     for key in ('sync_bn', 'compile', 'activation_checkpointing', 'efficient_conv_bn_eval'):
         if cfg.get(key):
-            raise UserError(f"{key}: mmengine's strategy for DeepSpeed would ignore it; leave it out of the config.")
+            raise UserError(f'{key}: DeepSpeed would train without it; leave it out of the config.')
     for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]:
         kind = (hook or {}).get('type')
         if getattr(kind, '__name__', str(kind)).endswith('EMAHook'):
             raise UserError(
-                'EMAHook averages weights that DeepSpeed divides, and would save nothing. Take it out of the hooks, or '
-                'shard with configs/_base_/sharding/zero1.py or fsdp2.py.'
+                'EMAHook would save nothing of what it averages under DeepSpeed. Leave it out of the hooks, or shard '
+                'with configs/_base_/sharding/zero1.py or fsdp2.py.'
             )
 
 
@@ -167,25 +169,29 @@ def translate(wrapper: dict) -> tuple[dict, dict]:
         UserError: There are no such terms.
     """
     wrapper = dict(wrapper)
-    kind = wrapper.pop('type', None) or 'OptimWrapper'
-    kind = getattr(kind, '__name__', kind).split('.')[-1]
-    clip, dtype = wrapper.pop('clip_grad', None), wrapper.pop('dtype', None)
-    wrapper.pop('loss_scale', None)  # of no use in bfloat16
     settings = {'gradient_accumulation_steps': wrapper.pop('accumulative_counts', 1)}
-    if clip is not None:
-        if clip.keys() - {'max_norm', 'type', 'norm_type'} or clip.get('type', 'norm') != 'norm' or (
-            clip.get('norm_type', 2) != 2
-        ):
-            raise UserError(f'optim_wrapper.clip_grad={clip}: DeepSpeed clips the 2-norm; set dict(max_norm=…) alone.')
-        settings['gradient_clipping'] = clip['max_norm']
+    if wrapper.get('clip_grad') is not None:
+        clip = dict(wrapper['clip_grad'])
+        settings['gradient_clipping'] = clip.pop('max_norm', None)
+        if settings['gradient_clipping'] is None or clip not in ({}, {'norm_type': 2}):
+            raise UserError(
+                f'optim_wrapper.clip_grad={dict(wrapper["clip_grad"])}: DeepSpeed clips the 2-norm of all gradients; '
+                'set it to dict(max_norm=1.0), or whatever the norm is.'
+            )
+    kind, dtype = wrapper.pop('type', None) or 'OptimWrapper', wrapper.pop('dtype', None)
+    kind = getattr(kind, '__name__', kind).split('.')[-1]
     if kind == 'AmpOptimWrapper':
-        if str(dtype) not in ('bfloat16', 'torch.bfloat16'):
-            raise UserError(f'optim_wrapper.dtype={dtype}: with DeepSpeed, mixed precision is bfloat16; pass --cfg-options '
-                            'optim_wrapper.dtype=bfloat16')
+        if dtype not in ('bfloat16', torch.bfloat16):
+            raise UserError(
+                f'optim_wrapper.dtype={dtype}: with DeepSpeed, mixed precision is bfloat16; pass --cfg-options '
+                'optim_wrapper.dtype=bfloat16'
+            )
+        # torch's autocast, as without DeepSpeed: DeepSpeed's own bf16 would round the parameters of the heads.
         settings['torch_autocast'] = {'enabled': True, 'dtype': 'bfloat16'}
     elif kind != 'OptimWrapper':
-        raise UserError(f'optim_wrapper.type={kind}: DeepSpeed replaces OptimWrapper and AmpOptimWrapper only.')
-    unknown = wrapper.keys() - {'optimizer', 'paramwise_cfg', 'constructor'}
+        raise UserError(f'optim_wrapper.type={kind}: DeepSpeed replaces OptimWrapper or AmpOptimWrapper; set either.')
+    unknown = wrapper.keys() - {'optimizer', 'paramwise_cfg', 'constructor', 'clip_grad', 'loss_scale'}
     if unknown:
-        raise UserError(f'optim_wrapper.{unknown.pop()}: DeepSpeed has nothing like it; leave it out of the config.')
-    return dict(wrapper, type='DeepSpeedOptimWrapper'), settings
+        raise UserError(f'optim_wrapper.{min(unknown)}: DeepSpeed would train without it; leave it out of the config.')
+    kept = {key: wrapper[key] for key in ('optimizer', 'paramwise_cfg', 'constructor') if key in wrapper}
+    return {'type': 'DeepSpeedOptimWrapper', **kept}, settings

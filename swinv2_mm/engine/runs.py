@@ -97,8 +97,10 @@ def prepare_test(
         UserError: Something would go wrong; nothing has been written.
     """
     cfg = _load(config, work_dir, cfg_options, launcher)
-    if uses_deepspeed(cfg):  # a test reads an ordinary checkpoint, and has no optimizer to divide
-        cfg.pop('runner_type'), cfg.pop('strategy')
+    if uses_deepspeed(cfg):
+        # A test has no optimizer to divide, and reads an ordinary checkpoint.
+        cfg.pop('runner_type')
+        cfg.pop('strategy')
     check_strategy(cfg)
     if cfg.get('test_cfg') is None or cfg.get('test_dataloader') is None:
         raise UserError(f'{config} has no test_cfg or no test_dataloader: it does not describe a test.')
