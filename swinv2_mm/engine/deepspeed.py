@@ -46,12 +46,27 @@ class DeepSpeedRunner(FlexibleRunner):
         return super().from_cfg(cfg)
 
     def train(self) -> nn.Module:
-        """As mmengine's; the checkpoint to resume is shown to the hooks while the model is whole."""
+        """As mmengine's; the checkpoint to resume is shown to the hooks while the model is whole.
+
+        Raises:
+            UserError: That checkpoint is divided in another way.
+        """
         self.model = self.strategy.build_model(self.model)
         if self._resume:
             checkpoint = read_checkpoint(Path(self._load_from, WEIGHTS))
+            saved, now = checkpoint['meta']['division'], self._division
+            if saved != now:
+                raise UserError(
+                    f'{self._load_from} was saved by {saved["processes"]} processes at ZeRO stage {saved["stage"]}; it '
+                    f'cannot be resumed by {now["processes"]} at stage {now["stage"]}. To start a new run from its '
+                    f'weights, pass --cfg-options load_from={self._load_from}/{WEIGHTS} in the place of --resume.'
+                )
             self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         return super().train()
+
+    @property
+    def _division(self) -> dict[str, int]:
+        return {'processes': self.world_size, 'stage': self.strategy.config['zero_optimization']['stage']}
 
     def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
                         save_optimizer: bool = True, save_param_scheduler: bool = True, meta: dict | None = None,
@@ -61,7 +76,8 @@ class DeepSpeedRunner(FlexibleRunner):
         mmengine's own replaces the epoch that ``CheckpointHook`` passes by the next one.
         """
         now = {'epoch': self.epoch + by_epoch, 'iter': self.iter + (not by_epoch)}
-        meta = now | (meta or {}) | {'cfg': self.cfg.pretty_text, 'experiment_name': self.experiment_name}
+        run = {'cfg': self.cfg.pretty_text, 'experiment_name': self.experiment_name, 'division': self._division}
+        meta = now | (meta or {}) | run
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
         path = Path(out_dir, filename)
