@@ -29,10 +29,11 @@ def run(config, work_dir, stage=None, resume=None, **options):
 
 
 def bytes_held(runner):
-    """What this process keeps of parameters and of the optimizer's state, between two steps."""
+    """What this process keeps of parameters, and of the optimizer's copies of them and its state, between two steps."""
+    states = runner.model.model.basic_optimizer.state
     held = {
         'parameters': [getattr(p, 'ds_tensor', p) for p in runner.model.module.parameters()],
-        'optimizer': [v for state in runner.model.model.basic_optimizer.state.values() for v in state.values()],
+        'optimizer': [tensor for copy, state in states.items() for tensor in (copy, *state.values())],
     }
     return {name: sum(tensor.nbytes for tensor in tensors) for name, tensors in held.items()}
 

@@ -224,9 +224,12 @@ def test_weights_are_tested_without_deepspeed(folder, monkeypatch, tmp_path, che
 
 
 def test_memory_per_process(folder):
-    """Bytes that a process keeps of SwinV2-T and its AdamW, on two. Prevents: stages in name only."""
+    """Bytes that a process keeps of SwinV2-T and its AdamW, on two. Prevents: stages in name only.
+
+    DeepSpeed's optimizer keeps a copy of its share of the parameters, in float32, too.
+    """
     held = json.loads((folder / 'bytes.json').read_text())
     whole = 27.5e6 * 4
     for stage in ('1', '2', '3'):
-        assert 0.4 * 2 * whole < held[stage]['optimizer'] < 0.6 * 2 * whole
+        assert 0.4 * 3 * whole < held[stage]['optimizer'] < 0.6 * 3 * whole
         assert (held[stage]['parameters'] < 0.6 * whole) == (stage == '3')
