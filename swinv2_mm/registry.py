@@ -16,6 +16,8 @@ OPTIM_WRAPPERS = root.Registry(
 RUNNERS = root.Registry(
     'runner', build_func=root.build_runner_from_cfg, parent=root.RUNNERS, scope='swinv2_mm',
     locations=['swinv2_mm.engine'])
+STRATEGIES = root.Registry(
+    'strategy', parent=root.STRATEGIES, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 WEIGHT_INITIALIZERS = root.Registry(
     'weight initializer', parent=root.WEIGHT_INITIALIZERS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 

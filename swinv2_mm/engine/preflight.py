@@ -42,10 +42,11 @@ def check_strategy(cfg: Config) -> None:
     Raises:
         UserError: It is not.
     """
-    if (cfg.get('strategy') or {}).get('type') == 'DeepSpeedStrategy' and find_spec('deepspeed') is None:
+    kind = str((cfg.get('strategy') or {}).get('type'))
+    if kind.endswith('DeepSpeedStrategy') and find_spec('deepspeed') is None:
         raise UserError(
-            'strategy.type=DeepSpeedStrategy needs the package deepspeed: pip install deepspeed. Sharding that needs '
-            'no package is in configs/_base_/sharding.'
+            f'strategy.type={kind} needs the package deepspeed: pip install deepspeed. In configs/_base_/sharding, '
+            'zero1.py and fsdp2.py need no package.'
         )
 
 

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from swinv2_mm.engine.amp import set_precision
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.config import add_hook, load_config
+from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
@@ -45,6 +46,7 @@ def prepare_training(
         UserError: Something would go wrong; nothing has been written.
     """
     cfg = _load(config, work_dir, cfg_options, launcher)
+    check_strategy(cfg)
     if cfg.get('train_cfg') is None or cfg.get('train_dataloader') is None:
         raise UserError(f'{config} has no train_cfg or no train_dataloader: it does not describe a training.')
     set_precision(cfg, amp)
@@ -95,6 +97,11 @@ def prepare_test(
         UserError: Something would go wrong; nothing has been written.
     """
     cfg = _load(config, work_dir, cfg_options, launcher)
+    if uses_deepspeed(cfg):
+        # A test has no optimizer to divide, and reads an ordinary checkpoint.
+        cfg.pop('runner_type')
+        cfg.pop('strategy')
+    check_strategy(cfg)
     if cfg.get('test_cfg') is None or cfg.get('test_dataloader') is None:
         raise UserError(f'{config} has no test_cfg or no test_dataloader: it does not describe a test.')
     check_checkpoint(checkpoint)
@@ -156,7 +163,6 @@ def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None,
     check_launcher(launcher)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
-    check_strategy(cfg)
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)
     return cfg
@@ -174,9 +180,13 @@ def _set_resume(cfg: Config, resume: str | None) -> None:
     if resume is None:
         return
     cfg.resume, cfg.load_from = True, str(resume)
-    checkpoint = check_checkpoint(cfg.load_from, '--resume')
+    if uses_deepspeed(cfg):
+        checkpoint = check_folder(cfg.load_from)
+    else:
+        checkpoint = check_checkpoint(cfg.load_from, '--resume')
+        if checkpoint is not None:
+            check_resumable(cfg.load_from, checkpoint)
     if checkpoint is not None:
-        check_resumable(cfg.load_from, checkpoint)
         randomness = cfg.get('randomness') or {}
         if randomness.get('seed') is None:
             # mmengine restores the seed after the data loaders were built with another one.
