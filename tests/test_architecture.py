@@ -16,6 +16,8 @@ ALLOWED = {
     'models/layers': PLAIN,
     'models/variants': PLAIN,
     'models/attention': PLAIN | {'swinv2_mm.models.cpb', 'swinv2_mm.models.window'},
+    'models/triton_kernels': {'triton'},
+    'models/triton_attention': PLAIN,
     'models/swin_v2': PLAIN | {f'swinv2_mm.models.{m}' for m in ('window', 'attention', 'layers', 'variants')}
     | {'swinv2_mm.registry', 'mmengine.model'},
     'models/__init__': {'swinv2_mm.models.swin_v2'},
