@@ -18,7 +18,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # The logit of a pair that may not attend; finite, since a tile may hold nothing else: -inf less -inf is NaN.
 MASKED = tl.constexpr(-1e30)
 
-GEOMETRY = ['nH', 'H', 'W', 'Wh', 'Ww', 'sh', 'sw']
+GEOMETRY = ['tokens', 'nH', 'H', 'W', 'Wh', 'Ww', 'sh', 'sw']
 
 
 @triton.jit
