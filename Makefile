@@ -7,7 +7,7 @@ PY := .venv/bin/python
 DET := maskrcnn_swinv2_t_shapes
 SEG := upernet_swinv2_t_shapes
 
-.PHONY: help setup data train train-upernet test lint clean
+.PHONY: help setup data train train-upernet test lint bench clean
 
 help: ## this list
 	@echo 'swinv2_mm: Swin Transformer V2 for MMDetection and MMSegmentation'
@@ -39,6 +39,9 @@ test: setup ## run the tests
 lint: setup ## ruff, and bash's syntax check of the scripts
 	@.venv/bin/ruff check .
 	@for script in .ci/run tools/*.sh; do if [ -e "$$script" ]; then bash -n "$$script" || exit 1; fi; done
+
+bench: setup ## time and memory of the backbone beside the peers that import here (a few minutes)
+	@$(PY) benchmarks/backbone.py --short
 
 clean: ## remove caches and build leftovers (keeps .venv, data and work_dirs)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -3,9 +3,10 @@
     python benchmarks/backbone.py --json benchmarks/results/backbone.json --plot benchmarks/results/backbone.png
 
 All backbones of a case are built, warmed up, and then take turns (A B C A B C ...), so that a machine that slows down
-slows down all of them; medians are given, and ratios to ours. Images of 800x1333 are padded to multiples of 32, as
-MMDetection pads a batch. A training step is forward, a loss over all maps, and backward. Peak memory is that of one
-call in a process of its own, above the built model: resident memory on a CPU, allocated memory on a GPU.
+slows down all of them; given are our median, and for peers the median over the turns of their time divided by ours.
+Images of 800x1333 are padded to multiples of 32, as MMDetection pads a batch. A training step is forward, a loss over
+all maps, and backward. Peak memory is that of one call in a process of its own, above the built model: resident memory
+on a CPU, allocated memory on a GPU.
 
 The floor is the time of the matrix products alone, each repeated in the better of two ways on data at hand, and beside
 it the bytes of activations that one reading and writing of every block's map moves.
@@ -177,6 +178,13 @@ def title(case: Case) -> str:
             + (' compiled' if case['compile'] else ''))
 
 
+def times_of_ours(row: dict[str, Any]) -> dict[str, float]:
+    """How many times as long each peer takes: the median over the turns, each divided by ours of the same turn."""
+    ours = row['seconds'].get('ours', [])
+    return {name: statistics.median(theirs / mine for theirs, mine in zip(taken, ours, strict=True))
+            for name, taken in row['seconds'].items() if name != 'ours' and ours}
+
+
 def show(report: dict[str, Any]) -> None:
     """Print the report: seconds of ours, ratios of the others to it, peaks."""
     from rich import box
@@ -185,23 +193,22 @@ def show(report: dict[str, Any]) -> None:
 
     names = list(dict.fromkeys(name for row in report['rows'] for name in (*row['seconds'], *row['failed'])))
     peers = [name for name in names if name != 'ours']
-    table = Table(box=box.SIMPLE_HEAD, title='Median seconds (peak GiB); for peers as multiples of ours',
+    table = Table(box=box.SIMPLE_HEAD, title='Seconds (peak GiB); for peers as multiples of ours',
                   title_justify='left')
     for column in ('', 'ours', *peers, 'best peer', 'products alone', 'maps'):
         table.add_column(column, justify='left' if not column else 'right')
     for row in report['rows']:
-        medians = {name: statistics.median(taken) for name, taken in row['seconds'].items()}
-        gib, ours, cells = row.get('gib') or {}, medians.get('ours'), []
+        gib, ratios, cells = row.get('gib') or {}, times_of_ours(row), []
         for name in names:
-            if name not in medians:
+            if name not in row['seconds']:
                 cells.append('fails')
-            elif name == 'ours' or not ours:
-                cells.append(f'{medians[name]:.3f}' + (f' ({gib[name]:.2f})' if gib.get(name) else ''))
+            elif name not in ratios:
+                median = statistics.median(row['seconds'][name])
+                cells.append(f'{median:.3f}' + (f' ({gib[name]:.2f})' if gib.get(name) else ''))
             else:
                 more = f' ({gib[name] / gib["ours"]:.2f}x)' if gib.get(name) and gib.get('ours') else ''
-                cells.append(f'{medians[name] / ours:.2f}x{more}')
-        others = [medians[name] for name in peers if name in medians]
-        best = f'{min(others) / ours:.2f}x' if others and ours else ''
+                cells.append(f'{ratios[name]:.2f}x{more}')
+        best = f'{min(ratios.values()):.2f}x' if ratios else ''
         table.add_row(title(row), *cells, best, f'{row["floor"]["seconds"]:.3f}', f'{row["floor"]["gib"]:.2f} GiB')
     console = Console(highlight=False)
     console.width = max(console.width, 140)
@@ -223,9 +230,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for i, name in enumerate([*names, 'products alone']):
         values = []
         for row in rows:
-            ours = statistics.median(row['seconds']['ours'])
-            taken = [row['floor']['seconds']] if name == 'products alone' else row['seconds'].get(name)
-            values.append(statistics.median(taken) / ours if taken else 0)
+            ratios = dict(times_of_ours(row), ours=1)
+            ratios['products alone'] = row['floor']['seconds'] / statistics.median(row['seconds']['ours'])
+            values.append(ratios.get(name, 0))
         axis.barh([j + i * height for j in range(len(rows))], values, height, label=name,
                   color='0.8' if name == 'products alone' else f'C{i}')
     axis.set_yticks([j + 0.4 for j in range(len(rows))], [title(row) for row in rows], fontsize=7)

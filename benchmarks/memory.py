@@ -4,17 +4,13 @@
 
 A step is a forward and a backward pass of one image in float32. Each is run in a process of its own, once; the peak is
 its resident memory, less what it took with the model built. A step that needs more than ``--limit`` is reported as
-such. Peers are those that import: Hugging Face's Swinv2Backbone, and timm's swinv2 (features_only).
+such. Peers are those that import.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import itertools
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -22,43 +18,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from peers import about, available, build
+
 GIB = 2**30
 WAYS = {
     'ours': dict(),
-    'ours, with_cp': dict(with_cp=True),
+    'ours, with_cp': dict(checkpointing=True),
     'ours, attn_chunk': dict(attn_chunk='auto'),
-    'ours, with_cp, attn_chunk': dict(with_cp=True, attn_chunk='auto'),
+    'ours, with_cp, attn_chunk': dict(checkpointing=True, attn_chunk='auto'),
 }
-PEERS = {'huggingface': 'transformers', 'huggingface, checkpointing': 'transformers', 'timm': 'timm',
-         'timm, checkpointing': 'timm'}
 
 
-def build(way: str, side: int, window: int) -> Any:
-    """A model that gives feature maps, with the weights' own window of 8."""
-    if way in WAYS:
-        from swinv2_mm import SwinTransformerV2
-        return SwinTransformerV2('tiny', window_size=window, pretrained_window_sizes=8, **WAYS[way])
-    if way.startswith('timm'):
-        from timm.models.swin_transformer_v2 import SwinTransformerV2
-        model = SwinTransformerV2(side, num_classes=0, window_size=window, pretrained_window_sizes=(8, 8, 8, 8))
-        model.set_grad_checkpointing('checkpointing' in way)
-        return lambda x: [*itertools.accumulate(model.layers, lambda y, layer: layer(y), initial=model.patch_embed(x))]
-    from transformers import Swinv2Backbone, Swinv2Config
-    model = Swinv2Backbone(Swinv2Config(
-        image_size=side, window_size=window, pretrained_window_sizes=[8, 8, 8, 8],
-        out_features=['stage1', 'stage2', 'stage3', 'stage4']))
-    model.train()
-    if 'checkpointing' in way:
-        model.gradient_checkpointing_enable()
-    return lambda x: model(x).feature_maps
+def ways_of(peers: list[str]) -> list[str]:
+    """Ours, then each peer as it is and, where it can, with checkpointing."""
+    return [*WAYS, *(way for peer in peers for way in (peer, f'{peer}, checkpointing')
+                     if way not in ('torchvision, checkpointing', 'microsoft, checkpointing'))]
 
 
 def step(way: str, side: int, window: int, limit: float) -> dict[str, float] | None:
     """Run one step in this process; None if it needs more than ``limit`` GiB."""
-    import torch
-
     torch.manual_seed(0)
-    model = build(way, side, window)
+    name, checkpointing = way.partition(',')[0], 'checkpointing' in way
+    model = build(name, 'tiny', (side, side), window, **WAYS.get(way, dict(checkpointing=checkpointing))).train()
     image = torch.rand(1, 3, side, side)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
@@ -80,24 +62,10 @@ def in_child(*arguments: object) -> Any:
     return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else None
 
 
-def about() -> dict[str, Any]:
-    import torch
-
-    import swinv2_mm
-
-    cpu = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                if line.startswith('model name')), platform.machine())
-    found = dict(cpu=cpu, cores=len(os.sched_getaffinity(0)), python=platform.python_version(), torch=torch.__version__,
-                 swinv2_mm=swinv2_mm.__version__)
-    for package in dict.fromkeys(PEERS.values()):
-        if importlib.util.find_spec(package):
-            found[package] = importlib.import_module(package).__version__
-    return found
-
-
 def measure(sides: list[int], windows: list[int], limit: float) -> dict[str, Any]:
     """All combinations, with what is left to do on stderr."""
-    ways = [*WAYS, *(way for way, package in PEERS.items() if importlib.util.find_spec(package))]
+    peers = available()
+    ways = ways_of(peers)
     jobs = [(way, side, window) for side in sides for window in windows for way in ways]
     steps, start = [], time.monotonic()
     for done, (way, side, window) in enumerate(jobs):
@@ -107,7 +75,7 @@ def measure(sides: list[int], windows: list[int], limit: float) -> dict[str, Any
         result = in_child(way, side, window, limit)
         steps.append(dict(way=way, side=side, window=window, **(result or dict(gib=None, seconds=None))))
     print(file=sys.stderr)
-    return dict(about=about(), limit_gib=limit, steps=steps)
+    return dict(about=about(peers), limit_gib=limit, steps=steps)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -160,7 +128,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sides', type=int, nargs='+', default=[512, 1024, 1536], help='of square images, in pixels')
-    parser.add_argument('--windows', type=int, nargs='+', default=[8, 16, 32], help='windows')
+    parser.add_argument('--windows', type=int, nargs='+', default=[8, 16, 32, 48], help='windows')
     parser.add_argument('--limit', type=float, default=16, metavar='GIB', help='give up beyond this; default 16')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
     parser.add_argument('--plot', metavar='FILE', help='draw them into this file')

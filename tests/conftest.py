@@ -1,7 +1,12 @@
 """What every test shares: two threads, a fixed seed, and weights that hide nothing."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # read when Triton is imported, which any test may do first
+    os.environ['TRITON_INTERPRET'] = '1'
 
 
 @pytest.fixture(autouse=True)

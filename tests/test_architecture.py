@@ -17,7 +17,10 @@ ALLOWED = {
     'models/tokenwise': PLAIN,
     'models/layers': PLAIN | {'swinv2_mm.models.tokenwise'},
     'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window')},
-    'models/attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window', 'cosine_attention', 'tokenwise')},
+    'models/triton_kernels': {'triton'},
+    'models/triton_attention': PLAIN,
+    'models/attention': PLAIN
+    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window', 'cosine_attention', 'tokenwise', 'triton_attention')},
     'models/swin_v2': PLAIN
     | {f'swinv2_mm.models.{m}' for m in ('window', 'attention', 'layers', 'tokenwise', 'variants')}
     | {'swinv2_mm.registry', 'mmengine.model'},

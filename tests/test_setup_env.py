@@ -254,6 +254,15 @@ def test_a_torch_installed_by_hand_is_kept_and_our_own_follows_the_pin():
     assert choose('2.14.0', '2.13.0+cpu', ours) == ('2.14.0', False)
 
 
+def test_another_torch_brings_its_own_triton():
+    """Bug: `make setup` cannot resolve the pins beside an older CUDA build of torch, which requires another Triton."""
+    pins = setup_env.ROOT.joinpath('constraints.txt').read_text()
+    assert re.search(r'^triton==\d', setup_env.constraints_with(pins, '2.13.0', own=False), re.M)
+    kept = setup_env.constraints_with(pins, '2.9.1+cu126', own=True)
+    assert 'torch==2.9.1+cu126\n' in kept and 'triton==' not in kept
+    assert len(kept.splitlines()) == len(pins.splitlines()) - 1
+
+
 def test_a_kept_wheel_that_does_not_run_is_compiled_anew_once(tmp_path, monkeypatch):
     """Bug: a wheel in the cache that does not load (another libc, a half copy) is installed again and again."""
     calls, problems = [], ['undefined symbol', None]

@@ -460,6 +460,13 @@ def torch_to_install(pin: str, found: Optional[str], stamp: Dict[str, Any]) -> T
     return (pin, False) if ours else (found, True)
 
 
+def constraints_with(lines: str, version: str, own: bool) -> str:
+    """The text of constraints.txt for this torch; beside somebody's own, Triton is left to that one's pin."""
+    if own:
+        lines = re.sub(r'^triton==.*\n', '', lines, flags=re.M)
+    return re.sub(r'^torch==\S+', 'torch==' + version, lines, flags=re.M)
+
+
 def make_venv() -> None:
     """Make the environment, or make it anew: what is in the way is removed."""
     command = [sys.executable, '-m', 'venv', '--clear', str(VENV)]
@@ -807,8 +814,7 @@ def set_up(inputs: str, stamp: Dict[str, Any]) -> None:
 
     version, own = torch_to_install(pinned('torch'), installed('torch'), stamp)
     constraints = VENV / 'constraints.txt'
-    lines = (ROOT / 'constraints.txt').read_text()
-    constraints.write_text(re.sub(r'^torch==\S+', 'torch==' + version, lines, flags=re.M))
+    constraints.write_text(constraints_with((ROOT / 'constraints.txt').read_text(), version, own))
     screen.step('install torch {}, mmengine and what compiling needs'.format(version))
     if own:
         print('      torch {} was installed by hand and is kept; tested is {}'.format(version, pinned('torch')))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
 from swinv2_mm.models.tokenwise import linear
+from swinv2_mm.models.triton_attention import fused_window_attention
 from swinv2_mm.models.window import WindowGroup
 
 # A Python number: a tensor would have to follow the module to its device.
@@ -50,6 +51,7 @@ class WindowAttention(nn.Module):
         attn_chunk: Windows computed at a time (sequential self-attention; paper, section 3.4), see
             :func:`at_a_time`. In training the logits of a chunk are computed again in the backward pass, so
             that no more than one chunk's are ever in memory.
+        attn_backend: ``'triton'`` for the fused kernels on a GPU; ``'sdpa'`` for torch's own; ``'auto'``.
     """
 
     def __init__(
@@ -61,9 +63,12 @@ class WindowAttention(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
         attn_chunk: int | str | None = None,
+        attn_backend: str = 'auto',
     ) -> None:
         super().__init__()
         self.attn_chunk = attn_chunk
+        # 'auto' is to take Triton only where that was measured to be faster and exact, which is nowhere so far.
+        self.fused = attn_backend == 'triton'
         self.num_heads = num_heads
         self.pretrained_window_size = pretrained_window_size
         self.attn_drop_rate = attn_drop_rate
@@ -129,19 +134,32 @@ class WindowAttention(nn.Module):
         Returns:
             ``(B * nW, N, C)``.
         """
-        G, N, C = x.shape
-        qkv_bias = None
-        if self.q_bias is not None:
-            qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = linear(x, self.qkv.weight, qkv_bias).view(G, N, 3, self.num_heads, C // self.num_heads)
-        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        bias = self.position_bias(window)
+        qkv = self._qkv(x)                                           # (G, N, 3, nH, d)
+        scale, bias = self._scale(), self.position_bias(window)
         dropout = self.attn_drop_rate if self.training else 0.0
         if dropout or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            x = _written_out(qkv, scale, bias, groups, self.attn_chunk, dropout)
+            out = _written_out(qkv, scale, bias, groups, self.attn_chunk, dropout)
         else:
-            x = cosine_attention(qkv, scale, bias, groups, self.attn_chunk)
-        return self.proj_drop(linear(x.reshape(G, N, C), self.proj.weight, self.proj.bias))
+            out = cosine_attention(qkv, scale, bias, groups, self.attn_chunk)
+        return self._project(out.reshape(x.shape))
+
+    def on_map(self, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+        """As :meth:`forward` on a feature map ``(B, H, W, C)``, by the fused kernels; see their ``shift``."""
+        out = fused_window_attention(self._qkv(x), self.position_bias(window), self._scale().flatten(), window, shift)
+        return self._project(out)
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        bias = None
+        if self.q_bias is not None:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        C = x.shape[-1]
+        return linear(x, self.qkv.weight, bias).view(*x.shape[:-1], 3, self.num_heads, C // self.num_heads)
+
+    def _scale(self) -> Tensor:
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()     # (nH, 1, 1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
 
 
 def _written_out(

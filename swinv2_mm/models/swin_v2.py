@@ -16,11 +16,11 @@ from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, ini
 from swinv2_mm.models.tokenwise import in_pieces, tokens_at_a_time
 from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
-    WindowLayout,
     effective_window,
     fit_window,
     pad_bottom_right,
     padding_to_windows,
+    shift_of,
     window_layout,
     window_partition,
     window_reverse,
@@ -43,7 +43,7 @@ class SwinTransformerV2Block(nn.Module):
         mlp_ratio, qkv_bias, drop_rate, attn_drop_rate: See :class:`SwinTransformerV2`.
         drop_path_rate: Probability to drop each of the two residual branches, per sample.
         extra_norm: A LayerNorm on the main branch at the end of the block (huge and giant sizes).
-        mask_padding, window_fit, attn_chunk: See :class:`SwinTransformerV2`.
+        mask_padding, window_fit, attn_chunk, attn_backend: See :class:`SwinTransformerV2`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class SwinTransformerV2Block(nn.Module):
         mask_padding: bool = True,
         window_fit: str = 'fixed',
         attn_chunk: int | str | None = None,
+        attn_backend: str = 'auto',
     ) -> None:
         super().__init__()
         self.window_size = window_size
@@ -69,7 +70,8 @@ class SwinTransformerV2Block(nn.Module):
         self.shifted = shifted
         self.mask_padding = mask_padding
         self.attn = WindowAttention(
-            embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate, attn_chunk)
+            embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate, attn_chunk,
+            attn_backend)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
         self.norm2 = nn.LayerNorm(embed_dims)
@@ -78,7 +80,7 @@ class SwinTransformerV2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same shape."""
-        if in_pieces(x) and not self.training and not torch.is_grad_enabled():
+        if in_pieces(x) and not self.attn.fused and not self.training and not torch.is_grad_enabled():
             x = self._forward_in_pieces(x)
         else:
             x = self.drop_path(x, self.norm1(self._attend(x)))
@@ -90,31 +92,38 @@ class SwinTransformerV2Block(nn.Module):
         window = fit_window(size, self.window_size, self.window_fit == 'balanced')
         return effective_window(size, window) if self.mask_padding else window
 
-    def _layout(self, x: Tensor) -> tuple[Tensor, WindowLayout]:
-        """The map that is cut into windows, ``(B, Hp, Wp, C)``, and how."""
-        B, H, W, _ = x.shape
-        window = self.window_on((H, W))
+    def _padded(self, x: Tensor) -> tuple[Tensor, Pair]:
+        """The map that is cut into windows, ``(B, Hp, Wp, C)``, and the window."""
+        size = x.shape[1:3]
+        window = self.window_on(size)
         if not self.mask_padding:  # zero tokens take part as real ones, so the map as padded is the map
-            x = pad_bottom_right(x, *padding_to_windows((H, W), window))
-        return x, window_layout(B, *x.shape[1:3], window, self.shifted, x.device)
+            x = pad_bottom_right(x, *padding_to_windows(size, window))
+        return x, window
 
     def _attend(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
-        x, layout = self._layout(x)
-        windows = self.attn(window_partition(x, layout), layout.window, layout.groups)     # (B * nW, N, C)
-        return window_reverse(windows, layout, x.shape[1:3])[:, :H, :W]                    # (B, H, W, C)
+        x, window = self._padded(x)
+        B, Hp, Wp, _ = x.shape
+        if self.attn.fused:
+            x = self.attn.on_map(x, window, shift_of((Hp, Wp), window, self.shifted))
+        else:
+            layout = window_layout(B, Hp, Wp, window, self.shifted, x.device)
+            windows = self.attn(window_partition(x, layout), window, layout.groups)        # (B * nW, N, C)
+            x = window_reverse(windows, layout, (Hp, Wp))
+        return x[:, :H, :W]                                                                # (B, H, W, C)
 
     def _forward_in_pieces(self, x: Tensor) -> Tensor:
         """The two branches on pieces of the map that stay in a CPU's cache from the first product to the sum."""
         B, H, W, C = x.shape
-        x, layout = self._layout(x)
+        x, window = self._padded(x)
+        layout = window_layout(*x.shape[:3], window, self.shifted, x.device)
         tokens = x.reshape(-1, C)
         out = tokens.clone()
-        N = layout.window[0] * layout.window[1]
+        N = window[0] * window[1]
         windows = max(tokens_at_a_time(4 * C, x.element_size()) // N, 8)
         for gather, pads, groups in layout.pieces(windows):
             piece = tokens.index_select(0, gather).view(-1, N, C)
-            branch = self.norm1(self.attn(piece, layout.window, groups)).view(-1, C)
+            branch = self.norm1(self.attn(piece, window, groups)).view(-1, C)
             out.index_add_(0, gather, branch.to(out.dtype).index_fill_(0, pads, 0))
         out = out.view(x.shape)[:, :H, :W].reshape(-1, C)
         for piece in out.split(tokens_at_a_time(self.mlp.fc1.out_features, x.element_size())):
@@ -204,6 +213,9 @@ class SwinTransformerV2(BaseModule):
         attn_chunk: Windows whose attention is computed at a time; None computes all at once. ``'auto'`` keeps the
             logits of a chunk below 64 MiB. The results are the same; large windows on large images need far less
             memory.
+        attn_backend: ``'sdpa'`` computes attention with torch's operations, on any device. ``'triton'`` takes our fused
+            kernels: CUDA GPUs from Ampere on, without ``attn_drop_rate``. ``'auto'`` takes them where they have been
+            measured to be faster and exact; that is nowhere yet.
         init_cfg: mmengine's initialisation; ``dict(type='swinv2_mm.Pretrained', checkpoint=...)`` loads weights of
             any layout.
 
@@ -237,6 +249,7 @@ class SwinTransformerV2(BaseModule):
         mask_padding: bool = True,
         window_fit: str = 'fixed',
         attn_chunk: int | str | None = None,
+        attn_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         variant = get_variant(arch)
@@ -265,6 +278,11 @@ class SwinTransformerV2(BaseModule):
         _check_window_fit(window_fit)
         if attn_chunk is not None and attn_chunk != 'auto':
             _integer('attn_chunk', attn_chunk, 1)
+        if attn_backend not in ('auto', 'sdpa', 'triton'):
+            raise ValueError(f"attn_backend={attn_backend!r} is unknown; choose 'auto', 'sdpa' or 'triton'.")
+        if attn_backend == 'triton' and attn_drop_rate:
+            raise ValueError(f"attn_backend='triton' has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out "
+                             'one of the two.')
         checkpointed = _checkpointed_stages(with_cp, stages)
         if frozen_stages not in range(-1, stages + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
@@ -301,6 +319,7 @@ class SwinTransformerV2(BaseModule):
                 mask_padding=mask_padding,
                 window_fit=window_fit,
                 attn_chunk=attn_chunk,
+                attn_backend=attn_backend,
             ) for i in range(stages))
         for i in out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))

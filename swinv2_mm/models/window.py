@@ -87,11 +87,15 @@ def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[
     return -size[0] % window[0], -size[1] % window[1]
 
 
-def _axis(size: int, window: int, shifted: bool) -> tuple[list[int], dict[tuple[int, ...], list[int]]]:
+def shift_of(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
+    """How far windows are shifted: half a window, but not along an axis whose single window sees everything already."""
+    return tuple(side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
+
+
+def _axis(size: int, window: int, shift: int) -> tuple[list[int], dict[tuple[int, ...], list[int]]]:
     """Plan one axis: the token of each slot, and the windows by the codes of their slots."""
     count = -(-size // window)
     length = count * window
-    shift = window // 2 if shifted and count > 1 else 0  # a single window sees everything already
     tokens, codes = [], []
     for slot in range(length):
         token = (slot + shift) % length
@@ -125,8 +129,9 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
     """
     Wh, Ww = window
     N = Wh * Ww
-    row_tokens, row_kinds = _axis(H, Wh, shifted)
-    col_tokens, col_kinds = _axis(W, Ww, shifted)
+    shift = shift_of((H, W), window, shifted)
+    row_tokens, row_kinds = _axis(H, Wh, shift[0])
+    col_tokens, col_kinds = _axis(W, Ww, shift[1])
     rows = torch.tensor(row_tokens).view(-1, Wh)
     cols = torch.tensor(col_tokens).view(-1, Ww)
     batch = torch.arange(B).view(B, 1, 1, 1, 1) * (H * W)

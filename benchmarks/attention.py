@@ -1,0 +1,228 @@
+"""Time, memory and exactness of window attention on a GPU: the fused kernels, our PyTorch path, and plain SDPA.
+
+    python benchmarks/attention.py --json benchmarks/results/attention.json
+
+The job is that of a shifted block up to its projection: from features ``(B, H, W, C)`` through the Linear that makes
+queries, keys and values to the attended values ``(B, H, W, C)``, for the stages of SwinV2-T on two images of 800 x 1333
+pixels. A time is the median of rounds in which the ways take turns. Errors are the largest differences from our path in
+float64, relative to its largest value: of the output, and of the worst gradient. ``-`` is out of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swinv2_mm.models.attention import attend, unit_vectors
+from swinv2_mm.models.cpb import spread_over_slots
+from swinv2_mm.models.triton_attention import fused_window_attention
+from swinv2_mm.models.window import effective_window, window_layout, window_partition, window_reverse
+
+DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float32': torch.float32}
+RUNS = 10  # of a way in a row, between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Case:
+    """Maps of ``(B, H, W)`` tokens, heads, their width, and the side of the window."""
+
+    B: int
+    H: int
+    W: int
+    heads: int
+    width: int
+    side: int
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return effective_window((self.H, self.W), (self.side, self.side))
+
+    def inputs(self, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+        """Features, the Linear's weight, bias table and scale, as they are in training."""
+        C, (Wh, Ww) = self.heads * self.width, self.window
+        x = torch.randn(self.B, self.H, self.W, C, device=device, dtype=dtype)
+        weight = (torch.randn(3 * C, C, device=device) / C**0.5).to(dtype)
+        table = 16 * torch.rand(self.heads, 2 * Wh - 1, 2 * Ww - 1, device=device)
+        scale = torch.full((self.heads,), 10.0, device=device)
+        return tuple(t.requires_grad_() for t in (x, weight, table, scale))
+
+
+STAGES = [(200, 334, 3), (100, 167, 6), (50, 84, 12), (25, 42, 24)]  # of SwinV2-T at 800 x 1333: H, W, heads
+
+
+def fused(case: Case, x: Tensor, weight: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """One operation on the map."""
+    qkv = F.linear(x, weight).view(case.B, case.H, case.W, 3, case.heads, case.width)
+    shift = [side // 2 if side < size else 0 for side, size in zip(case.window, (case.H, case.W), strict=True)]
+    return fused_window_attention(qkv, table, scale, case.window, tuple(shift))
+
+
+def in_windows(
+    case: Case, x: Tensor, weight: Tensor, table: Tensor, scale: Tensor,
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor],
+) -> Tensor:
+    """The map gathered into windows, ``attention(q, k, v, bias, groups)`` on them, and back."""
+    layout = window_layout(case.B, case.H, case.W, case.window, True, x.device)
+    windows = window_partition(x, layout)                                           # (B * nW, N, C)
+    qkv = F.linear(windows, weight).view(*windows.shape[:2], 3, case.heads, case.width)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                                  # 3 x (B * nW, nH, N, d)
+    q, k = (unit_vectors(q) * scale.view(-1, 1, 1)).to(v.dtype), unit_vectors(k).to(v.dtype)
+    out = attention(q, k, v, spread_over_slots(table).to(v.dtype), layout.groups)
+    return window_reverse(out.transpose(1, 2).flatten(2), layout, (case.H, case.W))
+
+
+def by_groups(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, groups: Any) -> Tensor:
+    """Our PyTorch path: windows that share a mask together."""
+    sizes = [group.stop - group.start for group in groups]
+    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True)
+    return torch.cat([attend(q, k, v, bias, group.mask, 0.0) for q, k, v, group in pieces])
+
+
+def all_at_once(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, groups: Any) -> Tensor:
+    """Plain SDPA with the bias and the mask of every window spelled out, ``(B * nW, nH, N, N)``."""
+    masks = [bias if group.mask is None else bias.masked_fill(~group.mask, -math.inf) for group in groups]
+    spelled = torch.cat([mask.expand(group.stop - group.start, *mask.shape)
+                         for mask, group in zip(masks, groups, strict=True)])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=spelled, scale=1.0)
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    'fused': fused,
+    'PyTorch': lambda *inputs: in_windows(*inputs, by_groups),
+    'SDPA': lambda *inputs: in_windows(*inputs, all_at_once),
+}
+
+
+def step(way: str, case: Case, inputs: tuple[Tensor, ...], backward: bool) -> list[Tensor]:
+    """The output, and with ``backward`` the gradients of all inputs; the features serve as the output's gradient."""
+    if not backward:
+        with torch.no_grad():
+            return [WAYS[way](case, *inputs)]
+    out = WAYS[way](case, *inputs)
+    return [out, *torch.autograd.grad(out, inputs, inputs[0].detach())]
+
+
+def seconds(way: str, case: Case, inputs: tuple[Tensor, ...], backward: bool) -> float:
+    """A step's time on the clock, with all that Python takes to launch it."""
+    wait = torch.cuda.synchronize if inputs[0].is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(RUNS):
+        step(way, case, inputs, backward)
+    wait()
+    return (time.perf_counter() - start) / RUNS
+
+
+def exact(case: Case, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Output and gradients in float64, from the same numbers."""
+    doubled = tuple(x.detach().double().requires_grad_() for x in inputs)
+    return step('PyTorch', case, doubled, backward=True)
+
+
+def error(mine: Tensor, right: Tensor) -> float:
+    return float((mine.detach().double() - right).abs().max() / right.detach().abs().max())
+
+
+def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> list[dict[str, Any]]:
+    """A row per way: milliseconds, MiB above the inputs, errors; None for what does not fit the memory."""
+    inputs = case.inputs(dtype, device)
+    rows = {way: dict(way=way, forward=None, both=None, mib=None, error=None, gradient_error=None) for way in WAYS}
+    fits = []
+    for way in WAYS:
+        try:
+            if device == 'cuda':
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            results = step(way, case, inputs, backward=True)     # compiles the kernels, too
+            if device == 'cuda':
+                rows[way]['mib'] = (torch.cuda.max_memory_allocated() - before) / 2**20
+            fits.append(way)
+            right = exact(case, inputs)
+            rows[way]['error'] = error(results[0], right[0])
+            rows[way]['gradient_error'] = max(map(error, results[1:], right[1:]))
+        except torch.OutOfMemoryError:
+            continue
+        finally:
+            results = right = None
+    for name, backward in (('forward', False), ('both', True)):
+        times: dict[str, list[float]] = {way: [] for way in fits}
+        for _ in range(rounds):
+            for way in fits:
+                times[way].append(1000 * seconds(way, case, inputs, backward))
+        for way in fits:
+            rows[way][name] = statistics.median(times[way])
+    return list(rows.values())
+
+
+def about() -> dict[str, Any]:
+    import triton
+
+    import swinv2_mm
+
+    return dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, python=platform.python_version(),
+                torch=torch.__version__, triton=triton.__version__, swinv2_mm=swinv2_mm.__version__)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report, one line per case."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    number = lambda value, form: '-' if value is None else format(value, form)  # noqa: E731
+    table = Table(box=box.SIMPLE_HEAD, title='Shifted window attention of SwinV2-T, two images of 800 x 1333',
+                  title_justify='left')
+    for column in ('type', 'window', 'stage', 'way', 'forward ms', 'with backward ms', 'MiB', 'error', 'of gradients'):
+        table.add_column(column, justify='right' if column not in ('type', 'way') else 'left')
+    for row in report['rows']:
+        table.add_row(
+            row['dtype'], str(row['window']), str(row['stage']), row['way'], number(row['forward'], '.3f'),
+            number(row['both'], '.3f'), number(row['mib'], '.0f'), number(row['error'], '.1e'),
+            number(row['gradient_error'], '.1e'), end_section=row['way'] == [*WAYS][-1])
+    console = Console(highlight=False)
+    console.width = max(console.width, 110)
+    console.print(table)
+    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
+    console.print(report['command'])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--windows', type=int, nargs='+', default=[8, 16, 24, 32], help='sides of the windows')
+    parser.add_argument('--dtypes', nargs='+', default=[*DTYPES], choices=[*DTYPES], help='types of the features')
+    parser.add_argument('--rounds', type=int, default=7, help=f'rounds of {RUNS} runs per way; default 7')
+    parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit('benchmarks/attention.py measures on a CUDA GPU, and there is none.')
+    rows = []
+    for dtype in args.dtypes:
+        for side in args.windows:
+            for stage, (H, W, heads) in enumerate(STAGES):
+                print(f'\r{dtype}, window {side}, stage {stage}    ', end='', file=sys.stderr, flush=True)
+                torch.manual_seed(0)
+                found = measure(Case(2, H, W, heads, 32, side), DTYPES[dtype], 'cuda', args.rounds)
+                rows += [dict(dtype=dtype, window=side, stage=stage, **row) for row in found]
+    print(file=sys.stderr)
+    report = dict(command=' '.join(['python', 'benchmarks/attention.py', *sys.argv[1:]]), about=about(), rows=rows)
+    show(report)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
