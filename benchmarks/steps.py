@@ -1,0 +1,87 @@
+"""What each step towards speed brings on a CPU: our backbone with one of them taken back at a time, taking turns.
+
+    python benchmarks/steps.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from backbone import title
+from peers import about, build
+
+from swinv2_mm.models import cosine_attention, swin_v2, tokenwise
+
+NEVER = 2**62
+# Each a list of (module, name, value): what to replace to be without the step.
+STEPS = {
+    'as it is': [],
+    'float32 products by MKL': [(tokenwise, '_has_onednn', lambda: False)],
+    'MLP and linear layers on whole maps': [(tokenwise, 'MIN_TOKENS', NEVER)],
+    'all logits at once': [(cosine_attention, 'CACHE_BYTES', NEVER)],
+    'attention and MLP of a block apart': [(swin_v2, 'in_pieces', lambda x: False)],
+    'none of these': [(tokenwise, '_has_onednn', lambda: False), (tokenwise, 'MIN_TOKENS', NEVER),
+                      (cosine_attention, 'CACHE_BYTES', NEVER), (swin_v2, 'in_pieces', lambda x: False)],
+}
+
+
+@contextlib.contextmanager
+def without(step: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for module, name, value in STEPS[step]:
+            stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def measure(side: int, window: int, mode: str, dtype: str, rounds: int) -> dict[str, list[float]]:
+    model = build('ours', 'tiny', (side, side), window).train(mode == 'training')
+    images = torch.rand(1, 3, side, side)
+    seconds = {step: [] for step in STEPS}
+    for turn in range(rounds + 1):
+        for step, taken in seconds.items():
+            with without(step):
+                start = time.perf_counter()
+                with torch.set_grad_enabled(mode == 'training'), \
+                        torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
+                    maps = model(images)
+                if mode == 'training':
+                    sum(features.float().square().mean() for features in maps).backward()
+                    model.zero_grad()
+            if turn:  # the first warms up
+                taken.append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=7, help='turns that each takes; default 7')
+    rounds = parser.parse_args().rounds
+    cases = [(1024, 8, 'inference', 'float32'), (1024, 8, 'inference', 'bfloat16'), (1024, 16, 'inference', 'bfloat16'),
+             (512, 8, 'training', 'float32'), (512, 16, 'training', 'float32')]
+    table = Table('', *(title(dict(arch='tiny', window=w, batch=1, size=f'{s}x{s}', dtype=d, mode=m, compile=False))
+                        for s, w, m, d in cases), box=box.SIMPLE_HEAD, title_justify='left',
+                  title='Seconds as it is; without a step, times as long (median over the turns)')
+    found = [measure(*case, rounds) for case in cases]
+    for step in STEPS:
+        table.add_row(step, *(
+            f'{statistics.median(seconds[step]):.3f}' if step == 'as it is' else
+            f'{statistics.median(a / b for a, b in zip(seconds[step], seconds["as it is"], strict=True)):.2f}x'
+            for seconds in found))
+    console = Console(highlight=False)
+    console.width = max(console.width, 130)
+    console.print(table)
+    console.print(', '.join(f'{name} {value}' for name, value in about([]).items()))
+
+
+if __name__ == '__main__':
+    main()
