@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.attention import attend, unit_vectors
+from swinv2_mm.models.cosine_attention import cosine_attention, unit_vectors
 from swinv2_mm.models.cpb import spread_over_slots
 from swinv2_mm.models.triton_attention import fused_window_attention
 from swinv2_mm.models.window import effective_window, window_layout, window_partition, window_reverse
@@ -71,37 +71,35 @@ def fused(case: Case, x: Tensor, weight: Tensor, table: Tensor, scale: Tensor) -
 
 
 def in_windows(
-    case: Case, x: Tensor, weight: Tensor, table: Tensor, scale: Tensor,
-    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Any], Tensor],
+    case: Case, x: Tensor, weight: Tensor, table: Tensor, scale: Tensor, attention: Callable[..., Tensor]
 ) -> Tensor:
-    """The map gathered into windows, ``attention(q, k, v, bias, groups)`` on them, and back."""
+    """The map gathered into windows, ``attention(qkv, scale, table, groups)`` on them, and back."""
     layout = window_layout(case.B, case.H, case.W, case.window, True, x.device)
     windows = window_partition(x, layout)                                           # (B * nW, N, C)
     qkv = F.linear(windows, weight).view(*windows.shape[:2], 3, case.heads, case.width)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                                  # 3 x (B * nW, nH, N, d)
-    q, k = (unit_vectors(q) * scale.view(-1, 1, 1)).to(v.dtype), unit_vectors(k).to(v.dtype)
-    out = attention(q, k, v, spread_over_slots(table).to(v.dtype), layout.groups)
-    return window_reverse(out.transpose(1, 2).flatten(2), layout, (case.H, case.W))
+    out = attention(qkv, scale.view(-1, 1, 1), table, layout.groups)                # (B * nW, N, nH, d)
+    return window_reverse(out.flatten(2), layout, (case.H, case.W))
 
 
-def by_groups(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, groups: Any) -> Tensor:
-    """Our PyTorch path: windows that share a mask together."""
-    sizes = [group.stop - group.start for group in groups]
-    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), groups, strict=True)
-    return torch.cat([attend(q, k, v, bias, group.mask, 0.0) for q, k, v, group in pieces])
+def keeping_no_logits(qkv: Tensor, scale: Tensor, table: Tensor, groups: Any) -> Tensor:
+    """Our PyTorch path."""
+    return cosine_attention(qkv, scale, table, groups, None)
 
 
-def all_at_once(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, groups: Any) -> Tensor:
+def all_at_once(qkv: Tensor, scale: Tensor, table: Tensor, groups: Any) -> Tensor:
     """Plain SDPA with the bias and the mask of every window spelled out, ``(B * nW, nH, N, N)``."""
-    masks = [bias if group.mask is None else bias.masked_fill(~group.mask, -math.inf) for group in groups]
-    spelled = torch.cat([mask.expand(group.stop - group.start, *mask.shape)
-                         for mask, group in zip(masks, groups, strict=True)])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=spelled, scale=1.0)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                                  # 3 x (B * nW, nH, N, d)
+    q, k = (unit_vectors(q) * scale).to(v.dtype), unit_vectors(k).to(v.dtype)
+    bias, spelled = spread_over_slots(table).to(v.dtype), []
+    for group in groups:
+        masked = bias if group.regions is None else bias.masked_fill(~group.mask(), -math.inf)
+        spelled.append(masked.expand(group.stop - group.start, *masked.shape))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.cat(spelled), scale=1.0).transpose(1, 2)
 
 
 WAYS: dict[str, Callable[..., Tensor]] = {
     'fused': fused,
-    'PyTorch': lambda *inputs: in_windows(*inputs, by_groups),
+    'PyTorch': lambda *inputs: in_windows(*inputs, keeping_no_logits),
     'SDPA': lambda *inputs: in_windows(*inputs, all_at_once),
 }
 

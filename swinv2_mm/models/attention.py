@@ -172,7 +172,7 @@ def _written_out(
     k = unit_vectors(k).to(v.dtype)
     bias = spread_over_slots(bias).to(v.dtype)
     chunk = None if attn_chunk is None else at_a_time(attn_chunk, *q.shape[1:3], on_cpu=False)[0]
-    pieces = [(piece.stop - piece.start, group.mask)
+    pieces = [(piece.stop - piece.start, group.mask())
               for group in groups for piece in cut(group.start, group.stop, chunk)]
     sizes = [size for size, _ in pieces]
     parts = []

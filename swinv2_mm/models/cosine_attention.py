@@ -183,9 +183,8 @@ def _pieces(
     """Windows and heads to compute together, with the bias of their queries, ``(heads, r, N)``: -inf where masked."""
     windows, heads = at_a_time
     for group in groups:
-        bias = rows
-        if group.mask is not None:
-            bias = rows.masked_fill(~group.mask[first:first + rows.shape[1]], -math.inf)
+        mask = group.mask(first, first + rows.shape[1])
+        bias = rows if mask is None else rows.masked_fill(~mask, -math.inf)
         for some in cut(group.start, group.stop, windows):
             for which in cut(0, len(rows), heads):
                 yield some, which, bias[which]

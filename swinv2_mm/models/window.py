@@ -26,12 +26,16 @@ class WindowGroup:
 
     Attributes:
         start, stop: The group is ``windows[start:stop]`` of the ``B * nW`` windows.
-        mask: ``(N, N)``, True where the row's slot may attend to the column's; None where all may.
+        regions: ``(N,)``, the region of each slot; slots attend to those of their own. None where all are one.
     """
 
     start: int
     stop: int
-    mask: Tensor | None
+    regions: Tensor | None
+
+    def mask(self, first: int = 0, last: int | None = None) -> Tensor | None:
+        """``(last - first, N)``, True where the row's slot may attend to the column's; None where all may."""
+        return None if self.regions is None else self.regions[first:last, None] == self.regions
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class WindowLayout:
         for start in range(0, self.groups[-1].stop, windows):
             stop = min(start + windows, self.groups[-1].stop)
             pads = self.pads[(self.pads >= start * N) & (self.pads < stop * N)] - start * N
-            groups = tuple(WindowGroup(max(group.start, start) - start, min(group.stop, stop) - start, group.mask)
+            groups = tuple(WindowGroup(max(group.start, start) - start, min(group.stop, stop) - start, group.regions)
                            for group in self.groups if group.start < stop and group.stop > start)
             yield self.gather[start * N:stop * N], pads, groups
 
@@ -107,14 +111,13 @@ def _axis(size: int, window: int, shift: int) -> tuple[list[int], dict[tuple[int
     return tokens, kinds
 
 
-def _attend_mask(rows: Sequence[int], cols: Sequence[int]) -> Tensor | None:
-    """The ``(N, N)`` mask of a window with these codes, or None where all its slots are one region."""
+def _regions(rows: Sequence[int], cols: Sequence[int]) -> Tensor | None:
+    """The region ``(N,)`` of each slot of a window with these codes, or None where all are one."""
     r = torch.tensor(rows)[:, None].expand(-1, len(cols))
     c = torch.tensor(cols)[None, :].expand(len(rows), -1)
     # Padding is a region of its own: never seen by a real token, while its own soft-max stays defined.
-    region = torch.where((r == _PAD) | (c == _PAD), 4, 2 * r + c).reshape(-1)
-    mask = region[:, None] == region[None, :]
-    return None if mask.all() else mask
+    regions = torch.where((r == _PAD) | (c == _PAD), 4, 2 * r + c).reshape(-1)
+    return None if (regions == regions[0]).all() else regions
 
 
 @lru_cache(maxsize=64)  # stages x (plain, shifted) x a few image shapes; an entry is two int64 per token
@@ -146,8 +149,8 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
                 gather.append(token.reshape(-1))
                 real.append(inside.reshape(-1))
                 stop = start + token.numel() // N
-                mask = _attend_mask(row_codes, col_codes)
-                groups.append(WindowGroup(start, stop, None if mask is None else mask.to(device)))
+                regions = _regions(row_codes, col_codes)
+                groups.append(WindowGroup(start, stop, None if regions is None else regions.to(device)))
                 start = stop
         gather, real = torch.cat(gather), torch.cat(real)
         scatter = torch.empty(B * H * W, dtype=torch.long)

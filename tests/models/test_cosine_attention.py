@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models import cosine_attention as module
 from swinv2_mm.models.cosine_attention import cosine_attention
 from swinv2_mm.models.cpb import spread_over_slots
-from swinv2_mm.models.window import window_layout
+from swinv2_mm.models.window import WindowGroup, window_layout
 
 
 def problem(dtype=torch.float64, size=(5, 7), window=(2, 3), nH=2, d=3, seed=0):
@@ -28,7 +30,7 @@ def formula(qkv, scale, table, groups):
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     cosine = torch.einsum('ghqd,ghkd->ghqk', q, k) / q.norm(dim=-1)[..., None] / k.norm(dim=-1)[..., None, :]
     logits = scale * cosine + spread_over_slots(table)
-    masks = [torch.ones_like(logits[0, 0], dtype=torch.bool) if group.mask is None else group.mask
+    masks = [torch.ones_like(logits[0, 0], dtype=torch.bool) if group.regions is None else group.mask()
              for group in groups for _ in range(group.stop - group.start)]
     logits = logits.masked_fill(~torch.stack(masks)[:, None], -math.inf)
     return torch.einsum('ghqk,ghkd->gqhd', logits.softmax(-1), v)
@@ -59,6 +61,37 @@ def test_float32_gradients_against_float64(budget, monkeypatch):
     for a, b in zip(torch.autograd.grad(y, given, grad.float()), torch.autograd.grad(expected, exact, grad),
                     strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor) and not func.is_view:
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_no_tensor_has_the_square_of_a_large_window(monkeypatch):
+    """Forward and backward, masked windows too, where a window's bias is beyond its budget.
+
+    Prevents: memory that grows with the fourth power of the window's side.
+    """
+    monkeypatch.setattr(module, 'BIAS_BYTES', 1)
+    given, groups = problem(torch.float32, size=(20, 20), window=(16, 16), nH=2, d=4)
+    groups = [WindowGroup(0, 1, groups[-1].regions)]
+    given[0] = given[0].detach()[:1].requires_grad_()
+    with Largest() as largest:
+        cosine_attention(*given, groups, None).sum().backward()
+    assert 0 < largest.numel <= 2 * 16 * 256 < 256 * 256
+    monkeypatch.undo()
+    with Largest() as largest:
+        cosine_attention(*given, groups, None)
+    assert largest.numel >= 256 * 256
 
 
 def test_one_part_of_the_rows_is_the_part_of_the_whole():
