@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers import PEERS, about, available, build
+from peers import PEERS, PeakMemory, about, available, build
 
 GIB = 2**30
 SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)
@@ -45,7 +44,8 @@ def backbone(name: str, case: Case) -> Callable[[torch.Tensor], None]:
     """One call of a backbone as the case wants it."""
     torch.manual_seed(0)
     images = images_of(case)
-    model = build(name, case['arch'], tuple(images.shape[2:]), case['window']).to(case['device'])
+    ours = dict(attn_backend=case['attn_backend']) if name == 'ours' else {}
+    model = build(name, case['arch'], tuple(images.shape[2:]), case['window'], **ours).to(case['device'])
     model.train(case['mode'] == 'training')
     call = torch.compile(model) if case['compile'] else model
     dtype = getattr(torch, case['dtype'])
@@ -106,9 +106,9 @@ def peak_in_this_process(name: str, case: Case) -> float:
         before = torch.cuda.memory_allocated()
         run(images)
         return (torch.cuda.max_memory_allocated() - before) / GIB
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = PeakMemory()
     run(images)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / GIB
+    return memory.above() / GIB
 
 
 def products(case: Case) -> tuple[list[tuple[int, int, int, int]], int]:
@@ -158,7 +158,8 @@ def floor(case: Case) -> dict[str, float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Every case, with what is left to do on stderr."""
     names = ['ours', *(args.peers if args.peers is not None else available(args.microsoft))]
-    cases = [dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, compile=args.compile, device=args.device)
+    cases = [dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, compile=args.compile, device=args.device,
+                  attn_backend=args.attn_backend)
              for a, s, b, w, m, d in itertools.product(
                  args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes)]
     rows, start = [], time.monotonic()
@@ -255,6 +256,7 @@ def main() -> None:
                         choices=['float32', 'bfloat16', 'float16'], help='float32, or autocast')
     parser.add_argument('--compile', action='store_true', help='torch.compile all of them')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--attn-backend', default='auto', choices=['auto', 'sdpa', 'triton'], help='of ours')
     parser.add_argument('--rounds', type=int, default=5, help='turns that each takes; default 5')
     parser.add_argument('--peers', nargs='*', choices=list(PEERS), help='default: all that import')
     parser.add_argument('--microsoft', metavar='DIR', help="a checkout of Microsoft's Swin-Transformer")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import about, available, build
+from peers import PeakMemory, about, available, build
 
 GIB = 2**30
 WAYS = {
@@ -42,7 +42,7 @@ def step(way: str, side: int, window: int, limit: float) -> dict[str, float] | N
     name, checkpointing = way.partition(',')[0], 'checkpointing' in way
     model = build(name, 'tiny', (side, side), window, **WAYS.get(way, dict(checkpointing=checkpointing))).train()
     image = torch.rand(1, 3, side, side)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = PeakMemory()
     used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(limit * GIB),) * 2)
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def step(way: str, side: int, window: int, limit: float) -> dict[str, float] | N
             raise
         return None
     seconds = time.perf_counter() - start
-    return dict(gib=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / GIB, seconds=seconds)
+    return dict(gib=memory.above() / GIB, seconds=seconds)
 
 
 def in_child(*arguments: object) -> Any:

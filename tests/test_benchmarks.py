@@ -1,4 +1,4 @@
-"""The benchmark of window attention runs, as far as a CPU can tell."""
+"""The benchmarks measure what they say, as far as a CPU can tell."""
 
 import importlib.util
 import sys
@@ -6,20 +6,72 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-pytest.importorskip('triton', reason='Triton exists for Linux only')
-SCRIPT = Path(__file__).parents[1] / 'benchmarks' / 'attention.py'
+FOLDER = Path(__file__).parents[1] / 'benchmarks'
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+CASE = dict(arch='tiny', window=4, size='64x64', batch=2, mode='inference', dtype='float32', compile=False,
+            device='cpu', attn_backend='auto')
+
+
+def load(name, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    spec = importlib.util.spec_from_file_location(f'benchmark_of_{name}', FOLDER / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses looks for it
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location('benchmark_of_attention', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses looks for it
-    spec.loader.exec_module(module)
+    pytest.importorskip('triton', reason='Triton exists for Linux only')
+    module = load('attention', monkeypatch)
     monkeypatch.setattr(module, 'RUNS', 1)
     return module
+
+
+@pytest.fixture
+def backbone(monkeypatch):
+    return load('backbone', monkeypatch)
+
+
+def test_the_floor_counts_the_products_of_the_blocks(backbone):
+    """All but the patch embedding and merging, as torch's own counter sees them. Prevents: a floor too high or low."""
+    model = backbone.build('ours', 'tiny', (64, 64), 4).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(backbone.images_of(CASE))
+    tokens, C = 2 * 16 * 16, 96
+    around = tokens * 48 * C + sum(tokens // 4**i * 8 * (C * 2**(i - 1))**2 for i in (1, 2, 3))
+    # The position bias: offsets x (2 coordinates to 512 hidden to the heads); the last stage's map is 2 x 2 tokens.
+    around += sum(depth * offsets * 512 * (2 + heads)
+                  for depth, offsets, heads in ((2, 49, 3), (2, 49, 6), (6, 49, 12), (2, 9, 24)))
+    products, _ = backbone.products(CASE)
+    assert 2 * (around + sum(count * M * K * N for count, M, K, N in products)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize('mode', ['inference', 'training'])
+def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone, mode, monkeypatch):
+    """Prevents: a peer that cannot take a size ending a run of hours, or ratios of different turns."""
+    build = backbone.build
+
+    def fail(name, *args, **kwargs):
+        if name == 'timm':
+            raise AssertionError('a size that it cannot take')
+        return build(name, *args, **kwargs)
+
+    monkeypatch.setattr(backbone, 'build', fail)
+    seconds, failed = backbone.take_turns(['ours', 'huggingface', 'timm'], dict(CASE, mode=mode), 2)
+    assert {name: len(taken) for name, taken in seconds.items()} == {'ours': 2, 'huggingface': 2}
+    assert failed == {'timm': 'AssertionError: a size that it cannot take'}
+    ratios = backbone.times_of_ours(dict(seconds={'ours': [1.0, 4.0, 2.0], 'huggingface': [3.0, 4.0, 4.0]}))
+    assert ratios == {'huggingface': 2.0}
+
+
+def test_a_peak_is_that_of_a_call(backbone):
+    """In a process of its own, a larger image takes more. Prevents: the memory of the imports, or of nothing."""
+    small, large = (backbone.peak('ours', dict(CASE, size=size), None) for size in ('64x64', '1024x1024'))
+    assert 0 <= small < 0.1 < large < 2
 
 
 def test_all_ways_do_the_same_job(benchmark, monkeypatch, capsys):
@@ -39,6 +91,6 @@ def test_all_ways_do_the_same_job(benchmark, monkeypatch, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_without_a_gpu_it_says_so(benchmark, monkeypatch):
     """Prevents: a traceback, or numbers of the interpreter."""
-    monkeypatch.setattr(sys, 'argv', [str(SCRIPT)])
+    monkeypatch.setattr(sys, 'argv', ['attention.py'])
     with pytest.raises(SystemExit, match='measures on a CUDA GPU, and there is none'):
         benchmark.main()
