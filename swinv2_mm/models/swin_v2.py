@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
-from swinv2_mm.models.tokenwise import in_pieces, tokens_at_a_time
+from swinv2_mm.models.tokenwise import compute_dtype, in_pieces, tokens_at_a_time
 from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
     effective_window,
@@ -80,7 +80,9 @@ class SwinTransformerV2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same shape."""
-        if in_pieces(x) and not self.attn.fused and not self.training and not torch.is_grad_enabled():
+        evaluates = not self.training and not torch.is_grad_enabled()
+        # Under autocast each piece would cast the weights anew.
+        if evaluates and in_pieces(x) and not self.attn.fused and compute_dtype(x) == x.dtype:
             x = self._forward_in_pieces(x)
         else:
             x = self.drop_path(x, self.norm1(self._attend(x)))

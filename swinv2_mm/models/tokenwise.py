@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of ``(..., C)``; on a CPU not differentiable twice."""
     if not in_pieces(x):
         return F.linear(x, weight, bias)
-    x = x.to(_compute_dtype(x))
+    x = x.to(compute_dtype(x))
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
@@ -49,11 +49,11 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """
     if not in_pieces(x):
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
-    x = x.to(_compute_dtype(x))
+    x = x.to(compute_dtype(x))
     return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2).view(*x.shape[:-1], len(w2))
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which linear layers compute: autocast's, if it is on."""
     autocasts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
     return torch.get_autocast_dtype('cpu') if autocasts else x.dtype
