@@ -226,7 +226,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     rows = [row for row in report['rows'] if 'ours' in row['seconds']]
     names = list(dict.fromkeys(name for row in rows for name in row['seconds']))
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.16 * len(rows) * (len(names) + 1)))
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.12 * len(rows) * (len(names) + 1)))
     height = 0.85 / (len(names) + 1)
     for i, name in enumerate([*names, 'products alone']):
         values = []
@@ -237,6 +237,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.barh([j + i * height for j in range(len(rows))], values, height, label=name,
                   color='0.8' if name == 'products alone' else f'C{i}')
     axis.set_yticks([j + 0.4 for j in range(len(rows))], [title(row) for row in rows], fontsize=7)
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.axvline(1, color='black', linewidth=0.6)
     axis.set_xlabel('time relative to ours: shorter is faster')
