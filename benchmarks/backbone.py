@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peers import PEERS, PeakMemory, about, available, build
+from backbones import PEERS, PeakMemory, about, available, build
 
 GIB = 2**30
 SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import PeakMemory, about, available, build
+from backbones import PeakMemory, about, available, build
 
 GIB = 2**30
 WAYS = {

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from backbone import title
-from peers import about, build
+from backbones import about, build
 
 from swinv2_mm.models import cosine_attention, swin_v2, tokenwise
 

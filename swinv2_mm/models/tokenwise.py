@@ -50,7 +50,8 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     if not in_pieces(x):
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
     x = x.to(compute_dtype(x))
-    return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2).view(*x.shape[:-1], len(w2))
+    # Inside a Function neither the mode nor needs_input_grad tells whether a backward pass may come.
+    return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2, torch.is_grad_enabled()).view(*x.shape[:-1], len(w2))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -95,11 +96,10 @@ class _Linear(torch.autograd.Function):
 class _Mlp(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
         w1, b1, w2, b2 = _cast(x.dtype, w1, b1, w2, b2)
         n = tokens_at_a_time(len(w1), x.element_size())
-        keep = any(ctx.needs_input_grad)
         if len(x) <= n and not keep:
             return _product(F.gelu(_product(x, w1, b1)), w2, b2)
         hidden = x.new_empty(len(x), len(w1)) if keep else None
@@ -126,7 +126,7 @@ class _Mlp(torch.autograd.Function):
             h = hidden[piece]
             h_grad = torch.ops.aten.gelu_backward(second.add(grad[piece], F.gelu(h), torch.empty_like(h)), h)
             first.add(h_grad, x[piece], None if x_grad is None else x_grad[piece])
-        return x_grad, *first.gradients(), *second.gradients()
+        return x_grad, *first.gradients(), *second.gradients(), None
 
 
 class _Sums:
