@@ -22,13 +22,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from backbones import PEERS, PeakMemory, about, available, build
+from backbones import PEERS, PeakMemory, about, available, build, report
 
 GIB = 2**30
 SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)
@@ -155,8 +155,8 @@ def floor(case: Case) -> dict[str, float]:
     return dict(seconds=passes * total, gib=passes * moved * x.element_size() / GIB)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Every case, with what is left to do on stderr."""
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The report after every case, with what is left to do on stderr."""
     names = ['ours', *(args.peers if args.peers is not None else available(args.microsoft))]
     cases = [dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, compile=args.compile, device=args.device,
                   attn_backend=args.attn_backend)
@@ -171,7 +171,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if not args.no_memory:
             row['gib'] = {name: peak(name, case, args.microsoft) for name in seconds}
         rows.append(row)
-    return dict(about=about([name for name in names if name != 'ours']), rows=rows)
+        yield dict(about=about([name for name in names if name != 'ours']), rows=rows)
 
 
 def title(case: Case) -> str:
@@ -186,19 +186,19 @@ def times_of_ours(row: dict[str, Any]) -> dict[str, float]:
             for name, taken in row['seconds'].items() if name != 'ours' and ours}
 
 
-def show(report: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     """Print the report: seconds of ours, ratios of the others to it, peaks."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    names = list(dict.fromkeys(name for row in report['rows'] for name in (*row['seconds'], *row['failed'])))
+    names = list(dict.fromkeys(name for row in found['rows'] for name in (*row['seconds'], *row['failed'])))
     peers = [name for name in names if name != 'ours']
     table = Table(box=box.SIMPLE_HEAD, title='Seconds (peak GiB); for peers as multiples of ours',
                   title_justify='left')
     for column in ('', 'ours', *peers, 'best peer', 'products alone', 'maps'):
         table.add_column(column, justify='left' if not column else 'right')
-    for row in report['rows']:
+    for row in found['rows']:
         gib, ratios, cells = row.get('gib') or {}, times_of_ours(row), []
         for name in names:
             if name not in row['seconds']:
@@ -214,17 +214,17 @@ def show(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, 140)
     console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
-    console.print(report['command'])
+    console.print(', '.join(f'{name} {value}' for name, value in found['about'].items()))
+    console.print(found['command'])
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(found: dict[str, Any], path: Path) -> None:
     """Speed of the peers and of the products alone, relative to ours."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    rows = [row for row in report['rows'] if 'ours' in row['seconds']]
+    rows = [row for row in found['rows'] if 'ours' in row['seconds']]
     names = list(dict.fromkeys(name for row in rows for name in row['seconds']))
     figure, axis = plt.subplots(figsize=(9, 0.9 + 0.12 * len(rows) * (len(names) + 1)))
     height = 0.85 / (len(names) + 1)
@@ -274,13 +274,7 @@ def main() -> None:
         return
     if args.short:
         vars(args).update(SHORT)
-    report = dict(command=' '.join(['python', 'benchmarks/backbone.py', *sys.argv[1:]]), **measure(args))
-    show(report)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
-    if args.plot:
-        plot(report, Path(args.plot))
+    report(measure(args), show, plot, args.json, args.plot)
 
 
 if __name__ == '__main__':

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,30 @@ class PeakMemory:
     def _high_water() -> int:
         line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
         return int(line.split()[1]) * 1024
+
+
+def report(
+    growing: Iterator[dict[str, Any]], show: Callable[[dict], None], plot: Callable[[dict, Path], None],
+    json_file: str | None, plot_file: str | None,
+) -> None:
+    """Write a report each time that it has grown, so that a run that is stopped leaves what it measured; then show it.
+
+    Args:
+        growing: The report after each measurement.
+        show, plot: What prints it, and what draws it into a file.
+        json_file, plot_file: Where to; None for nowhere.
+    """
+    command = ' '.join(['python', f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])
+    for found in growing:
+        found = dict(command=command, **found)
+        if json_file:
+            path = Path(json_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_name(f'{path.name}.part').write_text(json.dumps(found, indent=1) + '\n')
+            path.with_name(f'{path.name}.part').replace(path)
+    show(found)
+    if plot_file:
+        plot(found, Path(plot_file))
 
 
 def about(peers: list[str]) -> dict[str, Any]:

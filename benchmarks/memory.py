@@ -15,11 +15,12 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from backbones import PeakMemory, about, available, build
+from backbones import PeakMemory, about, available, build, report
 
 GIB = 2**30
 WAYS = {
@@ -62,8 +63,8 @@ def in_child(*arguments: object) -> Any:
     return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else None
 
 
-def measure(sides: list[int], windows: list[int], limit: float) -> dict[str, Any]:
-    """All combinations, with what is left to do on stderr."""
+def measure(sides: list[int], windows: list[int], limit: float) -> Iterator[dict[str, Any]]:
+    """The report after every combination, with what is left to do on stderr."""
     peers = available()
     ways = ways_of(peers)
     jobs = [(way, side, window) for side in sides for window in windows for way in ways]
@@ -74,50 +75,50 @@ def measure(sides: list[int], windows: list[int], limit: float) -> dict[str, Any
               end='', file=sys.stderr, flush=True)
         result = in_child(way, side, window, limit)
         steps.append(dict(way=way, side=side, window=window, **(result or dict(gib=None, seconds=None))))
+        yield dict(about=about(peers), limit_gib=limit, steps=steps)
     print(file=sys.stderr)
-    return dict(about=about(peers), limit_gib=limit, steps=steps)
 
 
-def show(report: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     """Print the report as a table: peak in GiB and seconds."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    cases = list(dict.fromkeys((row['side'], row['window']) for row in report['steps']))
+    cases = list(dict.fromkeys((row['side'], row['window']) for row in found['steps']))
     table = Table(box=box.SIMPLE_HEAD, title='One training step of SwinV2-T, float32: GiB above the model (seconds)',
                   title_justify='left')
     table.add_column('')
     for side, window in cases:
         table.add_column(f'{side} px, w{window}', justify='right')
-    for way in dict.fromkeys(row['way'] for row in report['steps']):
-        found = {(row['side'], row['window']): row for row in report['steps'] if row['way'] == way}
+    for way in dict.fromkeys(row['way'] for row in found['steps']):
+        cells = {(row['side'], row['window']): row for row in found['steps'] if row['way'] == way}
         table.add_row(way, *(
-            f'{found[case]["gib"]:.2f} ({found[case]["seconds"]:.0f})' if found[case]['gib'] is not None
-            else f'> {report["limit_gib"]:g}' for case in cases))
+            f'{cells[case]["gib"]:.2f} ({cells[case]["seconds"]:.0f})' if cells[case]['gib'] is not None
+            else f'> {found["limit_gib"]:g}' for case in cases))
     console = Console(highlight=False)
     console.width = max(console.width, 32 + 17 * len(cases))
     console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
-    console.print(report['command'])
+    console.print(', '.join(f'{name} {value}' for name, value in found['about'].items()))
+    console.print(found['command'])
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
+def plot(found: dict[str, Any], path: Path) -> None:
     """Peak against image size, one panel per window; a step beyond the limit has no point."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    windows = list(dict.fromkeys(row['window'] for row in report['steps']))
+    windows = list(dict.fromkeys(row['window'] for row in found['steps']))
     figure, axes = plt.subplots(1, len(windows), figsize=(4.2 * len(windows), 4), sharey=True, squeeze=False)
     for axis, window in zip(axes[0], windows, strict=True):
-        for way in dict.fromkeys(row['way'] for row in report['steps']):
-            points = [(row['side'], row['gib']) for row in report['steps']
+        for way in dict.fromkeys(row['way'] for row in found['steps']):
+            points = [(row['side'], row['gib']) for row in found['steps']
                       if (row['way'], row['window']) == (way, window) and row['gib'] is not None]
             style = dict(linestyle='-' if way in WAYS else '--', marker='o' if way in WAYS else 'x')
             axis.plot(*zip(*points, strict=True) if points else ([], []), label=way, **style)
         axis.set(title=f'window {window}', xlabel='side of the image in pixels', yscale='log')
-        axis.set_xticks(sorted({row['side'] for row in report['steps']}))
+        axis.set_xticks(sorted({row['side'] for row in found['steps']}))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel('peak memory of a training step in GiB')
     axes[0][-1].legend(fontsize=7)
@@ -138,14 +139,7 @@ def main() -> None:
         way, side, window, limit = args.child
         print(json.dumps(step(way, int(side), int(window), float(limit))))
         return
-    report = dict(command=' '.join(['python', 'benchmarks/memory.py', *sys.argv[1:]]),
-                  **measure(args.sides, args.windows, args.limit))
-    show(report)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
-    if args.plot:
-        plot(report, Path(args.plot))
+    report(measure(args.sides, args.windows, args.limit), show, plot, args.json, args.plot)
 
 
 if __name__ == '__main__':
