@@ -2,11 +2,11 @@
 
     python benchmarks/backbone.py --json benchmarks/results/backbone.json --plot benchmarks/results/backbone.png
 
-All backbones of a case are built, warmed up, and then take turns (A B C A B C ...), so that a machine that slows down
-slows down all of them; given are our median, and for peers the median over the turns of their time divided by ours.
-Images of 800x1333 are padded to multiples of 32, as MMDetection pads a batch. A training step is forward, a loss over
-all maps, and backward. Peak memory is that of one call in a process of its own, above the built model: resident memory
-on a CPU, allocated memory on a GPU.
+All backbones of a case are built, each in a process of its own, warmed up, and then take turns (A B C A B C ...), so
+that a machine that slows down slows down all of them; given are our median, and for peers the median over the turns of
+their time divided by ours. Images of 800x1333 are padded to multiples of 32, as MMDetection pads a batch. A training
+step is forward, a loss over all maps, and backward. Peak memory is that of one call, above the built model: resident
+memory on a CPU, allocated memory on a GPU.
 
 The floor is the time of the matrix products alone, each repeated in the better of two ways on data at hand, and beside
 it the bytes of activations that one reading and writing of every block's map moves.
@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -69,38 +70,66 @@ def wait(case: Case) -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(names: list[str], case: Case, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds of each call of each backbone, and why those failed that did."""
-    images, runs, failed = images_of(case), {}, {}
-    for name in names:
-        try:
-            runs[name] = backbone(name, case)
-            runs[name](images)
-        except Exception as error:  # a peer that cannot take a size, or out of memory: the others go on
-            runs.pop(name, None)
-            failed[name] = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
-    seconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
+class Worker:
+    """A backbone in a process of its own, which makes a call when told to.
+
+    In one process the memory that one backbone frees would serve, or fragment, the next one's: what a call takes would
+    depend on whose turn was before.
+
+    Attributes:
+        gib: Peak memory of one call, above the built model.
+        failed: Why there will be no further call, or None.
+    """
+
+    def __init__(self, name: str, case: Case, microsoft: str | None = None) -> None:
+        command = [sys.executable, __file__, '--worker', name, json.dumps(case)]
+        self._process = subprocess.Popen(command + (['--microsoft', microsoft] if microsoft else []), text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.failed: str | None = None
+        self.gib: float | None = self._answer().get('gib')
+
+    def call(self) -> float | None:
+        """The seconds that it took."""
+        with contextlib.suppress(BrokenPipeError):
+            print(file=self._process.stdin, flush=True)
+        return self._answer().get('seconds')
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else dict(failed='its process ended, perhaps for want of memory')
+        self.failed = answer.get('failed')
+        return answer
+
+
+def work(name: str, case: Case) -> None:
+    """What the process of a :class:`Worker` does."""
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what a peer prints is no answer
+
+    def answer(**found: Any) -> None:
+        print(json.dumps(found), file=answers, flush=True)
+
+    try:
+        run, images = backbone(name, case), images_of(case)
+        answer(gib=peak(run, images))
+        run(images)
+        for _ in sys.stdin:
             wait(case)
             start = time.perf_counter()
             run(images)
             wait(case)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds, failed
+            answer(seconds=time.perf_counter() - start)
+    except Exception as error:  # a peer that cannot take a size, or out of memory: the others go on
+        answer(failed=f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}')
 
 
-def peak(name: str, case: Case, microsoft: str | None) -> float | None:
-    """GiB that one call takes above the built model, measured in a process of its own; None if it fails."""
-    command = [sys.executable, __file__, '--child', name, json.dumps(case)]
-    child = subprocess.run(command + (['--microsoft', microsoft] if microsoft else []), stdout=subprocess.PIPE,
-                           stderr=subprocess.DEVNULL, text=True)
-    return json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else None
-
-
-def peak_in_this_process(name: str, case: Case) -> float:
-    run, images = backbone(name, case), images_of(case)
-    if case['device'] == 'cuda':
+def peak(run: Callable[[torch.Tensor], None], images: torch.Tensor) -> float:
+    """GiB that the first call takes; on a GPU the second, since the first tries algorithms."""
+    if images.is_cuda:
         run(images)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -109,6 +138,26 @@ def peak_in_this_process(name: str, case: Case) -> float:
     memory = PeakMemory()
     run(images)
     return memory.above() / GIB
+
+
+def take_turns(names: list[str], case: Case, rounds: int, microsoft: str | None = None) -> dict[str, Any]:
+    """``seconds`` of each call and ``gib`` of each backbone, and why those ``failed`` that did."""
+    workers = {}
+    try:
+        for name in names:
+            workers[name] = Worker(name, case, microsoft)
+        seconds = {name: [] for name in names}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                if worker.failed is None:
+                    seconds[name].append(worker.call())
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    failed = {name: worker.failed for name, worker in workers.items() if worker.failed is not None}
+    whole = [name for name in names if name not in failed]
+    return dict(seconds={name: seconds[name] for name in whole}, gib={name: workers[name].gib for name in whole},
+                failed=failed)
 
 
 def products(case: Case) -> tuple[list[tuple[int, int, int, int]], int]:
@@ -162,16 +211,19 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                   attn_backend=args.attn_backend)
              for a, s, b, w, m, d in itertools.product(
                  args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes)]
-    rows, start = [], time.monotonic()
+    rows = measured(args.json) if args.resume else []
+    cases = [case for case in cases if all(any(row[key] != case[key] for key in case) for row in rows)]
+    start = time.monotonic()
     for done, case in enumerate(cases):
         left = f', about {(time.monotonic() - start) / done * (len(cases) - done) / 60:.0f} min left' if done else ''
         print(f'{done}/{len(cases)}{left}; now {title(case)}', file=sys.stderr, flush=True)
-        seconds, failed = take_turns(names, case, args.rounds)
-        row = dict(case, seconds=seconds, failed=failed, floor=floor(case))
-        if not args.no_memory:
-            row['gib'] = {name: peak(name, case, args.microsoft) for name in seconds}
-        rows.append(row)
+        rows.append(dict(case, **take_turns(names, case, args.rounds, args.microsoft), floor=floor(case)))
         yield dict(about=about([name for name in names if name != 'ours']), rows=rows)
+
+
+def measured(file: str | None) -> list[dict[str, Any]]:
+    """The rows of an earlier report, if there is one."""
+    return json.loads(Path(file).read_text())['rows'] if file and Path(file).exists() else []
 
 
 def title(case: Case) -> str:
@@ -261,16 +313,16 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5, help='turns that each takes; default 5')
     parser.add_argument('--peers', nargs='*', choices=list(PEERS), help='default: all that import')
     parser.add_argument('--microsoft', metavar='DIR', help="a checkout of Microsoft's Swin-Transformer")
-    parser.add_argument('--no-memory', action='store_true', help='measure times only')
+    parser.add_argument('--resume', action='store_true', help='keep the rows of --json, measure the cases not in it')
     parser.add_argument('--short', action='store_true', help='the form of make bench: a minute or two')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
     parser.add_argument('--plot', metavar='FILE', help='draw them into this file')
-    parser.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
+    if args.worker:
         if args.microsoft:
             sys.path.insert(0, args.microsoft)
-        print(json.dumps(peak_in_this_process(args.child[0], json.loads(args.child[1]))))
+        work(args.worker[0], json.loads(args.worker[1]))
         return
     if args.short:
         vars(args).update(SHORT)

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, as far as a CPU can tell."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -51,27 +52,46 @@ def test_the_floor_counts_the_products_of_the_blocks(backbone):
 
 
 @pytest.mark.parametrize('mode', ['inference', 'training'])
-def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone, mode, monkeypatch):
+def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone, mode):
     """Prevents: a peer that cannot take a size ending a run of hours, or ratios of different turns."""
-    build = backbone.build
-
-    def fail(name, *args, **kwargs):
-        if name == 'timm':
-            raise AssertionError('a size that it cannot take')
-        return build(name, *args, **kwargs)
-
-    monkeypatch.setattr(backbone, 'build', fail)
-    seconds, failed = backbone.take_turns(['ours', 'huggingface', 'timm'], dict(CASE, mode=mode), 2)
-    assert {name: len(taken) for name, taken in seconds.items()} == {'ours': 2, 'huggingface': 2}
-    assert failed == {'timm': 'AssertionError: a size that it cannot take'}
+    found = backbone.take_turns(['ours', 'huggingface', 'microsoft'], dict(CASE, mode=mode), 2)
+    assert {name: len(taken) for name, taken in found['seconds'].items()} == {'ours': 2, 'huggingface': 2}
+    assert list(found['gib']) == ['ours', 'huggingface']
+    assert found['failed'] == {'microsoft': "ModuleNotFoundError: No module named 'models'"}
     ratios = backbone.times_of_ours(dict(seconds={'ours': [1.0, 4.0, 2.0], 'huggingface': [3.0, 4.0, 4.0]}))
     assert ratios == {'huggingface': 2.0}
 
 
+def test_a_backbone_that_is_killed_is_left_out(backbone):
+    """Prevents: a benchmark that waits for a process that ran out of memory."""
+    worker = backbone.Worker('ours', CASE)
+    assert worker.call() > 0
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.call() is None
+    assert 'its process ended' in worker.failed
+    worker.stop()
+
+
 def test_a_peak_is_that_of_a_call(backbone):
     """In a process of its own, a larger image takes more. Prevents: the memory of the imports, or of nothing."""
-    small, large = (backbone.peak('ours', dict(CASE, size=size), None) for size in ('64x64', '1024x1024'))
+    small, large = (backbone.take_turns(['ours'], dict(CASE, size=size), 1)['gib']['ours']
+                    for size in ('64x64', '1024x1024'))
     assert 0 <= small < 0.1 < large < 2
+
+
+def test_a_run_goes_on_where_it_was_stopped(backbone, tmp_path, monkeypatch):
+    """Prevents: hours measured again, or measured cases lost."""
+    file = tmp_path / 'found.json'
+    arguments = ['backbone.py', '--sizes', '32x32', '--windows', '2', '--dtypes', 'float32', '--rounds', '1', '--peers',
+                 '--json', str(file)]
+    found = []
+    for more, modes in (([], ['inference']), (['--resume'], ['inference', 'training'])):
+        monkeypatch.setattr(sys, 'argv', [*arguments, *more, '--modes', *modes])
+        backbone.main()
+        found.append(json.loads(file.read_text())['rows'])
+        assert [row['mode'] for row in found[-1]] == modes
+    assert found[1][0] == found[0][0]
 
 
 def test_all_ways_do_the_same_job(benchmark, monkeypatch, capsys):

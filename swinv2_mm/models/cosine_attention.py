@@ -7,6 +7,7 @@ windows again.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,9 @@ CHUNK_BYTES = 64 * 2**20
 # The same on a CPU, whose cache they are not to leave: measured with 1 MiB of second-level cache per core.
 CACHE_BYTES = 2 * 2**20
 
+# Which of the windows at hand have a mask: ``(r, N)``, True where the row's slot must not attend to the column's.
+Masks = Sequence[tuple[slice, Tensor]]
+
 
 def unit_vectors(x: Tensor) -> Tensor:
     """Scale the last dimension to length 1; vectors shorter than ``MIN_NORM`` become zero, with zero gradient.
@@ -35,8 +39,12 @@ def unit_vectors(x: Tensor) -> Tensor:
     Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that an all-zero token
     gives NaN forward, or a gradient of 0 * inf backward.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # first: operations on mixed types are slow
+    x = _exact(x)
     return x * _inverse_norm(x)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))  # at once: operations on mixed types are slow
 
 
 def _inverse_norm(x: Tensor) -> Tensor:
@@ -87,15 +95,20 @@ class _CosineAttention(torch.autograd.Function):
         ctx.groups, ctx.attn_chunk = groups, attn_chunk
         G, N, _, nH, d = qkv.shape
         out = qkv.new_empty(G, N, nH, d)
+        # The fused kernel takes one mask for all windows.
+        together = [groups] if qkv.is_cpu else [[group] for group in groups]
         for first, last in _queries_at_a_time(table):
-            rows = spread_over_slots(table, first, last)
-            for windows, heads, bias in _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first):
+            rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, qkv.is_cpu)
+            pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
+            for windows, heads, bias, masks in pieces:
                 q, k, v = _by_heads(qkv[windows, :, :, heads])
-                q = (unit_vectors(q[:, :, first:last]).mul_(scale[heads])).to(v.dtype)
+                q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
                 k = unit_vectors(k).to(v.dtype)
                 if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
-                    o = _probabilities(q, k, bias).to(v.dtype) @ v
+                    o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
                 else:
+                    for _, outside in masks:
+                        bias = bias.masked_fill(outside, -math.inf)
                     o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(v.dtype), scale=1.0)
                 out[windows, first:last, heads] = o.transpose(1, 2)
         return out
@@ -119,33 +132,36 @@ class _CosineAttention(torch.autograd.Function):
                 spread = spread_over_slots(leaf, first, last)
             rows = spread.detach()
             rows_grad = torch.zeros_like(rows)
-            for windows, heads, bias in _pieces(ctx.groups, at_a_time(ctx.attn_chunk, nH, N, qkv.is_cpu), rows, first):
+            pieces = _pieces(ctx.groups, at_a_time(ctx.attn_chunk, nH, N, qkv.is_cpu), rows, first)
+            for windows, heads, bias, masks in pieces:
                 q, k, v = _by_heads(qkv[windows, :, :, heads])
-                q = q[:, :, first:last]
                 o_grad = grad[windows, first:last, heads].transpose(1, 2).contiguous()    # (n, nH, r, d)
-                unit_q, unit_k = unit_vectors(q), unit_vectors(k)
-                scaled_q, low_k = (unit_q * scale[heads]).to(v.dtype), unit_k.to(v.dtype)
-                probs = _probabilities(scaled_q, low_k, bias)
+                q, k = _exact(q[:, :, first:last]), _exact(k)
+                q_by, k_by = _inverse_norm(q), _inverse_norm(k)                            # (n, nH, r or N, 1)
+                scaled_q, unit_k = (q * (q_by * scale[heads])).to(v.dtype), (k * k_by).to(v.dtype)
+                probs = _probabilities(scaled_q, unit_k, bias, masks)
                 logits_grad = (o_grad @ v.transpose(-2, -1)).to(exact)
                 logits_grad = torch._softmax_backward_data(logits_grad, probs, -1, exact)
                 rows_grad[heads] += logits_grad.sum(0)
                 probs, logits_grad = probs.to(v.dtype), logits_grad.to(v.dtype)
                 v_grad = probs.transpose(-2, -1) @ o_grad
                 k_grad = (logits_grad.transpose(-2, -1) @ scaled_q).to(exact)
-                q_grad = (logits_grad @ low_k).to(exact)                                   # of scaled_q
-                scale_grad[heads] += (q_grad * unit_q).sum((0, 2, 3))[:, None, None]
-                q_grad = _through_unit(q, unit_q, q_grad.mul_(scale[heads]))
-                qkv_grad[windows, first:last, 0, heads] = q_grad.transpose(1, 2)
+                q_grad, along = _across(q, q_by, (logits_grad @ unit_k).to(exact))
+                scale_grad[heads] += along.sum((0, 2))[..., None]
+                q_grad *= q_by * scale[heads]
+                qkv_grad[windows, first:last, 0, heads] = q_grad.to(v.dtype).transpose(1, 2)
                 if sums is None:
-                    qkv_grad[windows, :, 1, heads] = _through_unit(k, unit_k, k_grad).transpose(1, 2)
+                    k_grad = _across(k, k_by, k_grad)[0].mul_(k_by)
+                    qkv_grad[windows, :, 1, heads] = k_grad.to(v.dtype).transpose(1, 2)
                     qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
                 else:
                     sums[0, windows, heads] += k_grad
                     sums[1, windows, heads] += v_grad
             table_grad += torch.autograd.grad(spread, leaf, rows_grad)[0]
         if sums is not None:
-            k = qkv[:, :, 1].transpose(1, 2)                                               # (G, nH, N, d)
-            qkv_grad[:, :, 1] = _through_unit(k, unit_vectors(k), sums[0]).transpose(1, 2)
+            k = _exact(qkv[:, :, 1].transpose(1, 2))                                       # (G, nH, N, d)
+            k_by = _inverse_norm(k)
+            qkv_grad[:, :, 1] = _across(k, k_by, sums[0])[0].mul_(k_by).transpose(1, 2)
             qkv_grad[:, :, 2] = sums[1].transpose(1, 2)
         return qkv_grad, scale_grad.to(scale.dtype), table_grad, None, None
 
@@ -155,17 +171,19 @@ def _by_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
 
 
-def _probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor, masks: Masks) -> Tensor:
     """``softmax(q k^T + bias)``, ``(n, nH, r, N)``, in the bias' type: float32 at least."""
     logits = (q @ k.transpose(-2, -1)).to(bias.dtype)
     logits += bias
+    for windows, outside in masks:
+        logits[windows].masked_fill_(outside, -math.inf)
     return torch.softmax(logits, dim=-1, out=logits)
 
 
-def _through_unit(x: Tensor, unit: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of ``x``, in its type, from that of ``unit = unit_vectors(x)``."""
-    along = (unit * grad).sum(-1, keepdim=True)
-    return torch.addcmul(grad, unit, along, value=-1).mul_(_inverse_norm(x.to(grad.dtype))).to(x.dtype)
+def _across(x: Tensor, by: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of ``grad`` across the vectors ``x``, in place, and its length along their directions ``x * by``."""
+    along = (x * grad).sum(-1, keepdim=True).mul_(by)
+    return grad.addcmul_(x, along * by, value=-1), along
 
 
 def _queries_at_a_time(table: Tensor) -> Iterator[tuple[int, int]]:
@@ -179,15 +197,18 @@ def _queries_at_a_time(table: Tensor) -> Iterator[tuple[int, int]]:
 
 def _pieces(
     groups: Sequence[WindowGroup], at_a_time: tuple[int | None, int], rows: Tensor, first: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Windows and heads to compute together, with the bias of their queries, ``(heads, r, N)``: -inf where masked."""
+) -> Iterator[tuple[slice, slice, Tensor, Masks]]:
+    """Windows and heads to compute together, with the bias of their queries, ``(heads, r, N)``, and their masks."""
     windows, heads = at_a_time
-    for group in groups:
-        mask = group.mask(first, first + rows.shape[1])
-        bias = rows if mask is None else rows.masked_fill(~mask, -math.inf)
-        for some in cut(group.start, group.stop, windows):
-            for which in cut(0, len(rows), heads):
-                yield some, which, bias[which]
+    for piece in cut(groups[0].start, groups[-1].stop, windows):
+        masks = []
+        for group in groups:
+            start, stop = max(group.start, piece.start), min(group.stop, piece.stop)
+            if group.regions is not None and start < stop:
+                outside = ~group.mask(first, first + rows.shape[1])
+                masks.append((slice(start - piece.start, stop - piece.start), outside))
+        for which in cut(0, len(rows), heads):
+            yield piece, which, rows[which], masks
 
 
 def cut(start: int, stop: int, at_a_time: int | None) -> Iterator[slice]:

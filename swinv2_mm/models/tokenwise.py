@@ -1,12 +1,13 @@
 """Linear layers and the MLP, which treat every token alike, in the form that a CPU computes fast.
 
-A CPU works on pieces of the tokens that stay in its cache: whole intermediate tensors (the MLP's hidden layer above
-all) would go out to memory and back, and memory that is new costs more than what is computed in it. Everywhere else,
-and where a graph is being recorded, the formula is computed as it is written.
+A CPU computes the MLP on pieces of the tokens that stay in its cache: its whole hidden layer would go out to memory and
+back, and memory that is new costs more than what is computed in it. Everywhere else, and where a graph is being
+recorded, the formula is computed as it is written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -71,26 +72,14 @@ class _Linear(torch.autograd.Function):
         ctx.given = weight.dtype
         weight, bias = _cast(x.dtype, weight, bias)
         ctx.save_for_backward(x, weight)
-        n = tokens_at_a_time(max(weight.shape), x.element_size())
-        if len(x) <= n:
-            return _product(x, weight, bias)
-        out = x.new_empty(len(x), len(weight))
-        for rows, result in zip(x.split(n), out.split(n), strict=True):
-            _product(rows, weight, bias, result)
-        return out
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        sums = _Sums(weight, ctx.given, ctx.needs_input_grad[1:])
-        x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        n = tokens_at_a_time(max(weight.shape), x.element_size())
-        for start in range(0, len(x), n):
-            piece = slice(start, start + n)
-            sums.add(grad[piece], x[piece], None if x_grad is None else x_grad[piece])
-        return x_grad, *sums.gradients()
+        found = _gradients(grad.contiguous(), x, weight, ctx.needs_input_grad)
+        return found[0], *_cast(ctx.given, *found[1:])
 
 
 class _Mlp(torch.autograd.Function):
@@ -99,66 +88,58 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
         w1, b1, w2, b2 = _cast(x.dtype, w1, b1, w2, b2)
-        n = tokens_at_a_time(len(w1), x.element_size())
-        if len(x) <= n and not keep:
-            return _product(F.gelu(_product(x, w1, b1)), w2, b2)
-        hidden = x.new_empty(len(x), len(w1)) if keep else None
-        out = x.new_empty(len(x), len(w2))
-        for start in range(0, len(x), n):
-            piece = slice(start, start + n)
-            h = _product(x[piece], w1, b1, hidden[piece] if keep else None)
-            _product(F.gelu(h), w2, b2, out[piece])
+        hidden, out = [], _Rows(len(x))
+        for piece in x.split(tokens_at_a_time(len(w1), x.element_size())):
+            h = _product(piece, w1, b1)
+            out.append(_product(F.gelu(h), w2, b2))
+            if keep:
+                hidden.append(h)
         if keep:
-            ctx.save_for_backward(x, hidden, w1, w2)
-        return out
+            ctx.save_for_backward(x, w1, w2, *hidden)
+        return out.whole
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, hidden, w1, w2 = ctx.saved_tensors
-        grad = grad.contiguous()
-        first = _Sums(w1, ctx.given, ctx.needs_input_grad[1:3])
-        second = _Sums(w2, ctx.given, ctx.needs_input_grad[3:5])
-        x_grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        n = tokens_at_a_time(len(w1), x.element_size())
-        for start in range(0, len(x), n):
-            piece = slice(start, start + n)
-            h = hidden[piece]
-            h_grad = torch.ops.aten.gelu_backward(second.add(grad[piece], F.gelu(h), torch.empty_like(h)), h)
-            first.add(h_grad, x[piece], None if x_grad is None else x_grad[piece])
-        return x_grad, *first.gradients(), *second.gradients(), None
+        x, w1, w2, *hidden = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        n, x_grad, sums = len(hidden[0]), _Rows(len(x)), [None] * 4
+        for some, g, h in zip(x.split(n), grad.contiguous().split(n), hidden, strict=True):
+            h_grad, *second = _gradients(g, F.gelu(h), w2, (True, *wanted[3:5]))
+            h_grad = torch.ops.aten.gelu_backward(h_grad, h)
+            some_grad, *first = _gradients(h_grad, some, w1, wanted[:3])
+            if wanted[0]:
+                x_grad.append(some_grad)
+            sums = [_sum(total, part) for total, part in zip(sums, (*first, *second), strict=True)]
+        return x_grad.whole, *_cast(ctx.given, *sums), None
 
 
-class _Sums:
-    """The gradients of a linear layer's weight and bias, summed over pieces in float32 at least."""
+class _Rows:
+    """A matrix of which some rows come at a time; all at once are taken as they are.
 
-    def __init__(self, weight: Tensor, given: torch.dtype, wanted: tuple[bool, ...]) -> None:
-        self.weight, self.given, self.wanted = weight, given, wanted  # given: the parameter's type
-        self.dtype = torch.promote_types(given, torch.float32)
-        self.sums: list[Tensor | None] = [None, None]
+    Attributes:
+        whole: The matrix, once all ``count`` rows have come.
+    """
 
-    def add(self, grad: Tensor, x: Tensor, out: Tensor | None) -> Tensor | None:
-        """Add what a piece ``x`` of the input gives; write the gradient of that piece into ``out`` and return it."""
-        wanted = (out is not None, *self.wanted)
-        if _convolves(x):
-            found = torch.ops.aten.convolution_backward(
-                _as_image(grad), _as_image(x), self.weight[:, :, None, None], [len(self.weight)], [1, 1], [0, 0],
-                [1, 1], False, [0, 0], 1, wanted)
-            if out is not None:
-                out.copy_(found[0].permute(0, 2, 3, 1).view(x.shape))
-            weight_grad, bias_grad = found[1][:, :, 0, 0] if wanted[1] else None, found[2]
-        else:
-            if out is not None:
-                torch.mm(grad, self.weight, out=out)
-            weight_grad = grad.t() @ x if wanted[1] else None
-            bias_grad = grad.sum(0) if wanted[2] else None
-        for i, part in enumerate((weight_grad, bias_grad)):
-            if self.wanted[i]:
-                self.sums[i] = part.to(self.dtype) if self.sums[i] is None else self.sums[i].add_(part)
-        return out
+    def __init__(self, count: int) -> None:
+        self.whole: Tensor | None = None
+        self._count, self._filled = count, 0
 
-    def gradients(self) -> list[Tensor | None]:
-        return [None if total is None else total.to(self.given) for total in self.sums]
+    def append(self, rows: Tensor) -> None:
+        if len(rows) == self._count:
+            self.whole = rows
+            return
+        if self.whole is None:
+            self.whole = rows.new_empty(self._count, rows.shape[1])
+        self.whole[self._filled:self._filled + len(rows)] = rows
+        self._filled += len(rows)
+
+
+def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """``total + part``, in place, in float32 at least; None is nothing."""
+    if total is None or part is None:
+        return None if part is None else part.to(torch.promote_types(part.dtype, torch.float32))
+    return total.add_(part)
 
 
 @lru_cache(maxsize=1)
@@ -176,17 +157,34 @@ def _as_image(x: Tensor) -> Tensor:
     return x[None, None].permute(0, 3, 1, 2)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``, into ``out`` if given."""
+def _as_tokens(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).view(x.shape[3], x.shape[1])
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
+    if _convolves(x):
+        count = -(-x.shape[1] // MAX_CHAIN)
+        channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
+        y = None
+        for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
+            part = F.conv2d(_as_image(some), w[:, :, None, None], bias if y is None else None)   # (1, D, 1, M)
+            y = part if y is None else y.add_(part)
+        return _as_tokens(y)
+    if bias is None:
+        return torch.mm(x, weight.t())
+    if x.dtype == torch.bfloat16 and _has_onednn():
+        # addmm would write the bias into the result, to read it again. Where rows are apart, oneDNN is slow.
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
+    return torch.addmm(bias, x, weight.t())
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of ``x``, ``weight`` and the bias from that of :func:`_product`, those that are wanted."""
     if not _convolves(x):
-        if bias is None:
-            return torch.mm(x, weight.t(), out=out)
-        return torch.addmm(bias, x, weight.t(), out=out)
-    count = -(-x.shape[1] // MAX_CHAIN)
-    channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
-    y = None
-    for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
-        part = F.conv2d(_as_image(some), w[:, :, None, None], bias if y is None else None)   # (1, D, 1, M)
-        y = part if y is None else y.add_(part)
-    y = y.permute(0, 2, 3, 1).view(len(x), len(weight))
-    return y if out is None else out.copy_(y)
+        return [torch.mm(grad, weight) if wanted[0] else None, grad.t() @ x if wanted[1] else None,
+                grad.sum(0) if wanted[2] else None]
+    x_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
+        _as_image(grad), _as_image(x), weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0],
+        1, list(wanted))
+    return [_as_tokens(x_grad) if wanted[0] else None, weight_grad[:, :, 0, 0] if wanted[1] else None, bias_grad]
