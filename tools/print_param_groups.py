@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def build(cfg: Config) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Build the model and the optimizer of a config, without memory for either."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    MMLogger.get_instance('print_param_groups', log_level='ERROR')  # the table says what mmengine would log
+    MMLogger.get_instance('print_param_groups').setLevel('ERROR')  # the table says what mmengine would log
     if 'backbone' in cfg.model:
         cfg.model.backbone.init_cfg = None
     keys = ('optimizer', 'constructor', 'paramwise_cfg')  # of precision and accumulation the groups know nothing
@@ -91,7 +91,7 @@ def contents(model: nn.Module, parameters: Sequence[Tensor]) -> tuple[str, str, 
         kinds['norms' if parameter in norms else 'cpb_mlp' if 'cpb_mlp' in name else
               'logit_scale' if 'logit_scale' in name else 'biases' if name.endswith('bias') else 'weights'] = None
     where = [place for module, parts in modules.items()
-             for place in (parts if all(parts) and len(parts) < 4 else [module])]  # fmt: skip
+             for place in (parts if all(parts) and len(parts) < 5 else [module])]  # fmt: skip
     count = sum(parameter.numel() for parameter in parameters)
     return ', '.join(where), ', '.join(kinds), f'{count:,}'
 

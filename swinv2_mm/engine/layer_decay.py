@@ -81,7 +81,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     break
             else:
                 groups.append((layer, settings, [parameter]))
-        groups.sort(key=lambda group: (-group[0], -group[1]['lr']))
+        groups.sort(key=lambda group: (-group[0], -group[1]['lr'], group[1]['group_name']))
         for _, settings, members in groups:
             told = ', '.join(f'{key}={value}' for key, value in settings.items() if key != 'group_name')
             MMLogger.get_current_instance().info(f'{settings["group_name"]}: {len(members)} parameters, {told}')
