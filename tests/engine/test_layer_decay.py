@@ -180,7 +180,7 @@ def test_shared_parameters():
     model.head = nn.Linear(4, 4)
     model.other_head = model.head
     model.third_head = nn.Sequential(model.head)
-    with pytest.raises(UserError, match='head.weight belongs to several modules.*bypass_duplicate'):
+    with pytest.raises(UserError, match=r'head.weight belongs to several modules.*bypass_duplicate'):
         groups_of(model, decay_rate=0.9)
     assert set(found(model, decay_rate=0.9, bypass_duplicate=True)) == {name for name, _ in model.named_parameters()}
 
@@ -238,7 +238,7 @@ def test_a_rate_that_nobody_reads(own_process, tmp_path):
 
 def test_wrong_models():
     """Prevents: a model with another backbone that trains at one rate, and a TypeError where there is no rate."""
-    with pytest.raises(UserError, match='no swinv2_mm.SwinTransformerV2'):
+    with pytest.raises(UserError, match=r'no swinv2_mm\.SwinTransformerV2'):
         groups_of(nn.Linear(1, 1), decay_rate=0.9)
-    with pytest.raises(UserError, match='optimizer.lr is not set'):
+    with pytest.raises(UserError, match=r'optimizer\.lr is not set'):
         groups_of(nn.Linear(1, 1), optimizer=dict(type='AdamW'), decay_rate=0.9)

@@ -113,9 +113,9 @@ def test_trains_like_data_parallelism(folder, mode, setting):
     """Two processes end where plain data parallelism ends, step by step; the groups of weight decay are those, too.
 
     ``rich`` has a frozen stage, recomputed blocks, averaged weights (validated with, saved beside), drop path,
-    layer-wise learning-rate decay, and models that the processes built with other numbers. Prevents: shards of different models, gradients summed over
-    processes, a norm of one shard that clips, averages of one shard, a kept position bias of other weights in
-    validation, and a first process that waits for ever for the others to save.
+    layer-wise learning-rate decay, and models that the processes built with other numbers. Prevents: shards of
+    different models, gradients summed over processes, a norm of one shard that clips, averages of one shard, a kept
+    position bias of other weights in validation, and a first process that waits for ever for the others to save.
     """
     assert_same(folder / f'{setting}_{mode}' / 'epoch_2.pth', folder / f'{setting}_ddp' / 'epoch_2.pth')
     start = read_checkpoint(folder / f'{setting}_ddp' / 'epoch_1.pth')['state_dict']
