@@ -111,7 +111,7 @@ def test_every_size(arch):
         rates = [lr for name, (lr, _) in pairs.items() if name.startswith(block)]
         assert len(rates) >= 15 and rates == pytest.approx([1e-4 * 0.9**above] * len(rates), rel=1e-9)
     assert any('norm3.weight' in name and 'blocks' in name for name in pairs) == (arch in ('huge', 'giant'))
-    names = [group['group_name'] for group in groups_of(backbone, decay_rate=0.9)]
+    names = [group['group_name'] for group in groups_of(backbone, decay_rate=0.9, **SCHEDULE.paramwise_cfg)]
     assert sorted(names) == sorted(
         [f'layer_{i}_{kind}' for i in range(len(blocks) + 1) for kind in ('decay', 'no_decay')]
         + [f'layer_{len(blocks) + 1}_no_decay'])  # above the blocks there are the output norms alone
