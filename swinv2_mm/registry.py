@@ -13,6 +13,9 @@ HOOKS = root.Registry('hook', parent=root.HOOKS, scope='swinv2_mm', locations=['
 FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 OPTIM_WRAPPERS = root.Registry(
     'optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
+    'optim_wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope='swinv2_mm',
+    locations=['swinv2_mm.engine'])
 RUNNERS = root.Registry(
     'runner', build_func=root.build_runner_from_cfg, parent=root.RUNNERS, scope='swinv2_mm',
     locations=['swinv2_mm.engine'])

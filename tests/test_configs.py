@@ -121,7 +121,8 @@ def test_optimizer_groups(path):
     """What mmengine really builds: decay on weight matrices and convolutions of every module, on nothing else.
 
     Prevents: V1's keys in a V2 schedule, `bias_decay_mult` overlooking q_bias and v_bias, or a key `backbone` that
-    switches the exceptions off, which decay the position bias MLP, the logit scales, norms and biases.
+    switches the exceptions off, which decay the position bias MLP, the logit scales, norms and biases; and a layer-wise
+    decay of the learning rate in other recipes than the paper's ablation.
     """
     cfg = load(path)
     model = MODELS.build(shrunken(cfg))
@@ -133,9 +134,12 @@ def test_optimizer_groups(path):
              if decay[id(p)] != (0.05 if p.ndim > 1 and 'cpb_mlp' not in name and 'logit_scale' not in name else 0.0)]
     assert wrong == []
     assert cfg.optim_wrapper.clip_grad.max_norm > 0
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    if path.stem != 'upernet_swinv2_t_shapes':  # its norms are faster
+        first, last = (rates[id(p)] for p in (model.backbone.patch_embed.proj.weight, model.backbone.norm3.weight))
+        assert first / last == pytest.approx(0.95 ** 5 if path.stem == 'upernet_swinv2_t' else 1)  # above four blocks
     if '_1536' in path.stem:
         base = 6e-4 if '_g_' in path.stem else 4e-4
-        rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
         wrong = [name for name, p in model.named_parameters()
                  if rates[id(p)] != pytest.approx(base * (0.1 if name.startswith('backbone.') else 1))]
         assert wrong == []

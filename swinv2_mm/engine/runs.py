@@ -15,6 +15,7 @@ from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, p
 from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
+from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
@@ -49,6 +50,7 @@ def prepare_training(
     check_strategy(cfg)
     if cfg.get('train_cfg') is None or cfg.get('train_dataloader') is None:
         raise UserError(f'{config} has no train_cfg or no train_dataloader: it does not describe a training.')
+    check_layer_decay(cfg)
     set_precision(cfg, amp)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):

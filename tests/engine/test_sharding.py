@@ -34,6 +34,8 @@ RICH = """
 custom_hooks.append(dict(type='EMAHook', momentum=0.1))
 model['backbone'].update(frozen_stages=1, with_cp=True)
 randomness.update(diff_rank_seed=True)
+optim_wrapper.update(constructor='swinv2_mm.LayerDecayOptimWrapperConstructor')
+optim_wrapper['paramwise_cfg'].update(decay_rate=0.9)
 """
 TINY = """
 model['backbone'].update(depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), out_indices=(3,))
@@ -110,10 +112,10 @@ def close(tensors, expected, tolerance):
 def test_trains_like_data_parallelism(folder, mode, setting):
     """Two processes end where plain data parallelism ends, step by step; the groups of weight decay are those, too.
 
-    ``rich`` has a frozen stage, recomputed blocks, averaged weights (validated with, saved beside), drop path, and
-    models that the processes built with other numbers. Prevents: shards of different models, gradients summed over
-    processes, a norm of one shard that clips, averages of one shard, a kept position bias of other weights in
-    validation, and a first process that waits for ever for the others to save.
+    ``rich`` has a frozen stage, recomputed blocks, averaged weights (validated with, saved beside), drop path,
+    layer-wise learning-rate decay, and models that the processes built with other numbers. Prevents: shards of
+    different models, gradients summed over processes, a norm of one shard that clips, averages of one shard, a kept
+    position bias of other weights in validation, and a first process that waits for ever for the others to save.
     """
     assert_same(folder / f'{setting}_{mode}' / 'epoch_2.pth', folder / f'{setting}_ddp' / 'epoch_2.pth')
     start = read_checkpoint(folder / f'{setting}_ddp' / 'epoch_1.pth')['state_dict']
@@ -155,6 +157,23 @@ def test_sharded_weights_are_tested_without_shards(inside, tmp_path, folder):
     ]
     together = json.loads((folder / 'metrics.json').read_text())['error']
     assert [*errors, together] == pytest.approx([errors[0]] * 4, rel=1e-5)
+
+
+@pytest.mark.parametrize('mode', PIECES)
+def test_layers_have_their_rates(folder, mode):
+    """A parameter's rate follows from its layer, its weight decay from its name, whoever holds it, to the last step.
+
+    Prevents: names that a wrapper or a shard changes, by which the whole backbone learns at the heads' rate.
+    """
+    checkpoint = read_checkpoint(folder / f'rich_{mode}' / 'epoch_2.pth')
+    groups = checkpoint['optimizer']['param_groups']
+    rates = {group['group_name']: group['initial_lr'] for group in groups}
+    # Three blocks. The first is frozen, but not the downsampling behind it, which belongs to its layer.
+    assert rates == pytest.approx({
+        f'layer_{layer}_{kind}': 1e-2 * 0.9 ** (4 - layer) for layer in (4, 3, 2, 1) for kind in ('decay', 'no_decay')})
+    assert len({round(group['lr'] / group['initial_lr'], 9) for group in groups}) == 1
+    assert {(group['group_name'].endswith('no_decay'), group['weight_decay']) for group in groups} == {
+        (True, 0.0), (False, 0.05)}
 
 
 def test_blocks_in_bfloat16_train(folder):

@@ -1,4 +1,5 @@
-# ADE20K for 40k iterations of 64 images (paper, appendix, sizes B and L: lr 6e-5); the rest as for 160k.
+# ADE20K for 40k iterations of 64 images (paper, appendix, sizes B and L: lr 6e-5); the rest as for 160k. Without layer-
+# wise decay of the learning rate: the paper lists that for the ablation with size T alone.
 _base_ = './ade20k_160k.py'
 
 optim_wrapper = dict(optimizer=dict(lr=6e-5))

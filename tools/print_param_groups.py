@@ -1,0 +1,100 @@
+"""How fast each part of a model learns, and which parts get weight decay, as the optimizer of a config has it.
+
+    python tools/print_param_groups.py configs/upernet_swinv2_t.py
+"""
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
+from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.layer_decay import check_layer_decay
+from swinv2_mm.errors import UserError
+
+PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.(?:downsample|blocks\.\d+)|norm\d)\.')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
+    args = parser.parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    if 'model' not in cfg or 'optimizer' not in (cfg.get('optim_wrapper') or {}):
+        raise UserError(f'{args.config} has no model or no optim_wrapper.optimizer: it does not describe a training.')
+    check_layer_decay(cfg)
+    print_groups(*build(cfg))
+
+
+def build(cfg: Config) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Build the model and the optimizer of a config, without memory for either."""
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    MMLogger.get_instance('print_param_groups').setLevel('ERROR')  # the table says what mmengine would log
+    if 'backbone' in cfg.model:
+        cfg.model.backbone.init_cfg = None
+    keys = ('optimizer', 'constructor', 'paramwise_cfg')  # of precision and accumulation the groups know nothing
+    with warnings.catch_warnings(), torch.device('meta'):
+        warnings.simplefilter('ignore')
+        model = MODELS.build(cfg.model)
+        wrapper = build_optim_wrapper(model, {key: cfg.optim_wrapper[key] for key in keys if key in cfg.optim_wrapper})
+    return model, wrapper.optimizer
+
+
+def print_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Print a line for all parameters that have the same learning rate and weight decay, and are of the same layer."""
+    rows: dict[tuple, list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        layer = re.sub('_(no_)?decay$', '', group.get('group_name', ''))
+        rows.setdefault((layer, group['lr'], group['weight_decay']), []).extend(group['params'])
+    trained = {parameter for parameters in rows.values() for parameter in parameters}
+    frozen = [parameter for parameter in model.parameters() if parameter not in trained]
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ('layer', 'modules', 'parameters'):
+        table.add_column(column)
+    for column in ('number', 'lr scale', 'lr', 'weight decay'):
+        table.add_column(column, justify='right')
+    for (layer, lr, decay), parameters in rows.items():
+        scale = lr / optimizer.defaults['lr']
+        table.add_row(layer, *contents(model, parameters), f'{scale:.4g}', f'{lr:.4g}', f'{decay:g}')
+    if frozen:
+        table.add_row('frozen', *contents(model, frozen))
+    console = Console(highlight=False)
+    console.width = max(console.width, 150)
+    console.print(table)
+
+
+def contents(model: nn.Module, parameters: Sequence[Tensor]) -> tuple[str, str, str]:
+    """Say in which modules parameters are, of which kind they are, and how many numbers they hold."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    norms = {parameter for module in model.modules() if 'norm' in type(module).__name__.lower()
+             for parameter in module.parameters(recurse=False)}  # fmt: skip
+    modules: dict[str, dict[str, None]] = {}
+    kinds = {}
+    for parameter in parameters:
+        name = names[parameter]
+        part = PART.match(name)
+        modules.setdefault(name.split('.')[0], {})[part[1] if part else ''] = None
+        kinds['norms' if parameter in norms else 'cpb_mlp' if 'cpb_mlp' in name else
+              'logit_scale' if 'logit_scale' in name else 'biases' if name.endswith('bias') else 'weights'] = None
+    where = [place for module, parts in modules.items()
+             for place in (parts if all(parts) and len(parts) < 5 else [module])]  # fmt: skip
+    count = sum(parameter.numel() for parameter in parameters)
+    return ', '.join(where), ', '.join(kinds), f'{count:,}'
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main))
