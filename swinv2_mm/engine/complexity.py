@@ -1,0 +1,152 @@
+"""How large a model is and how much one image costs it: parameters and multiply-adds, counted without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from swinv2_mm.errors import UserError
+
+Pair = tuple[int, int]
+
+# Of a two-stage detector; everything in its RoI heads is linear in them, so that any number can be counted.
+_ROIS = 100
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a model consists of and computes.
+
+    Attributes:
+        size: Rows and columns of the image that enters the backbone, in pixels, with the padding of a batch.
+        parameters: Of the whole model, heads that only train included.
+        backbone_parameters: Of the backbone.
+        stages: Multiply-adds of each stage of the backbone, see ``SwinTransformerV2.multiply_adds``.
+        heads: Multiply-adds of everything behind it.
+    """
+
+    size: Pair
+    parameters: int
+    backbone_parameters: int
+    stages: tuple[int, ...]
+    heads: int
+
+    @property
+    def backbone(self) -> int:
+        """Multiply-adds of the backbone."""
+        return sum(self.stages)
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of a prediction."""
+        return self.backbone + self.heads
+
+
+def build_on_meta(model: dict, scope: str) -> nn.Module:
+    """Build a model without memory for its parameters.
+
+    Args:
+        model: The ``model`` of a config.
+        scope: The config's ``default_scope``.
+
+    Raises:
+        UserError: Its backbone is not ours.
+    """
+    kind = (model.get('backbone') or {}).get('type')
+    if kind != 'swinv2_mm.SwinTransformerV2':
+        raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+        return MODELS.build(model).eval()
+
+
+def complexity(model: nn.Module, size: Pair) -> Complexity:
+    """Count a model and a prediction for one image, test-time augmentation and sliding windows aside.
+
+    A multiply-add counts once, as in most papers; norms, soft-max and other element-wise work do not count, nor does
+    the sampling of deformable attention and of RoIs. Padding is work, and counts: of the image to the batch's multiple,
+    of maps to windows. RoI heads get as many proposals, and mask heads as many detections, as the test settings allow
+    at most. Auxiliary heads take no part in a prediction.
+
+    Args:
+        model: From :func:`build_on_meta`. It is of no use afterwards: what depends on pixels has been replaced.
+        size: ``(H, W)`` of the image, in pixels.
+    """
+    multiple = getattr(getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1) or 1
+    size = tuple(-(-side // multiple) * multiple for side in size)
+    return Complexity(size, _parameters(model), _parameters(model.backbone), tuple(model.backbone.multiply_adds(size)),
+                      _heads(model, size))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _heads(model: nn.Module, size: Pair) -> int:
+    """Multiply-adds behind the backbone, as PyTorch's counter sees them on the meta device."""
+    backbone = model.backbone
+    maps = tuple(torch.empty(1, backbone.num_features[i], *backbone.windows_on(size)[i][0], device='meta')
+                 for i in backbone.out_indices)
+    backbone.forward = lambda image: maps
+    if hasattr(model, 'roi_head'):
+        _fix_rois(model)
+    sample = BaseDataElement(metainfo=dict(
+        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+    image = torch.empty(1, 3, *size, device='meta')
+    with torch.no_grad(), _KnownShapes(), FlopCounterMode(display=False) as counter:
+        if hasattr(model, 'encode_decode'):  # its mode='tensor' fails with heads that want to know the image
+            model.encode_decode(image, [sample.metainfo])
+        else:
+            model(image, [sample], mode='tensor')
+    flops = counter.get_total_flops()
+    if hasattr(model, 'roi_head'):
+        for name, count in (('bbox_head', model.test_cfg.rpn.max_per_img),
+                            ('mask_head', model.test_cfg.rcnn.max_per_img)):
+            own = _of_module(counter, f'{type(model).__name__}.roi_head.{name}')
+            flops += own * count // _ROIS - own
+    return flops // 2
+
+
+def _of_module(counter: FlopCounterMode, name: str) -> int:
+    counts = counter.get_flop_counts()
+    names = [name] if name in counts else [key for key in counts if key.rpartition('.')[0] == name]  # a list of heads
+    return sum(sum(counts[key].values()) for key in names)
+
+
+def _fix_rois(model: nn.Module) -> None:
+    """Replace what depends on pixels in a two-stage detector: which regions are proposed, and their features."""
+    from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
+
+    proposals = [InstanceData(bboxes=torch.empty(_ROIS, 4, device='meta'))]
+
+    def propose(maps: Sequence[Tensor], *args: Any, **kwargs: Any) -> list[InstanceData]:
+        model.rpn_head(maps)
+        return proposals
+
+    model.rpn_head.predict = propose
+    for extractor in model.modules():
+        if isinstance(extractor, BaseRoIExtractor):
+            shape = extractor.out_channels, *extractor.roi_layers[0].output_size
+            extractor.forward = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)
+
+
+class _KnownShapes(TorchFunctionMode):
+    """Shapes that a head puts into tensors keep their values: they stay on the CPU until they meet a map."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch._shape_as_tensor:
+            return torch.tensor(args[0].shape)
+        if func is Tensor.to and not args[0].is_meta:
+            return args[0]
+        if any(isinstance(value, Tensor) and value.is_meta for value in args):
+            args = tuple(value.to('meta') if isinstance(value, Tensor) and value.ndim and not value.is_meta else value
+                         for value in args)
+        return func(*args, **kwargs)
