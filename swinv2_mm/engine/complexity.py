@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from swinv2_mm.errors import UserError
+from swinv2_mm.errors import UserError, say
 
 Pair = tuple[int, int]
 
@@ -30,14 +30,14 @@ class Complexity:
         parameters: Of the whole model, heads that only train included.
         backbone_parameters: Of the backbone.
         stages: Multiply-adds of each stage of the backbone, see ``SwinTransformerV2.multiply_adds``.
-        heads: Multiply-adds of everything behind it.
+        heads: Multiply-adds of everything behind it; None if that cannot be counted without memory.
     """
 
     size: Pair
     parameters: int
     backbone_parameters: int
     stages: tuple[int, ...]
-    heads: int
+    heads: int | None
 
     @property
     def backbone(self) -> int:
@@ -45,9 +45,9 @@ class Complexity:
         return sum(self.stages)
 
     @property
-    def total(self) -> int:
+    def total(self) -> int | None:
         """Multiply-adds of a prediction."""
-        return self.backbone + self.heads
+        return None if self.heads is None else self.backbone + self.heads
 
 
 def build_on_meta(model: dict, scope: str) -> nn.Module:
@@ -68,24 +68,31 @@ def build_on_meta(model: dict, scope: str) -> nn.Module:
 
 
 def complexity(model: nn.Module, size: Pair) -> Complexity:
-    """Count a model and a prediction for one image, test-time augmentation and sliding windows aside.
+    """Count a model and a prediction for one image, or for one crop where it slides over the image.
 
-    A multiply-add counts once, as in most papers; norms, soft-max and other element-wise work do not count, nor does
-    the sampling of deformable attention and of RoIs. Padding is work, and counts: of the image to the batch's multiple,
-    of maps to windows. RoI heads get as many proposals, and mask heads as many detections, as the test settings allow
-    at most. Auxiliary heads take no part in a prediction.
+    A multiply-add counts once, as in most papers. Norms, soft-max and other element-wise operations do not count, nor
+    does sampling (of RoIs, in deformable attention), nor the position bias (see ``SwinTransformerV2.multiply_adds``).
+    Padding is work and counts: of the image for its batch, of maps to windows. Box heads get as many proposals, and
+    mask heads as many boxes, as the test settings allow at most. Auxiliary heads take no part in a prediction.
 
     Args:
-        model: From :func:`build_on_meta`. It is of no use afterwards: what depends on pixels has been replaced.
+        model: From :func:`build_on_meta`. Of no use for anything else afterwards: its backbone is gone, and its
+            proposals are.
         size: ``(H, W)`` of the image, in pixels.
     """
-    multiple = getattr(getattr(model, 'data_preprocessor', None), 'pad_size_divisor', 1) or 1
+    multiple = getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
     size = tuple(-(-side // multiple) * multiple for side in size)
-    return Complexity(size, _parameters(model), _parameters(model.backbone), tuple(model.backbone.multiply_adds(size)),
-                      _heads(model, size))
+    try:
+        heads = _heads(model, size)
+    except Exception as error:  # anybody's code, which need not run without values
+        say(f'warning: the heads of {type(model).__name__} cannot be counted without memory: {error}')
+        heads = None
+    return Complexity(size, count_parameters(model), count_parameters(model.backbone),
+                      tuple(model.backbone.multiply_adds(size)), heads)
 
 
-def _parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that a module can learn."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -144,7 +151,7 @@ class _KnownShapes(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch._shape_as_tensor:
             return torch.tensor(args[0].shape)
-        if func is Tensor.to and not args[0].is_meta:
+        if func is Tensor.to and any(isinstance(to, torch.device) and to.type == 'meta' for to in args):
             return args[0]
         if any(isinstance(value, Tensor) and value.is_meta for value in args):
             args = tuple(value.to('meta') if isinstance(value, Tensor) and value.ndim and not value.is_meta else value
