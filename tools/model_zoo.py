@@ -64,7 +64,7 @@ def count(args: argparse.Namespace) -> None:
         raise UserError(f'--shape: expected rows and columns in pixels, as in --shape 800 1333, not {args.shape}.')
     model = build_on_meta(cfg.model, cfg.default_scope)
     cost = complexity(model, shape)
-    title = f'{cost.size[0]} x {cost.size[1]} pixels: multiply-adds (papers: FLOPs) of one image, and parameters'
+    title = '{} x {} pixels: multiply-adds (papers: FLOPs)'.format(*cost.size)
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
     for column in ('', 'map', 'window', '1e9 multiply-adds', '1e6 parameters'):
         table.add_column(column, justify='right' if '1e' in column else 'left', no_wrap=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
@@ -145,10 +146,15 @@ def _fix_rois(model: nn.Module) -> None:
 
 
 class _KnownShapes(TorchFunctionMode):
-    """Shapes that a head puts into tensors keep their values: they stay on the CPU until they meet a map."""
+    """Shapes that a head puts into tensors keep their values: they stay on the CPU until they meet a map.
+
+    Sampling, which is not counted, is left out: to derive its shape takes longer than all the rest.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is F.grid_sample:
+            return args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:3])
         if func is torch._shape_as_tensor:
             return torch.tensor(args[0].shape)
         if func is Tensor.to and any(isinstance(to, torch.device) and to.type == 'meta' for to in args):

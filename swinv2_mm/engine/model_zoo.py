@@ -29,15 +29,17 @@ What each config of [configs/](../configs) is, costs, and should reach. This pag
 
 counts a config of your own, stage by stage. Nothing here says how fast a model is: [performance.md](performance.md).
 
-**Parameters** are in millions, of the backbone and of the whole model, with heads that only training uses.
+**Parameters** are in millions: of the backbone / of the whole model, with heads that only training uses.
 
-**FLOPs** are 10<sup>9</sup> multiply-adds of one forward pass, each counted once, as papers do: matrix products and
-convolutions, of the backbone and of a whole prediction. Norms, soft-max and other element-wise operations are not
-counted, nor sampling (RoIAlign, deformable attention), nor the MLP of the position bias, which depends on the weights
+**FLOPs** are 10<sup>9</sup> multiply-adds of one forward pass, each counted once, as papers do: of the backbone / of a
+whole prediction. Matrix products and convolutions are counted; norms, soft-max and other element-wise operations are
+not, nor is sampling (RoIAlign, deformable attention), nor the MLP of the position bias, which depends on the weights
 alone. Padding is work, and counts: of an image to the sides given (multiples of 32, where the model pads batches so),
 and of maps to whole windows. Box heads get as many proposals, mask heads as many boxes, as the test settings allow at
-most (as a rule 1000 and 100). The input is the largest that the test pipeline makes; for semantic segmentation one crop
-of the training's size, or of the sliding window's.
+most (as a rule 1000 and 100).
+
+**Input** is the largest image that the test pipeline makes; for semantic segmentation one crop, of the sliding window's
+size or of the training's. **Target** is what the source publishes for this very model and schedule.
 """
 _BACKBONES = """## Backbones
 
@@ -54,8 +56,8 @@ _IMAGES = (((512, 512), 8), ((512, 512), 16), ((800, 1344), 8), ((800, 1344), 16
            ((1536, 1536), 16), ((1536, 1536), 32))
 
 _TASKS = ('Object detection', 'Instance segmentation', 'Semantic segmentation', 'Generated shapes')
-_COLUMNS = ('config', 'backbone', 'window (pretrained)', 'input', 'parameters: backbone', 'all', 'FLOPs: backbone',
-            'all', 'schedule', 'batch', 'target', 'status')
+_COLUMNS = ('config', 'backbone', 'window (pretrained)', 'input', 'parameters', 'FLOPs', 'schedule, batch', 'target',
+            'status')
 
 
 def page(root: Path, track: Callable[[Sequence[dict]], Iterable[dict]] = iter) -> str:
@@ -133,17 +135,19 @@ def _row(cfg: Config, model: dict) -> list[str]:
         f'SwinV2-{cfg.model.backbone.arch[0].upper()}',
         f'{windows_of(backbone.window_size)} ({windows_of(backbone.pretrained_window_sizes)})',
         '{} × {}'.format(*cost.size),
-        millions(cost.backbone_parameters), millions(cost.parameters), giga(cost.backbone), giga(cost.total),
-        _schedule(about), str(about.get('Batch Size', '–')),
+        f'{millions(cost.backbone_parameters)} / {millions(cost.parameters)}',
+        f'{giga(cost.backbone)} / {giga(cost.total)}',
+        _schedule(about),
         f'{about["Target"] or "–"} ({about["Target Source"]})',
         _status(model),
     ]
 
 
 def _schedule(about: dict) -> str:
-    if 'Epochs' in about:
-        return f'{about["Epochs"]} epochs'
-    return f'{about["Iterations"] / 1000:g}k iterations' if 'Iterations' in about else 'test only'
+    if 'Batch Size' not in about:
+        return 'test only'
+    length = f'{about["Epochs"]} epochs' if 'Epochs' in about else f'{about["Iterations"] / 1000:g}k iterations'
+    return f'{length}, {about["Batch Size"]}'
 
 
 def _status(model: dict) -> str:
@@ -186,7 +190,6 @@ def _larger() -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; columns of numbers are aligned to the right."""
-    right = [all(row[i].replace('.', '').replace('–', '').isdigit() or row[i] == '–' for row in rows)
-             for i in range(len(columns))]
+    right = [not any(set(row[i]) - set('0123456789./ –') for row in rows) for i in range(len(columns))]
     lines = [columns, ['---:' if number else '---' for number in right], *rows]
     return ''.join(f'| {" | ".join(line)} |\n' for line in lines)

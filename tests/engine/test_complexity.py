@@ -1,5 +1,6 @@
 """Counts of parameters and multiply-adds: the published ones, and those of models that really run."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -81,16 +82,18 @@ def whole(name, **backbone):
 
 @pytest.mark.parametrize(('name', 'arch', 'size', 'parameters', 'gflops'), [
     ('maskrcnn_swinv2_t', 'tiny', (800, 1280), 48, 267), ('maskrcnn_swinv2_t', 'small', (800, 1280), 69, 359),
+    ('cascade_maskrcnn_swinv2_t_w16_3x', 'tiny', (800, 1280), 86, 745),
+    ('cascade_maskrcnn_swinv2_t_w16_3x', 'small', (800, 1280), 107, 838),
     ('upernet_swinv2_t', 'tiny', (512, 2048), 60, 945), ('upernet_swinv2_t', 'small', (512, 2048), 81, 1038)])
 def test_published_with_heads(name, arch, size, parameters, gflops):
-    """Swin V1's README: with window 7 its backbone has the same products, and less than 0.2 M other parameters.
+    """Swin V1's README: with window 7 its backbone has the same products; to 0.2 %, since it counts norms.
 
     Prevents: heads that are counted twice, with other numbers of proposals, or with those that only train.
     """
     cfg = whole(name, arch=arch, window_size=7)
     cost = complexity(build_on_meta(cfg.model, cfg.default_scope), size)
     assert round(cost.parameters / 1e6) == parameters
-    assert cost.total / 1e9 == pytest.approx(gflops, rel=1e-3)
+    assert cost.total / 1e9 == pytest.approx(gflops, rel=2e-3)
 
 
 def test_a_two_stage_detector_by_hand():
@@ -140,28 +143,29 @@ def shrink_atss(model):
 @pytest.mark.parametrize(('name', 'shrink'), [
     ('dino_swinv2_t', shrink_dino), ('mask2former_swinv2_t', shrink_mask2former), ('atss_swinv2_t', shrink_atss),
     ('mask2former_swinv2_t_ade20k', shrink_mask2former_ade20k), ('upernet_swinv2_t', shrink_upernet)])
-def test_heads_are_counted_as_they_run(name, shrink):
-    """Without memory the same is counted as in a real forward pass.
+def test_models_are_counted_as_they_run(name, shrink):
+    """Without memory the same is counted as in a real prediction.
 
     Prevents: shapes that a head reads off tensors being lost or wrong where tensors have no values.
     """
     cfg = whole(name, embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=4, init_cfg=None)
     shrink(cfg.model)
     size = (64, 96)
-    cost = complexity(build_on_meta(cfg.model, cfg.default_scope), size)
+    cost = complexity(build_on_meta(deepcopy(cfg.model), cfg.default_scope), size)  # DINO writes into its config
     model = build_on_meta(cfg.model, cfg.default_scope).to_empty(device='cpu')
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(0.01)
     image = torch.rand(1, 3, *size)
     sample = BaseDataElement(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if hasattr(model, 'encode_decode'):
-            model.encode_decode(image, [sample.metainfo])
-        else:
-            model(image, [sample], mode='tensor')
-    backbone = counter.get_flop_counts()[f'{type(model).__name__}.backbone']
-    assert cost.heads == (counter.get_total_flops() - sum(backbone.values())) // 2 > 0
+    with torch.no_grad():
+        model.backbone(image)  # from here on it has its position bias
+        with FlopCounterMode(display=False) as counter:
+            if hasattr(model, 'encode_decode'):
+                model.encode_decode(image, [sample.metainfo])
+            else:
+                model(image, [sample], mode='tensor')
+    assert 2 * cost.total == counter.get_total_flops()
 
 
 class Curious(nn.Module):
