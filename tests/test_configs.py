@@ -1,5 +1,6 @@
 """Every config parses against the installed frameworks, builds, learns and predicts, in a shrunken form."""
 
+import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(ROOT.glob('*.py'))
 TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
 TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
+METAFILE = yaml.safe_load((ROOT / 'metafile.yml').read_text())
 
 
 parse = cache(Config.fromfile)  # half a second each
@@ -31,9 +34,12 @@ def load(path):
     return cfg
 
 
-# What a head does often or with many, by the names of the frameworks: at most so often, so many.
-FEW = dict(num_layers=1, num_queries=10, num_dn_queries=2, num_points=64, feedforward_channels=32, fc_out_channels=32,
-           nms_pre=20, max_per_img=10, max_per_image=10, num=8)
+# What makes a head slow, by the names of the frameworks: at most so many.
+FEW = dict(num_layers=1, num_queries=10, num_dn_queries=2, num_points=64, nms_pre=20, max_per_img=10, max_per_image=10,
+           num=8, fc_out_channels=32, feedforward_channels=32)
+# Channels that have to fit each other; num_feats: half of them, for each axis of a position encoding.
+NARROW = dict(channels=64, in_channels=64, out_channels=64, feat_channels=64, conv_out_channels=64, embed_dims=64,
+              num_feats=32)
 
 
 def dicts(node):
@@ -50,10 +56,9 @@ def shrunken(cfg):
     model, widths = cfg.model, [32, 64, 128, 256]
     variant = get_variant(model.backbone.arch)
     narrow = {variant.embed_dims * 2 ** stage: width for stage, width in enumerate(widths)}
-    if 'auxiliary_head' in model:
-        model.auxiliary_head.in_channels = narrow[model.auxiliary_head.in_channels]
+    caps = FEW if model.type == 'DINO' else FEW | NARROW  # MMDetection's DINO takes 256 channels for granted
     for node in dicts(model):
-        node.update({name: min(node[name], few) for name, few in FEW.items() if isinstance(node.get(name), int)})
+        node.update({name: min(node[name], cap) for name, cap in caps.items() if isinstance(node.get(name), int)})
         if isinstance(node.get('in_channels'), list):
             node['in_channels'] = [narrow[width] for width in node['in_channels']]
         if node.get('type') == 'SyncBN':  # it needs a GPU
@@ -62,6 +67,8 @@ def shrunken(cfg):
             node['size'] = (64, 64)
     model.backbone.update(embed_dims=32, num_heads=(1, 2, 4, 8), depths=(1, 1, variant.extra_norm_every or 1, 1),
                           window_size=4)
+    if 'auxiliary_head' in model:
+        model.auxiliary_head.in_channels = widths[2]
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (64, 64)
         if model.test_cfg.mode == 'slide':  # several crops of the image, too
@@ -75,10 +82,14 @@ def whole_backbone(cfg):
         return MODELS.build(cfg.model.backbone)
 
 
+def data_name(cfg):
+    """``coco``, ``ade`` or ``shapes``."""
+    return cfg.test_dataloader.dataset.data_root.split('/')[1]
+
+
 def number_of_classes(cfg):
     """Of the data set, not of the head."""
-    data = cfg.test_dataloader.dataset.data_root.split('/')[1]
-    return dict(coco=80, ade=150, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data]
+    return dict(coco=80, ade=150, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data_name(cfg)]
 
 
 def detection_batch(classes):
@@ -102,6 +113,40 @@ def segmentation_batch(classes):
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64)))
     sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, 64, 64)))
     return sample
+
+
+def test_the_metafile_knows_every_leaf():
+    """No more and no less, from the index that OpenMMLab's tools read. Prevents: a zoo that hides a config, or promises
+    one that is not there.
+    """
+    index = yaml.safe_load((ROOT.parent / 'model-index.yml').read_text())
+    assert index['Import'] == ['configs/metafile.yml']
+    models = METAFILE['Models']
+    assert len(LEAVES) > 40
+    assert sorted(ROOT.parent / model['Config'] for model in models) == LEAVES
+    assert [model['Name'] for model in models] == [Path(model['Config']).stem for model in models]
+    assert {model['In Collection'] for model in models} == {'SwinV2'} == {c['Name'] for c in METAFILE['Collections']}
+
+
+@pytest.mark.parametrize('model', METAFILE['Models'], ids=lambda model: model['Name'])
+def test_metafile_says_what_the_config_does(model):
+    """Data, length and batch are those of the config; what it should reach is what its first lines say.
+
+    Prevents: a table of the zoo that drifts away from the configs, a target without a source, or a figure for what
+    nobody trained.
+    """
+    cfg, facts = load(ROOT.parent / model['Config']), model['Metadata']
+    assert {'coco': 'COCO', 'ade': 'ADE20K', 'shapes': 'shapes'}[data_name(cfg)] == facts['Training Data']
+    train = cfg.train_cfg or {}
+    assert facts.get('Epochs') == train.get('max_epochs')
+    assert facts.get('Iterations') == train.get('max_iters')
+    assert facts.get('Batch Size') == (cfg.auto_scale_lr.base_batch_size if train else None)
+    source = facts['Target Source']
+    assert source.startswith('no published row' if facts['Target'] is None else 'paper')
+    header = ' '.join(line[2:] for line in (ROOT.parent / model['Config']).read_text().splitlines() if line[:1] == '#')
+    figures = re.findall(r'\d+\.\d+', f'{facts["Target"]} {source}')
+    assert [figure for figure in figures if figure not in header] == []
+    assert facts['Status'] == ('measured' if model.get('Results') else 'not trained here')
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
