@@ -11,9 +11,10 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
 
 from swinv2_mm.checkpoints.catalog import find
+from swinv2_mm.engine.preflight import check_data
 from swinv2_mm.engine.runs import prepare_training
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.variants import get_variant
@@ -302,13 +303,48 @@ def test_large_inputs(stem, window, millions):
     assert cfg.get('runner_type') == kind
 
 
-def test_large_scale_jitter():
-    """Images of 0.1 to 2 times 1536 pixels come out, cut to 1536, with their boxes and masks. Prevents: a pipeline that
-    stops at the first image.
+LAID_OUT = [
+    *(f'coco/{kind}' for kind in ('train2017', 'val2017')),
+    *(f'coco/annotations/instances_{split}2017.json' for split in ('train', 'val')),
+    *(f'ade/ADEChallengeData2016/{kind}/{split}' for kind in ('images', 'annotations')
+      for split in ('training', 'validation')),
+    *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
+    *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
+]
+
+
+@pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
+def test_needs_the_usual_data_only(path, tmp_path, monkeypatch):
+    """Images and annotations as everyone has them are enough, and for HTC COCO-Stuff, which the message names; the data
+    sets and their pipelines can be built.
+
+    Prevents: a training that is refused for panoptic maps it never reads, which a framework's config mentions; a
+    transform that does not exist.
+    """
+    for part in LAID_OUT:
+        file = tmp_path / 'data' / part
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch() if file.suffix else file.mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = load(path)
+    if path.stem.startswith('htc'):
+        with pytest.raises(UserError, match='stuffthingmaps_trainval2017.zip'):
+            check_data(cfg, ('train', 'val'))
+        (tmp_path / 'data/coco/stuffthingmaps/train2017').mkdir(parents=True)
+    check_data(cfg, ('train', 'val', 'test'))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        DATASETS.build(dict(loader.dataset, lazy_init=True))
+
+
+@pytest.mark.parametrize('stem', ['maskrcnn_swinv2_b_w16to32_1536', 'htcpp_swinv2_b_w16to32_1536'])
+def test_large_scale_jitter(stem):
+    """Images of 0.1 to 2 times 1536 pixels come out, cut to 1536, with their boxes, masks and maps of COCO-Stuff.
+
+    Prevents: a pipeline that stops at the first image, or a map that isn't cut along.
     """
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
-    cfg = load(ROOT / 'maskrcnn_swinv2_b_w16to32_1536.py')
+    cfg = load(ROOT / f'{stem}.py')
     transforms = [TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline[2:]]
     np.random.seed(0)
     sides = []
@@ -316,11 +352,13 @@ def test_large_scale_jitter():
         data = dict(img=np.zeros((90, 120, 3), np.uint8), img_shape=(90, 120), ori_shape=(90, 120), img_id=0,
                     img_path='', gt_bboxes=HorizontalBoxes([[10.0, 10.0, 110.0, 80.0]]),
                     gt_bboxes_labels=np.zeros(1, int), gt_ignore_flags=np.zeros(1, bool),
-                    gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120))
+                    gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120),
+                    gt_seg_map=np.ones((90, 120), np.uint8))
         for transform in transforms:
             data = transform(data)
         sides.append(max(data['inputs'].shape))
         assert data['data_samples'].gt_instances.masks.masks.shape[1:] == data['inputs'].shape[1:]
+        assert data['data_samples'].gt_sem_seg.sem_seg.shape[1:] == data['inputs'].shape[1:]
     assert max(sides) == 1536 and min(sides) < 1000
 
 
