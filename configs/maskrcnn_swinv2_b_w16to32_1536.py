@@ -10,12 +10,10 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        arch='base',
+        **_base_.swinv2_b_22k,
         window_size=32,
-        pretrained_window_sizes=[12, 12, 12, 6],  # of the first pre-training, not the 16 of the fine-tuning
         drop_path_rate=0.3,  # Swin V1-B's in detection; the paper does not say
         with_cp=True,
-        attn_chunk='auto',
-        init_cfg=dict(checkpoint='swinv2_base_patch4_window12to16_192to256_22kto1k_ft')),
-    neck=dict(in_channels=[128, 256, 512, 1024]))
+        attn_chunk='auto'),
+    neck=dict(in_channels=_base_.widths.b))
 train_dataloader = dict(batch_size=2)  # on 32 GPUs; otherwise --auto-scale-lr

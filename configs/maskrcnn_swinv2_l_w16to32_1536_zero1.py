@@ -2,9 +2,5 @@
 # (ZeRO stage 1; paper, section 3.4). No published row; HTC++ reaches 58.8 box / 51.1 mask AP.
 _base_ = ['./maskrcnn_swinv2_b_w16to32_1536.py', '_base_/sharding/zero1.py']
 
-model = dict(
-    backbone=dict(
-        arch='large',
-        init_cfg=dict(checkpoint='swinv2_large_patch4_window12to16_192to256_22kto1k_ft')),
-    neck=dict(in_channels=[192, 384, 768, 1536]))
+model = dict(backbone=_base_.swinv2_l, neck=dict(in_channels=_base_.widths.l))
 train_dataloader = dict(batch_size=1)  # on 64 GPUs; otherwise --auto-scale-lr

@@ -1,5 +1,6 @@
 """Every config parses against the installed frameworks, builds, learns and predicts, in a shrunken form."""
 
+import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, init_default_scope
 
 from swinv2_mm.checkpoints.catalog import find
+from swinv2_mm.engine.preflight import check_data
 from swinv2_mm.engine.runs import prepare_training
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.variants import get_variant
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(ROOT.glob('*.py'))
 TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
 TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
+METAFILE = yaml.safe_load((ROOT / 'metafile.yml').read_text())
 
 
 parse = cache(Config.fromfile)  # half a second each
@@ -31,37 +35,68 @@ def load(path):
     return cfg
 
 
+# What makes a head slow, by the names of the frameworks: at most so many.
+FEW = dict(num_layers=1, num_queries=10, num_dn_queries=2, num_points=64, nms_pre=20, max_per_img=10, max_per_image=10,
+           num=8, fc_out_channels=32, feedforward_channels=32)
+# Channels that have to fit each other; num_feats: half of them, for each axis of a position encoding.
+NARROW = dict(channels=64, in_channels=64, out_channels=64, feat_channels=64, conv_out_channels=64, embed_dims=64,
+              num_feats=32)
+
+
+def dicts(node):
+    """Every dictionary in a config, the outermost first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    for item in node if isinstance(node, list | tuple) else ():
+        yield from dicts(item)
+
+
 def shrunken(cfg):
     """Narrow, few blocks, few proposals: the wiring stays, the work goes."""
-    model = cfg.model
-    widths = [32, 64, 128, 256]
-    every = get_variant(model.backbone.arch).extra_norm_every
-    model.backbone.update(embed_dims=32, num_heads=(1, 2, 4, 8), depths=(1, 1, every or 1, 1), window_size=4)
-    if cfg.default_scope == 'mmdet':
-        model.neck.in_channels = widths
-        model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=10)
-        model.train_cfg.rcnn.sampler.num = 8
-        model.test_cfg.rpn.update(nms_pre=20, max_per_img=10)
-    else:
-        model.decode_head.in_channels, model.auxiliary_head.in_channels = widths, widths[2]
-        for head in (model.decode_head, model.auxiliary_head):
-            head.norm_cfg = dict(type='BN')  # SyncBN needs a GPU
+    model, widths = cfg.model, [32, 64, 128, 256]
+    variant = get_variant(model.backbone.arch)
+    narrow = {variant.embed_dims * 2 ** stage: width for stage, width in enumerate(widths)}
+    caps = FEW if model.type == 'DINO' else FEW | NARROW  # MMDetection's DINO takes 256 channels for granted
+    for node in dicts(model):
+        node.update({name: min(node[name], cap) for name, cap in caps.items() if isinstance(node.get(name), int)})
+        if isinstance(node.get('in_channels'), list):
+            node['in_channels'] = [narrow[width] for width in node['in_channels']]
+        if node.get('type') == 'SyncBN':  # it needs a GPU
+            node['type'] = 'BN'
+        if node.get('type') == 'BatchFixedSizePad':
+            node['size'] = (64, 64)
+    model.backbone.update(embed_dims=32, num_heads=(1, 2, 4, 8), depths=(1, 1, variant.extra_norm_every or 1, 1),
+                          window_size=4)
+    if 'auxiliary_head' in model:
+        model.auxiliary_head.in_channels = widths[2]
+    if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (64, 64)
         if model.test_cfg.mode == 'slide':  # several crops of the image, too
             model.test_cfg.update(crop_size=(48, 48), stride=(32, 32))
     return model
 
 
-def whole(cfg):
-    """The model in its full size, without memory."""
+def whole_backbone(cfg):
+    """The backbone in its full size, without memory."""
     with torch.device('meta'):
-        return MODELS.build(cfg.model)
+        return MODELS.build(cfg.model.backbone)
+
+
+def data_name(cfg):
+    """``coco``, ``ade`` or ``shapes``."""
+    return cfg.test_dataloader.dataset.data_root.split('/')[1]
+
+
+def number_of_classes(cfg):
+    """Of the data set, not of the head."""
+    return dict(coco=80, ade=150, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data_name(cfg)]
 
 
 def detection_batch(classes):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData
+    from mmengine.structures import InstanceData, PixelData
     masks = np.zeros((1, 64, 64), np.uint8)
     masks[0, 8:40, 16:56] = 1
     sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1.0, 1.0),
@@ -69,6 +104,7 @@ def detection_batch(classes):
     sample.gt_instances = InstanceData(bboxes=torch.tensor([[16.0, 8.0, 56.0, 40.0]]),
                                        labels=torch.tensor([classes - 1]), masks=BitmapMasks(masks, 64, 64))
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    sample.gt_sem_seg = PixelData(sem_seg=torch.randint(0, 182, (1, 64, 64)))  # of COCO-Stuff, for HTC
     return sample
 
 
@@ -80,12 +116,38 @@ def segmentation_batch(classes):
     return sample
 
 
-def test_there_are_configs():
-    """Prevents: a glob that finds nothing and tests that pass vacuously."""
-    assert {'maskrcnn_swinv2_t', 'maskrcnn_swinv2_t_3x', 'upernet_swinv2_t', 'maskrcnn_swinv2_t_shapes',
-            'upernet_swinv2_t_shapes', 'maskrcnn_swinv2_b_w16to32_1536', 'maskrcnn_swinv2_l_w16to32_1536_zero1',
-            'maskrcnn_swinv2_g_w32_1536_fsdp2', 'upernet_swinv2_b_640', 'upernet_swinv2_l_640',
-            'upernet_swinv2_l_896_test'} == {path.stem for path in LEAVES}
+def test_the_metafile_knows_every_leaf():
+    """No more and no less, from the index that OpenMMLab's tools read. Prevents: a zoo that hides a config, or promises
+    one that is not there.
+    """
+    index = yaml.safe_load((ROOT.parent / 'model-index.yml').read_text())
+    assert index['Import'] == ['configs/metafile.yml']
+    models = METAFILE['Models']
+    assert len(LEAVES) > 40
+    assert sorted(ROOT.parent / model['Config'] for model in models) == LEAVES
+    assert [model['Name'] for model in models] == [Path(model['Config']).stem for model in models]
+    assert {model['In Collection'] for model in models} == {'SwinV2'} == {c['Name'] for c in METAFILE['Collections']}
+
+
+@pytest.mark.parametrize('model', METAFILE['Models'], ids=lambda model: model['Name'])
+def test_metafile_says_what_the_config_does(model):
+    """Data, length and batch are those of the config; what it should reach is what its first lines say.
+
+    Prevents: a table of the zoo that drifts away from the configs, a target without a source, or a figure for what
+    nobody trained.
+    """
+    cfg, facts = load(ROOT.parent / model['Config']), model['Metadata']
+    assert {'coco': 'COCO', 'ade': 'ADE20K', 'shapes': 'shapes'}[data_name(cfg)] == facts['Training Data']
+    train = cfg.train_cfg or {}
+    assert facts.get('Epochs') == train.get('max_epochs')
+    assert facts.get('Iterations') == train.get('max_iters')
+    assert facts.get('Batch Size') == (cfg.auto_scale_lr.base_batch_size if train else None)
+    source = facts['Target Source']
+    assert source.startswith('no published row' if facts['Target'] is None else 'paper')
+    header = ' '.join(line[2:] for line in (ROOT.parent / model['Config']).read_text().splitlines() if line[:1] == '#')
+    figures = re.findall(r'\d+\.\d+', f'{facts["Target"]} {source}')
+    assert [figure for figure in figures if figure not in header] == []
+    assert facts['Status'] == ('measured' if model.get('Results') else 'not trained here')
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
@@ -97,7 +159,7 @@ def test_config_learns_and_predicts(path):
     cfg = load(path)
     model = MODELS.build(shrunken(cfg))
     detection = cfg.default_scope == 'mmdet'
-    classes = (cfg.model.roi_head.bbox_head if detection else cfg.model.decode_head).num_classes
+    classes = number_of_classes(cfg)
     sample = (detection_batch if detection else segmentation_batch)(classes)
     data = dict(inputs=[torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)] * 2, data_samples=[sample] * 2)
     model.train()
@@ -110,8 +172,10 @@ def test_config_learns_and_predicts(path):
     with torch.no_grad():
         result = model.test_step(dict(inputs=data['inputs'][:1], data_samples=[sample]))[0]
     if detection:
-        assert result.pred_instances.masks.shape[1:] == (64, 64)
         assert (result.pred_instances.labels < classes).all()
+        segments = 'segm' in cfg.val_evaluator.metric
+        assert ('masks' in result.pred_instances) == segments
+        assert not segments or result.pred_instances.masks.shape[1:] == (64, 64)
     else:
         assert result.seg_logits.data.shape == (classes, 64, 64)
 
@@ -130,19 +194,36 @@ def test_optimizer_groups(path):
     decay = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     assert type(optimizer) is torch.optim.AdamW
     assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
+    exempt = ('cpb_mlp', 'logit_scale')
+    if 'mask2former' in path.stem:  # as in the frameworks' configs
+        exempt += ('query_embed', 'query_feat', 'level_embed')
+    full = 1e-4 if 'dino' in path.stem else 0.05  # as in MMDetection's DINO; the paper's
     wrong = [name for name, p in model.named_parameters()
-             if decay[id(p)] != (0.05 if p.ndim > 1 and 'cpb_mlp' not in name and 'logit_scale' not in name else 0.0)]
+             if decay[id(p)] != (full if p.ndim > 1 and not any(key in name for key in exempt) else 0.0)]
     assert wrong == []
     assert cfg.optim_wrapper.clip_grad.max_norm > 0
-    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
     if path.stem != 'upernet_swinv2_t_shapes':  # its norms are faster
+        rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
         first, last = (rates[id(p)] for p in (model.backbone.patch_embed.proj.weight, model.backbone.norm3.weight))
-        assert first / last == pytest.approx(0.95 ** 5 if path.stem == 'upernet_swinv2_t' else 1)  # above four blocks
-    if '_1536' in path.stem:
-        base = 6e-4 if '_g_' in path.stem else 4e-4
-        wrong = [name for name, p in model.named_parameters()
-                 if rates[id(p)] != pytest.approx(base * (0.1 if name.startswith('backbone.') else 1))]
-        assert wrong == []
+        decays = path.stem.startswith('upernet') and '640' not in path.stem  # the paper's recipe at 512 pixels
+        assert first / last == pytest.approx(0.95 ** 5 if decays else 1)  # above four blocks
+
+
+@pytest.mark.parametrize(('path', 'base'), [
+    pytest.param(path, 6e-4 if '_g_' in path.stem else 4e-4 if '_1536' in path.stem else 1e-4, id=path.stem)
+    for path in TRAINING if any(kind in path.stem for kind in ('_1536', 'mask2former', 'dino'))])
+def test_slow_backbone(path, base):
+    """The backbone learns at a tenth of the published rate, all else at that rate.
+
+    Prevents: a key of the exceptions from weight decay that changes the rate, or matches a parameter of a head.
+    """
+    cfg = load(path)
+    model = MODELS.build(shrunken(cfg))
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    wrong = [name for name, p in model.named_parameters()
+             if rates[id(p)] != pytest.approx(base * (0.1 if name.startswith('backbone.') else 1))]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(('stem', 'per_gpu', 'gpus'), [('maskrcnn_swinv2_t', 2, 8), ('maskrcnn_swinv2_t_3x', 2, 8),
@@ -151,13 +232,18 @@ def test_optimizer_groups(path):
                                                       ('maskrcnn_swinv2_b_w16to32_1536', 2, 32),
                                                       ('maskrcnn_swinv2_l_w16to32_1536_zero1', 1, 64),
                                                       ('maskrcnn_swinv2_g_w32_1536_fsdp2', 1, 96),
-                                                      ('upernet_swinv2_b_640', 4, 16), ('upernet_swinv2_l_640', 2, 32)])
+                                                      ('upernet_swinv2_b_640', 4, 16), ('upernet_swinv2_l_640', 2, 32),
+                                                      ('cascade_maskrcnn_swinv2_t_w16_3x', 2, 8),
+                                                      ('mask2former_swinv2_t', 2, 8), ('mask2former_swinv2_l', 1, 16),
+                                                      ('dino_swinv2_t', 2, 8), ('mask2former_swinv2_t_ade20k', 2, 8),
+                                                      ('htcpp_swinv2_b_w16to32_1536', 2, 32),
+                                                      ('htcpp_swinv2_l_w16to32_1536', 1, 64)])
 def test_auto_scale_lr_knows_the_batch(stem, per_gpu, gpus):
     """The base batch is the published one: images per GPU times GPUs. Prevents: --auto-scale-lr by a wrong factor."""
     cfg = load(ROOT / f'{stem}.py')
     assert cfg.train_dataloader.batch_size == per_gpu
     assert cfg.auto_scale_lr.base_batch_size == per_gpu * gpus
-    assert cfg.auto_scale_lr.enable is False
+    assert not cfg.auto_scale_lr.get('enable')
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
@@ -172,20 +258,19 @@ def test_backbone_needs_no_custom_import(path):
     """Prevents: a config that only works from this folder."""
     cfg = load(path)
     assert cfg.model.backbone.type == 'swinv2_mm.SwinTransformerV2'
-    assert 'custom_imports' not in cfg
+    assert 'swinv2_mm' not in str(cfg.get('custom_imports'))  # MMSegmentation's Mask2Former imports MMDetection
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
 def test_heads_fit_the_whole_backbone(path):
     """Prevents: heads for another size, which the shrunken models of these tests would not show."""
     cfg = load(path)
-    model = whole(cfg)
-    widths = list(model.backbone.num_features)
-    if cfg.default_scope == 'mmdet':
-        assert [conv.conv.in_channels for conv in model.neck.lateral_convs] == widths
-    else:
-        assert model.decode_head.in_channels == widths
-        assert model.auxiliary_head.in_channels == widths[2]
+    backbone = whole_backbone(cfg)
+    widths = [backbone.num_features[stage] for stage in backbone.out_indices]
+    taken = [node['in_channels'] for node in dicts(cfg.model) if isinstance(node.get('in_channels'), list)]
+    assert taken == [widths]
+    if 'auxiliary_head' in cfg.model:
+        assert cfg.model.auxiliary_head.in_channels == widths[2]
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
@@ -195,7 +280,7 @@ def test_windows_are_those_of_the_release(path):
     Prevents: a position bias that is scaled for another window; nothing else would show it.
     """
     cfg = load(path)
-    backbone = whole(cfg).backbone
+    backbone = whole_backbone(cfg)
     if cfg.model.backbone.init_cfg is None:
         assert backbone.pretrained_window_sizes == backbone.window_size
         return
@@ -206,7 +291,8 @@ def test_windows_are_those_of_the_release(path):
 
 @pytest.mark.parametrize(('stem', 'window', 'millions'), [
     ('maskrcnn_swinv2_b_w16to32_1536', 32, 86.9), ('maskrcnn_swinv2_l_w16to32_1536_zero1', 32, 195.2),
-    ('maskrcnn_swinv2_g_w32_1536_fsdp2', 32, 2997.9), ('upernet_swinv2_b_640', 40, 86.9),
+    ('maskrcnn_swinv2_g_w32_1536_fsdp2', 32, 2997.9), ('htcpp_swinv2_b_w16to32_1536', 32, 86.9),
+    ('htcpp_swinv2_l_w16to32_1536', 32, 195.2), ('upernet_swinv2_b_640', 40, 86.9),
     ('upernet_swinv2_l_640', 40, 195.2), ('upernet_swinv2_l_896_test', 56, 195.2)])
 def test_large_inputs(stem, window, millions):
     """The windows of the paper, its number of parameters (88 M, 197 M and 3 B with the classifier), memory saved.
@@ -214,7 +300,7 @@ def test_large_inputs(stem, window, millions):
     Prevents: a leaf that loses one of them when its parent changes.
     """
     cfg = load(ROOT / f'{stem}.py')
-    backbone = whole(cfg).backbone
+    backbone = whole_backbone(cfg)
     assert backbone.window_size == ((window, window),) * 4
     assert sum(p.numel() for p in backbone.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
     assert all(stage.with_cp for stage in backbone.stages)
@@ -223,13 +309,48 @@ def test_large_inputs(stem, window, millions):
     assert cfg.get('runner_type') == kind
 
 
-def test_large_scale_jitter():
-    """Images of 0.1 to 2 times 1536 pixels come out, cut to 1536, with their boxes and masks. Prevents: a pipeline that
-    stops at the first image.
+LAID_OUT = [
+    *(f'coco/{kind}' for kind in ('train2017', 'val2017')),
+    *(f'coco/annotations/instances_{split}2017.json' for split in ('train', 'val')),
+    *(f'ade/ADEChallengeData2016/{kind}/{split}' for kind in ('images', 'annotations')
+      for split in ('training', 'validation')),
+    *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
+    *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
+]
+
+
+@pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
+def test_needs_the_usual_data_only(path, tmp_path, monkeypatch):
+    """Images and annotations as everyone has them are enough, and for HTC COCO-Stuff, which the message names; the data
+    sets and their pipelines can be built.
+
+    Prevents: a training that is refused for panoptic maps it never reads, which a framework's config mentions; a
+    transform that does not exist.
+    """
+    for part in LAID_OUT:
+        file = tmp_path / 'data' / part
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch() if file.suffix else file.mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = load(path)
+    if path.stem.startswith('htc'):
+        with pytest.raises(UserError, match='stuffthingmaps_trainval2017.zip'):
+            check_data(cfg, ('train', 'val'))
+        (tmp_path / 'data/coco/stuffthingmaps/train2017').mkdir(parents=True)
+    check_data(cfg, ('train', 'val', 'test'))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        DATASETS.build(dict(loader.dataset, lazy_init=True))
+
+
+@pytest.mark.parametrize('stem', ['maskrcnn_swinv2_b_w16to32_1536', 'htcpp_swinv2_b_w16to32_1536'])
+def test_large_scale_jitter(stem):
+    """Images of 0.1 to 2 times 1536 pixels come out, cut to 1536, with their boxes, masks and maps of COCO-Stuff.
+
+    Prevents: a pipeline that stops at the first image, or a map that isn't cut along.
     """
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
-    cfg = load(ROOT / 'maskrcnn_swinv2_b_w16to32_1536.py')
+    cfg = load(ROOT / f'{stem}.py')
     transforms = [TRANSFORMS.build(t) for t in cfg.train_dataloader.dataset.pipeline[2:]]
     np.random.seed(0)
     sides = []
@@ -237,11 +358,13 @@ def test_large_scale_jitter():
         data = dict(img=np.zeros((90, 120, 3), np.uint8), img_shape=(90, 120), ori_shape=(90, 120), img_id=0,
                     img_path='', gt_bboxes=HorizontalBoxes([[10.0, 10.0, 110.0, 80.0]]),
                     gt_bboxes_labels=np.zeros(1, int), gt_ignore_flags=np.zeros(1, bool),
-                    gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120))
+                    gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120),
+                    gt_seg_map=np.ones((90, 120), np.uint8))
         for transform in transforms:
             data = transform(data)
         sides.append(max(data['inputs'].shape))
         assert data['data_samples'].gt_instances.masks.masks.shape[1:] == data['inputs'].shape[1:]
+        assert data['data_samples'].gt_sem_seg.sem_seg.shape[1:] == data['inputs'].shape[1:]
     assert max(sides) == 1536 and min(sides) < 1000
 
 

@@ -1,6 +1,6 @@
 """The released SwinV2 checkpoints: their windows, their data, and where each code base keeps them (data, no logic).
 
-Sources: names, sizes, top-1 and links of Microsoft's files from MODELHUB.md and configs/swinv2 of
+Sources: names, sizes, top-1, parameters, FLOPs and links of Microsoft's files from MODELHUB.md and configs/swinv2 of
 microsoft/Swin-Transformer; timm's names from its ``swin_transformer_v2.py``; Hugging Face's from the hub; the links
 of MMPretrain from the README of its ``configs/swin_transformer_v2``; torchvision's from its ``swin_transformer.py``.
 timm, Hugging Face and MMPretrain distribute Microsoft's weights under other keys. torchvision trained its own.
@@ -43,6 +43,8 @@ class Release:
         data: What it was trained on, in order.
         top1: Published ImageNet-1K accuracy in percent at ``image_size``; None without a 1K classifier.
         files: Where to get it, the trainer's own file first.
+        parameters: Published parameters in millions, with a classifier of 1000 classes; None where none are.
+        gflops: Published multiply-adds of one image in 1e9 (called FLOPs), with that classifier; None where none are.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Release:
     data: str
     top1: float | None
     files: tuple[File, ...]
+    parameters: int | None = None
+    gflops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,22 @@ _FT = _Names('ImageNet-22K, then 1K', '_22kto1k_ft', 'ms_in22k_ft_in1k', '_22kft
 # Stage 4 is an 8x8 map at 256 pixels, 6x6 at 192 and 12x12 at 384: Microsoft's code shrinks the window to it.
 _W8, _W12, _W16, _W24 = (8, 8, 8, 8), (12, 12, 12, 6), (16, 16, 16, 8), (24, 24, 24, 12)
 
+_PARAMETERS = {'tiny': 28, 'small': 50, 'base': 88, 'large': 197}
+
 _MICROSOFT = (
-    # size, training, pixels, windows, normaliser, names, top-1, SHA-256 of MMPretrain's file
-    ('tiny', 'window8_256', 256, _W8, _W8, _1K, 81.8, 'e318968f'),
-    ('small', 'window8_256', 256, _W8, _W8, _1K, 83.7, 'b01a4332'),
-    ('base', 'window8_256', 256, _W8, _W8, _1K, 84.2, '8ff28f2b'),
-    ('tiny', 'window16_256', 256, _W16, _W16, _1K, 82.8, '9651cdd7'),
-    ('small', 'window16_256', 256, _W16, _W16, _1K, 84.1, 'b707d206'),
-    ('base', 'window16_256', 256, _W16, _W16, _1K, 84.6, '5a1886b7'),
-    ('base', 'window12_192', 192, _W12, _W12, _22K, None, 'f7dc9763'),
-    ('large', 'window12_192', 192, _W12, _W12, _22K, None, 'd9073fee'),
-    ('base', 'window12to16_192to256', 256, _W16, _W12, _FT, 86.2, '8d7aa8ad'),
-    ('large', 'window12to16_192to256', 256, _W16, _W12, _FT, 86.9, 'c40cbed7'),
-    ('base', 'window12to24_192to384', 384, _W24, _W12, _FT, 87.1, '44eb70f8'),
-    ('large', 'window12to24_192to384', 384, _W24, _W12, _FT, 87.6, '3b36c165'),
+    # size, training, pixels, windows, normaliser, names, top-1, GFLOPs, SHA-256 of MMPretrain's file
+    ('tiny', 'window8_256', 256, _W8, _W8, _1K, 81.8, 5.9, 'e318968f'),
+    ('small', 'window8_256', 256, _W8, _W8, _1K, 83.7, 11.5, 'b01a4332'),
+    ('base', 'window8_256', 256, _W8, _W8, _1K, 84.2, 20.3, '8ff28f2b'),
+    ('tiny', 'window16_256', 256, _W16, _W16, _1K, 82.8, 6.6, '9651cdd7'),
+    ('small', 'window16_256', 256, _W16, _W16, _1K, 84.1, 12.6, 'b707d206'),
+    ('base', 'window16_256', 256, _W16, _W16, _1K, 84.6, 21.8, '5a1886b7'),
+    ('base', 'window12_192', 192, _W12, _W12, _22K, None, None, 'f7dc9763'),
+    ('large', 'window12_192', 192, _W12, _W12, _22K, None, None, 'd9073fee'),
+    ('base', 'window12to16_192to256', 256, _W16, _W12, _FT, 86.2, 21.8, '8d7aa8ad'),
+    ('large', 'window12to16_192to256', 256, _W16, _W12, _FT, 86.9, 47.5, 'c40cbed7'),
+    ('base', 'window12to24_192to384', 384, _W24, _W12, _FT, 87.1, 54.7, '44eb70f8'),
+    ('large', 'window12to24_192to384', 384, _W24, _W12, _FT, 87.6, 115.4, '3b36c165'),
 )
 
 _TORCHVISION = (
@@ -99,7 +105,7 @@ _TORCHVISION = (
 
 
 def _microsoft(arch: str, training: str, image_size: int, window_size: tuple[int, ...], pretrained: tuple[int, ...],
-               names: _Names, top1: float | None, sha256: str) -> Release:
+               names: _Names, top1: float | None, gflops: float | None, sha256: str) -> Release:
     """Spell out a row of Microsoft's table."""
     name = f'swinv2_{arch}_patch4_{training}{names.suffix}'
     mmpretrain = names.mmpretrain.format(arch, window_size[0], image_size)
@@ -109,7 +115,7 @@ def _microsoft(arch: str, training: str, image_size: int, window_size: tuple[int
         File('huggingface', f'hf://microsoft/{name.replace("_", "-")}'),
         File('mmpretrain', f'https://download.openmmlab.com/mmclassification/v0/swin-v2/{mmpretrain}_20220803-{sha256}'
                            '.pth', sha256),
-    ))
+    ), None if gflops is None else _PARAMETERS[arch], gflops)
 
 
 def _torchvision(name: str, arch: str, top1: float, sha256: str) -> Release:

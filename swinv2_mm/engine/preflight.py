@@ -90,6 +90,8 @@ def _metric_paths(cfg: Config, split: str) -> Iterator[tuple[str, Path]]:
 
 
 _LAYOUTS = {
+    'stuffthingmaps': 'COCO-Stuff (stuffthingmaps_trainval2017.zip of https://github.com/nightrome/cocostuff) is laid '
+    'out as stuffthingmaps/{train,val}2017/ inside of COCO. ',
     'coco': 'COCO 2017 (https://cocodataset.org/#download) is laid out as train2017/, val2017/ and '
     'annotations/instances_{train,val}2017.json. ',
     'ade': 'ADE20K (http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip) is laid out as '
@@ -104,7 +106,8 @@ def _remedy(cfg: Config, datasets: list[dict], missing: dict[str, Path]) -> str:
         return (
             f'Generate the shapes, in the folder of the repository: make data, or python tools/make_shapes.py {root}.'
         )
-    kind = f'{root} {" ".join(str(dataset.get("type")) for dataset in datasets)}'.lower()
+    types, paths = (dataset.get('type') for dataset in datasets), missing.values()
+    kind = ' '.join(map(str, [root, *types, *paths])).lower()
     layout = next((text for name, text in _LAYOUTS.items() if name in kind), '')
     options = ' '.join(_option(cfg, key, path, root) for key, path in missing.items())
     link = f'mkdir -p {Path(root).parent} && ln -s /path/to/it {root}'

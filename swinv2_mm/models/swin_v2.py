@@ -413,17 +413,21 @@ class SwinTransformerV2(BaseModule):
         return costs
 
     def multiply_adds(self, size: Pair) -> list[int]:
-        """Multiply-adds of the blocks' matrix products, for each stage and one image of ``(H, W)`` pixels.
+        """Multiply-adds (papers: FLOPs) of one image of ``(H, W)`` pixels, for each stage.
 
-        The projections of attention and attention itself run on windows with their padding, the MLP on the map.
+        Counted are all matrix products: those of attention, and its projections, on windows with their padding; the MLP
+        on the map; and what makes the map, the patch embedding of the first stage and the merging of the others. Not
+        counted are element-wise operations, norms and soft-max, and the MLP of the position bias, which depends on the
+        weights alone: evaluation computes it once. Microsoft's ``flops()`` counts the same, and the norms.
         """
         counts = []
         for stage, C, ((H, W), window), cost in zip(
                 self.stages, self.num_features, self.windows_on(size), self.padding_cost(size), strict=True):
             N = window[0] * window[1]
             hidden = stage.blocks[0].mlp.fc1.out_features
+            entry = self.patch_embed.proj if stage.downsample is None else stage.downsample.reduction
             in_windows = round(H * W * cost) * (4 * C * C + 2 * N * C)
-            counts.append(len(stage.blocks) * (in_windows + H * W * 2 * C * hidden))
+            counts.append(H * W * entry.weight.numel() + len(stage.blocks) * (in_windows + H * W * 2 * C * hidden))
         return counts
 
     def _log_padding(self, size: Pair) -> None:

@@ -89,23 +89,3 @@ def test_the_report_of_a_config():
     for wrong in (['--shape', '0'], ['--shape', '1', '2', '3'], ['--windows', '0'], ['--shape', 'a']):
         result = report('configs/upernet_swinv2_t.py', *wrong)
         assert result.returncode == 2 and 'Traceback' not in result.stderr and wrong[0] in result.stderr
-
-
-def test_multiply_adds_are_those_that_run():
-    """Counted by PyTorch's own counter of matrix products. Prevents: a report that adds up something else."""
-    from torch.utils.flop_counter import FlopCounterMode
-    model = SwinTransformerV2(embed_dims=16, depths=(2, 1), num_heads=(2, 4), out_indices=(1,), window_size=[(5, 3), 4])
-    counted = []
-    for stage in model.stages:
-        with FlopCounterMode(display=False) as counter:
-            size = (12, 16) if counted else (23, 31)
-            x = torch.rand(1, *size, stage.blocks[0].attn.proj.in_features)
-            for block in stage.blocks:
-                block(x)
-        # The bias MLP depends on the window alone; it is not counted.
-        bias = 0
-        for block in stage.blocks:
-            (h, w), heads = block.window_on(tuple(x.shape[1:3])), block.attn.num_heads
-            bias += (2 * h - 1) * (2 * w - 1) * (2 * 512 + 512 * heads)
-        counted.append(counter.get_total_flops() // 2 - bias)
-    assert model.multiply_adds((4 * 23, 4 * 31)) == counted

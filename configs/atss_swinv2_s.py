@@ -1,0 +1,4 @@
+# ATSS, SwinV2-S, COCO 1x, as atss_swinv2_t. No published row.
+_base_ = './atss_swinv2_t.py'
+
+model = dict(backbone=_base_.swinv2_s, neck=dict(in_channels=_base_.widths.s[1:]))

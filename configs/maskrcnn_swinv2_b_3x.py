@@ -1,0 +1,4 @@
+# Mask R-CNN, SwinV2-B, COCO 3x, as maskrcnn_swinv2_t_3x. No published row.
+_base_ = './maskrcnn_swinv2_t_3x.py'
+
+model = dict(backbone=dict(**_base_.swinv2_b, drop_path_rate=0.3), neck=dict(in_channels=_base_.widths.b))

@@ -1,0 +1,4 @@
+# RetinaNet, SwinV2-B, COCO 1x, as retinanet_swinv2_t. No published row.
+_base_ = './retinanet_swinv2_t.py'
+
+model = dict(backbone=dict(**_base_.swinv2_b, drop_path_rate=0.3), neck=dict(in_channels=_base_.widths.b[1:]))

@@ -1,0 +1,88 @@
+"""tools/model_zoo.py: the page is that of the configs, and a config is counted."""
+
+import functools
+import re
+from pathlib import Path
+
+import mmengine.config.utils as config_utils
+import pytest
+
+from swinv2_mm.engine import model_zoo
+from swinv2_mm.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """mmengine reads all metafiles of a framework for each file that a config inherits from it."""
+    monkeypatch.setattr(config_utils, 'load', functools.cache(config_utils.load))
+
+
+def test_the_page_is_up_to_date(run_tool, capsys):
+    """Prevents: a page that describes other configs than those in the folder."""
+    assert run_tool('model_zoo', '--check') == 0, capsys.readouterr().err
+
+
+def test_the_page_is_complete():
+    """Every config has one row, with numbers. Prevents: heads that could not be counted becoming dashes, unnoticed."""
+    rows = [[cell.strip() for cell in line.strip('|\n').split('|')]
+            for line in (ROOT / model_zoo.PAGE).read_text().splitlines() if line.startswith('| [')]
+    assert sorted(row[0] for row in rows) == sorted(
+        f'[{path.stem}](../configs/{path.name})' for path in (ROOT / 'configs').glob('*.py'))
+    for row in rows:
+        own, whole, flops, total = map(float, (*row[4].split(' / '), *row[5].split(' / ')))
+        assert own < whole and 0 < flops < total
+
+
+def test_a_page_is_written_whole_or_checked(run_tool, tmp_path, monkeypatch, capsys):
+    """Prevents: a check that changes the file, or is silent about the remedy; a page that a failure cuts short."""
+    path = tmp_path / 'zoo.md'
+    monkeypatch.setattr(model_zoo, 'PAGE', path)
+    monkeypatch.setattr(model_zoo, 'page', lambda root, track: 'new')
+    assert run_tool('model_zoo', '--check') == 2 and not path.exists()
+    path.write_text('old')
+    assert run_tool('model_zoo', '--check') == 2 and path.read_text() == 'old'
+    assert 'run python tools/model_zoo.py' in capsys.readouterr().err
+    assert run_tool('model_zoo') == 0 and path.read_text() == 'new'
+    assert run_tool('model_zoo', '--check') == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ['zoo.md']
+
+
+def test_a_config_without_entry_is_named(tmp_path):
+    """Prevents: a config that the page leaves out in silence, or a row that links to nothing."""
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'metafile.yml').write_text('Models:\n- {Name: old, Config: configs/old.py}\n')
+    (tmp_path / 'configs' / 'new.py').write_text('')
+    with pytest.raises(UserError, match=r'configs/new\.py, configs/old\.py: .*metafile\.yml is missing'):
+        model_zoo.page(tmp_path)
+
+
+def test_a_config_is_counted(run_tool, capsys):
+    """At the size of its own test, or at the one that is given. Prevents: numbers of another size or model."""
+    config = ROOT / 'configs' / 'upernet_swinv2_l_896_test.py'
+    assert run_tool('model_zoo', config) == 0
+    assert '896 x 896 pixels' in capsys.readouterr().out
+    config = ROOT / 'configs' / 'maskrcnn_swinv2_t_shapes.py'
+    assert run_tool('model_zoo', config) == 0
+    assert '128 x 128 pixels' in capsys.readouterr().out
+    assert run_tool('model_zoo', config, '--shape', 100, 65, '--cfg-options', 'model.backbone.window_size=3') == 0
+    out = capsys.readouterr().out
+    assert '128 x 96 pixels' in out and re.search(r'stage 3 +8x6 +3x3 ', out)
+    stages = [float(value) for value in re.findall(r'stage \d .* ([\d.]+) *\n', out)]
+    whole, heads, backbone = (float(re.search(rf'{name} +([\d.]+)', out)[1]) for name in ('model', 'heads', 'backbone'))
+    assert len(stages) == 4 and sum(stages) == pytest.approx(backbone, abs=0.02)
+    assert backbone + heads == pytest.approx(whole, abs=0.01)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (['configs/maskrcnn_swinv2_t_shapes.py', '--shape', '0'], '--shape'),
+    (['configs/maskrcnn_swinv2_t_shapes.py', '--shape', '1', '2', '3'], '--shape'),
+    (['configs/maskrcnn_swinv2_t_shapes.py', '--check'], 'leave out configs/maskrcnn_swinv2_t_shapes.py'),
+    (['--shape', '800', '1333'], 'belong to a config'),
+    (['configs/no.py'], 'does not exist')])
+def test_mistakes_are_named(run_tool, monkeypatch, capsys, arguments, message):
+    """Prevents: tracebacks."""
+    monkeypatch.chdir(ROOT)
+    assert run_tool('model_zoo', *arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""Write docs/model_zoo.md from the configs, or count the parameters and FLOPs of one config.
+
+    python tools/model_zoo.py
+    python tools/model_zoo.py --check
+    python tools/model_zoo.py configs/maskrcnn_swinv2_t.py --shape 800 1333
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
+from swinv2_mm.engine.complexity import build_on_meta, complexity
+from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.model_zoo import COMMAND, PAGE, giga, millions, page, prediction_size
+from swinv2_mm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', nargs='?', help=f'config file to count; without one {PAGE} is written')
+    parser.add_argument('--shape', type=int, nargs='+', metavar='PIXELS', help="rows and columns; default the config's")
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
+    parser.add_argument('--check', action='store_true', help=f'write nothing, fail if {PAGE} is out of date')
+    args = parser.parse_args(argv)
+    if args.config is None:
+        if args.shape or args.cfg_options:
+            raise UserError('--shape and --cfg-options belong to a config; name one.')
+        write(ROOT / PAGE, args.check)
+    elif args.check:
+        raise UserError(f'--check checks {PAGE}; leave out {args.config}.')
+    else:
+        count(args)
+
+
+def write(path: Path, check: bool) -> None:
+    """Write the page, whole or not at all, or check that it is what would be written."""
+    console = Console(stderr=True)
+    text = page(ROOT, lambda models: track(models, 'configs', console=console))
+    if check:
+        if not path.is_file() or path.read_text() != text:
+            raise UserError(f'{PAGE} is out of date; run {COMMAND}')
+        return
+    partial = path.with_name(f'{path.name}.part')
+    partial.write_text(text)
+    partial.replace(path)
+    console.print(f'wrote {PAGE}')
+
+
+def count(args: argparse.Namespace) -> None:
+    """Print what a config's model costs, stage by stage."""
+    cfg = load_config(args.config, args.cfg_options)
+    shape = args.shape or prediction_size(cfg) or ()
+    shape = tuple(shape) * 2 if len(shape) == 1 else tuple(shape)
+    if len(shape) != 2 or min(shape) < 1:
+        raise UserError(f'--shape: expected rows and columns in pixels, as in --shape 800 1333, not {args.shape}.')
+    model = build_on_meta(cfg.model, cfg.default_scope)
+    cost = complexity(model, shape)
+    title = '{} x {} pixels: multiply-adds (papers: FLOPs)'.format(*cost.size)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
+    for column in ('', 'map', 'window', '1e9 multiply-adds', '1e6 parameters'):
+        table.add_column(column, justify='right' if '1e' in column else 'left', no_wrap=True)
+    for i, (size, window) in enumerate(model.backbone.windows_on(cost.size)):
+        table.add_row(f'stage {i + 1}', '{}x{}'.format(*size), '{}x{}'.format(*window), giga(cost.stages[i]), '')
+    table.add_row('backbone', '', '', giga(cost.backbone), millions(cost.backbone_parameters))
+    table.add_row('heads', '', '', giga(cost.heads), millions(cost.parameters - cost.backbone_parameters))
+    table.add_row('model', '', '', giga(cost.total), millions(cost.parameters))
+    Console(highlight=False, width=100).print(table)
+
+
+if __name__ == '__main__':
+    sys.exit(exit_code(main))
