@@ -15,8 +15,9 @@ ALLOWED = {
     'models/cpb': PLAIN,
     'models/variants': PLAIN,
     'models/tokenwise': PLAIN,
-    'models/layers': PLAIN | {'swinv2_mm.models.tokenwise'},
+    'models/layers': PLAIN | {'swinv2_mm.models.tokenwise', 'swinv2_mm.models.window'},
     'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window')},
+    'models/compiled_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'window')},
     'models/triton_kernels': {'triton'},
     'models/triton_attention': PLAIN,
     'models/attention': PLAIN

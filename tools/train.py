@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """Train a detector or a segmentor, as in: python tools/train.py configs/maskrcnn_swinv2_t.py"""
 
+import sys
 from collections.abc import Sequence
 
-from swinv2_mm.engine.command_line import Parser, add_common_arguments, exit_code, parse
+from swinv2_mm.engine.amp import PRECISIONS
+from swinv2_mm.engine.command_line import Parser, add_common_arguments, exit_code, parse, with_value
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.errors import say
 
@@ -11,13 +13,18 @@ from swinv2_mm.errors import say
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision, bfloat16')
+    parser.add_argument(
+        '--amp', choices=PRECISIONS, metavar='TYPE',
+        help='train in mixed precision: bf16 or fp16, or fp32 to switch it off; without a value what the config says, '
+        'else bf16',
+    )  # fmt: skip
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='go on from this checkpoint; without a value, from the latest in the work dir, if there is one',
     )  # fmt: skip
     add_common_arguments(parser)
+    argv = with_value(sys.argv[1:] if argv is None else argv, '--amp', PRECISIONS, 'auto')
     runner = train(prepare_training(**parse(parser, argv)))
     say(f'Checkpoints and logs are in {runner.work_dir}')
 

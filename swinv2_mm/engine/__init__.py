@@ -2,6 +2,7 @@
 
 from swinv2_mm.engine.amp import AmpOptimWrapper, Float32BoxesHook
 from swinv2_mm.engine.checkpoint_match import CheckpointMatchHook
+from swinv2_mm.engine.compilation import CompileBackboneHook
 from swinv2_mm.engine.deepspeed import DeepSpeedRunner, DeepSpeedStrategy
 from swinv2_mm.engine.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.initializer import Pretrained
@@ -15,6 +16,7 @@ from swinv2_mm.errors import UserError
 __all__ = [
     'AmpOptimWrapper',
     'CheckpointMatchHook',
+    'CompileBackboneHook',
     'DeepSpeedRunner',
     'DeepSpeedStrategy',
     'EpochSeedHook',

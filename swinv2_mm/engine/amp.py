@@ -1,4 +1,7 @@
-"""Mixed precision: bfloat16, on accelerators through mmengine's wrapper, on CPUs through a subclass of it."""
+"""Mixed precision, bfloat16 or float16: by mmengine's wrapper, or a subclass of it where there is no accelerator."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
@@ -13,43 +16,67 @@ from swinv2_mm.engine.config import add_hook
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
 
+# What --amp takes, and the data type that each stands for.
+PRECISIONS = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
+PRECISIONS |= {name: name for name in (*PRECISIONS.values(), 'auto')}
+HALVES = (torch.bfloat16, torch.float16)
+
 
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(MMEngineAmpOptimWrapper):
-    """mmengine's ``AmpOptimWrapper`` for bfloat16 alone; unlike it, this one can be built without an accelerator.
-
-    bfloat16 has the exponent of float32, so no loss is scaled.
+    """mmengine's ``AmpOptimWrapper`` for any device; mmengine's own can be built beside an accelerator only.
 
     Args:
-        loss_scale: Taken, so that a config serves both wrappers; without effect.
-        dtype: ``'bfloat16'`` or None, which means the same.
+        loss_scale: For float16: ``'dynamic'`` (None means the same), a number that stays, or the arguments of
+            :class:`torch.amp.GradScaler`. bfloat16 has the exponent of float32, so its loss is never scaled.
+        dtype: ``'bfloat16'`` (None means the same) or ``'float16'``.
         **kwargs: Those of ``OptimWrapper``.
 
     Raises:
-        ValueError: Another ``dtype``.
+        ValueError: Another ``dtype`` or ``loss_scale``.
     """
 
-    def __init__(self, loss_scale: object = None, dtype: str | torch.dtype | None = None, **kwargs):
-        if dtype not in (None, 'bfloat16', torch.bfloat16):
-            raise ValueError(f"dtype={dtype!r}: this wrapper computes in bfloat16; set dtype='bfloat16'")
+    def __init__(
+        self, loss_scale: str | float | dict | None = None, dtype: str | torch.dtype | None = None, **kwargs
+    ) -> None:
         # Not super(): its constructor is what asks for an accelerator.
         OptimWrapper.__init__(self, **kwargs)
-        self.cast_dtype = torch.bfloat16
-        self.loss_scaler = torch.amp.GradScaler('cpu', enabled=False)
+        dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype or torch.bfloat16
+        if dtype not in HALVES:
+            raise ValueError(f"dtype={dtype!r}: this wrapper computes in half precision; set dtype='bfloat16' or "
+                             "'float16'.")  # fmt: skip
+        self.cast_dtype = dtype
         self._scale_update_param = None
+        settings = {}
+        if isinstance(loss_scale, dict):
+            settings = loss_scale
+        elif loss_scale not in (None, 'dynamic'):
+            if not isinstance(loss_scale, int | float):
+                raise ValueError(f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict of torch's "
+                                 'GradScaler.')  # fmt: skip
+            self._scale_update_param = float(loss_scale)
+            settings = {'init_scale': self._scale_update_param}
+        self.loss_scaler = torch.amp.GradScaler(get_device(), **(settings | {'enabled': dtype == torch.float16}))
+
+    @contextmanager
+    def optim_context(self, model: Module) -> Iterator[None]:
+        """As mmengine's, whose autocast knows no float16 on a CPU."""
+        with OptimWrapper.optim_context(self, model), torch.autocast(get_device(), self.cast_dtype):
+            yield
 
     def state_dict(self) -> dict:
-        # Without the empty state of the scaler, which a scaler that is enabled refuses to load.
-        return OptimWrapper.state_dict(self)
+        """The optimizer's, and the loss scale if there is one: a scaler that is enabled refuses an empty state."""
+        return super().state_dict() if self.loss_scaler.is_enabled() else OptimWrapper.state_dict(self)
 
 
 @HOOKS.register_module()
 class Float32BoxesHook(Hook):
-    """Let a detector compute boxes, and what mmcv's operators read, in float32 while the rest runs in bfloat16.
+    """Let a detector compute boxes, and what mmcv's operators read, in float32 while the rest runs in half precision.
 
-    bfloat16 has 8 significant bits: around 1000 pixels it knows every fourth, and under autocast MMDetection gives its
-    anchors and RoIs the type of the features. Nor do mmcv's RoIAlign and NMS know the type. The outputs of dense heads
-    and the inputs of RoI extractors are cast; both are small beside the convolutions.
+    bfloat16 has 8 significant bits: around 1000 pixels it knows every fourth. float16 has 11, half a pixel there. Under
+    autocast MMDetection gives its anchors and RoIs the type of the features. Nor do mmcv's RoIAlign and NMS know
+    bfloat16, or on a CPU either type. The outputs of dense heads and the inputs of RoI extractors are cast; both are
+    small beside the convolutions.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -73,16 +100,17 @@ def _float32_inputs(module: Module, inputs: tuple) -> tuple:
 
 def _float32(value: object) -> object:
     if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype == torch.bfloat16 else value
+        return value.float() if value.dtype in HALVES else value
     return type(value)(map(_float32, value)) if isinstance(value, list | tuple) else value
 
 
-def set_precision(cfg: Config, amp: bool = False) -> None:
+def set_precision(cfg: Config, amp: str | None = None) -> None:
     """Choose the optimizer wrapper that computes in the precision asked for, on the device at hand.
 
     Args:
         cfg: Edited in place.
-        amp: Turn ``OptimWrapper`` into ``AmpOptimWrapper`` with bfloat16; one that the config chose itself stays.
+        amp: One of :data:`PRECISIONS`, where ``'float32'`` is no mixed precision, and ``'auto'`` what the config chose
+            itself, else bfloat16. None leaves the choice to the config.
 
     Raises:
         UserError: The wrapper knows no mixed precision, or the device not the data type.
@@ -90,25 +118,30 @@ def set_precision(cfg: Config, amp: bool = False) -> None:
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type') or 'OptimWrapper'
     kind = getattr(kind, '__name__', kind).split('.')[-1]
-    if amp and kind == 'OptimWrapper':
-        kind = wrapper.type = 'AmpOptimWrapper'
-    elif amp and kind != 'AmpOptimWrapper':
-        raise UserError(f'--amp turns OptimWrapper into AmpOptimWrapper; this config has a {kind}, which sets its own '
-                        'precision.')  # fmt: skip
-    if amp and wrapper.get('dtype') is None:
+    if amp and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp chooses between OptimWrapper and AmpOptimWrapper; this config has a {kind}, which sets '
+                        'its own precision.')  # fmt: skip
+    amp = PRECISIONS[amp] if amp else None
+    if amp == 'auto':
+        amp = None if kind == 'AmpOptimWrapper' and wrapper.get('dtype') else 'bfloat16'
+    if amp == 'float32':
+        kind = wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale'):
+            wrapper.pop(key, None)
+    elif amp and amp != wrapper.get('dtype'):
         # bfloat16 reaches as far as float32: there is no underflow to scale away.
-        wrapper.dtype, wrapper.loss_scale = 'bfloat16', 1.0
+        kind, scale = 'AmpOptimWrapper', 1.0 if amp == 'bfloat16' else 'dynamic'
+        wrapper.update(type=kind, dtype=amp, loss_scale=scale)
     if kind != 'AmpOptimWrapper':
         return
-    device, dtype = get_device(), wrapper.get('dtype')
-    bfloat16 = dtype in ('bfloat16', torch.bfloat16)
-    if cfg.get('default_scope') == 'mmdet' and (bfloat16 or device == 'cpu'):
+    if cfg.get('default_scope') == 'mmdet':
         add_hook(cfg, 'swinv2_mm.Float32BoxesHook')
+    device = get_device()
     if device == 'cpu':
-        if dtype is not None and not bfloat16:
-            raise UserError(f'optim_wrapper.dtype={dtype}: on a CPU, mixed precision is bfloat16; pass --cfg-options '
-                            'optim_wrapper.dtype=bfloat16.')  # fmt: skip
+        if wrapper.get('dtype') not in (None, 'bfloat16', 'float16', *HALVES):
+            raise UserError(f'optim_wrapper.dtype={wrapper.dtype}: mixed precision is bfloat16 or float16; pass --amp '
+                            'bf16, --amp fp16, or --amp fp32 for none.')  # fmt: skip
         wrapper.type = 'swinv2_mm.AmpOptimWrapper'
-    elif device == 'cuda' and bfloat16 and not torch.cuda.is_bf16_supported():
-        raise UserError(f'{torch.cuda.get_device_name()} does not compute in bfloat16; pass --cfg-options '
-                        'optim_wrapper.dtype=float16 optim_wrapper.loss_scale=dynamic along with --amp.')  # fmt: skip
+    bfloat16 = wrapper.get('dtype') in ('bfloat16', torch.bfloat16)
+    if device == 'cuda' and bfloat16 and not torch.cuda.is_bf16_supported():
+        raise UserError(f'{torch.cuda.get_device_name()} does not compute in bfloat16; pass --amp fp16.')

@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from argparse import Action, ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
 from mmengine.config import DictAction
@@ -50,8 +50,16 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help="change the config, as in train_cfg.max_epochs=12 'model.backbone.out_indices=(1,2,3)'",
     )  # fmt: skip
+    parser.add_argument('--compile', action='store_true', help='compile the backbone, by torch.compile')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
+
+
+def with_value(argv: Sequence[str], option: str, values: Container[str], default: str) -> list[str]:
+    """Write an option's default behind it where none of its values follows: argparse would take the config for one."""
+    followers = [*argv[1:], None]
+    return [f'{option}={default}' if argument == option and follower not in values else argument
+            for argument, follower in zip(argv, followers, strict=True)]
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, Any]:

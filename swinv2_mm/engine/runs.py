@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from swinv2_mm.engine.amp import set_precision
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
+from swinv2_mm.engine.compilation import compile_backbone
 from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
@@ -26,7 +27,8 @@ def prepare_training(
     config: str,
     *,
     work_dir: str | None = None,
-    amp: bool = False,
+    amp: str | None = None,
+    compile: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
     cfg_options: dict[str, Any] | None = None,
@@ -37,7 +39,8 @@ def prepare_training(
     Args:
         config: The config file.
         work_dir: Where checkpoints and logs go. Default: the config's, else ``./work_dirs/<name of the config>``.
-        amp: Train in mixed precision, bfloat16 unless the config names another type.
+        amp: See :func:`~swinv2_mm.engine.amp.set_precision`.
+        compile: Compile the backbone.
         auto_scale_lr: Scale the learning rate with the batch size.
         resume: ``'auto'`` for the latest checkpoint of the work dir, if there is one, or a checkpoint.
         cfg_options: Dotted keys and values to merge into the config.
@@ -52,6 +55,8 @@ def prepare_training(
         raise UserError(f'{config} has no train_cfg or no train_dataloader: it does not describe a training.')
     check_layer_decay(cfg)
     set_precision(cfg, amp)
+    if compile:
+        compile_backbone(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError(
@@ -77,6 +82,7 @@ def prepare_test(
     wait_time: float = 2.0,
     tta: bool = False,
     window_size: list[int] | None = None,
+    compile: bool = False,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
@@ -92,6 +98,7 @@ def prepare_test(
         wait_time: In seconds.
         tta: Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` describe it.
         window_size: Test at this window: one number, or one per stage.
+        compile: Compile the backbone.
         cfg_options: Dotted keys and values to merge into the config.
         launcher: As for training.
 
@@ -120,6 +127,8 @@ def prepare_test(
     if window_size is not None:
         window_size = window_size[0] if len(window_size) == 1 else window_size
         add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=window_size)
+    if compile:
+        compile_backbone(cfg)
     check_data(cfg, ('test',))
     return cfg
 

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swinv2_mm.models.compiled_attention import map_attention
 from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
 from swinv2_mm.models.tokenwise import linear
 from swinv2_mm.models.triton_attention import fused_window_attention
 from swinv2_mm.models.window import WindowGroup
-
-# A Python number: a tensor would have to follow the module to its device.
-MAX_LOGIT_SCALE = math.log(100)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -94,6 +92,11 @@ class WindowAttention(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_kept_bias': None}  # copies and pickles make their own
 
+    @property
+    def dropout(self) -> float:
+        """Of the probabilities, in the mode at hand."""
+        return self.attn_drop_rate if self.training else 0.0
+
     def position_bias(self, window: tuple[int, int]) -> Tensor:
         """The bias ``16 * sigmoid(mlp(coordinates))`` of every offset in a window, ``(nH, 2 Wh - 1, 2 Ww - 1)``.
 
@@ -117,7 +120,7 @@ class WindowAttention(nn.Module):
         first, _, last = self.cpb_mlp
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, for a table that costs next to nothing.
         dtype = torch.promote_types(first.weight.dtype, torch.float32)
-        coords = log_spaced_coords(window, self.pretrained_window_size, dtype, first.weight.device)
+        coords = _coords(window, self.pretrained_window_size, dtype, first.weight.device)
         with torch.autocast(first.weight.device.type, enabled=False):
             hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()
             table = 16 * torch.sigmoid(F.linear(hidden, last.weight.to(dtype)))     # (2 Wh - 1, 2 Ww - 1, nH)
@@ -136,12 +139,30 @@ class WindowAttention(nn.Module):
         """
         qkv = self._qkv(x)                                           # (G, N, 3, nH, d)
         scale, bias = self._scale(), self.position_bias(window)
-        dropout = self.attn_drop_rate if self.training else 0.0
-        if dropout or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            out = _written_out(qkv, scale, bias, groups, self.attn_chunk, dropout)
+        if self.dropout or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            out = _written_out(qkv, scale, bias, groups, self.attn_chunk, self.dropout)
         else:
             out = cosine_attention(qkv, scale, bias, groups, self.attn_chunk)
         return self._project(out.reshape(x.shape))
+
+    def as_one_operation(
+        self, x: Tensor, size: tuple[int, int], window: tuple[int, int], largest: tuple[int, int], shifted: bool
+    ) -> Tensor:
+        """As :meth:`forward` on a feature map, in a form that compiles once for all sizes.
+
+        Args:
+            x: ``(B, Hp, Wp, C)``.
+            size: ``(H, W)``, the part of the map that is wanted.
+            window: ``(Wh, Ww)``, at most ``largest``: it may depend on the size of the map.
+            largest: Of which window to make the position bias: it must not.
+            shifted: Shift by half a window along each axis that has more than one window.
+
+        Returns:
+            ``(B, H, W, C)``.
+        """
+        out = map_attention(
+            self._qkv(x), self._scale(), self.position_bias(largest), size, window, shifted, self.attn_chunk)
+        return self._project(out.flatten(3))
 
     def on_map(self, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
         """As :meth:`forward` on a feature map ``(B, H, W, C)``, by the fused kernels; see their ``shift``."""
@@ -156,7 +177,9 @@ class WindowAttention(nn.Module):
         return linear(x, self.qkv.weight, bias).view(*x.shape[:-1], 3, self.num_heads, C // self.num_heads)
 
     def _scale(self) -> Tensor:
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()     # (nH, 1, 1)
+        # A Python number: a tensor would have to follow the module to its device. Here, since torch.compile takes a
+        # global for a number that changes.
+        return self.logit_scale.clamp(max=math.log(100)).exp()       # (nH, 1, 1)
 
     def _project(self, x: Tensor) -> Tensor:
         return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
@@ -183,6 +206,12 @@ def _written_out(
         else:
             parts.append(checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False))
     return torch.cat(parts).transpose(1, 2)                      # (G, N, nH, d)
+
+
+@torch.compiler.assume_constant_result
+def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Those that are kept; part of a compiled graph, which would make them anew each time."""
+    return log_spaced_coords(window, pretrained, dtype, device)
 
 
 def _same(kept: Tensor, weight: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2_mm.models.cpb import spread_over_slots
+from swinv2_mm.models.cpb import spread_over_slots, sum_over_slots
 from swinv2_mm.models.window import WindowGroup
 
 # Below this length a vector has no direction that its rounding errors would leave standing.
@@ -127,10 +127,7 @@ class _CosineAttention(torch.autograd.Function):
         if len(parts) > 1:
             sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device)
         for first, last in parts:
-            with torch.enable_grad():
-                leaf = table.detach().requires_grad_()
-                spread = spread_over_slots(leaf, first, last)
-            rows = spread.detach()
+            rows = spread_over_slots(table, first, last)
             rows_grad = torch.zeros_like(rows)
             pieces = _pieces(ctx.groups, at_a_time(ctx.attn_chunk, nH, N, qkv.is_cpu), rows, first)
             for windows, heads, bias, masks in pieces:
@@ -157,7 +154,7 @@ class _CosineAttention(torch.autograd.Function):
                 else:
                     sums[0, windows, heads] += k_grad
                     sums[1, windows, heads] += v_grad
-            table_grad += torch.autograd.grad(spread, leaf, rows_grad)[0]
+            table_grad += sum_over_slots(rows_grad, table.shape, first, last)
         if sums is not None:
             k = _exact(qkv[:, :, 1].transpose(1, 2))                                       # (G, nH, N, d)
             k_by = _inverse_norm(k)

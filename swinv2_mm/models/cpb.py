@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -54,3 +55,23 @@ def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) ->
     x = x.unfold(1, Wh, 1).unfold(2, Ww, 1)  # (nH, bottom - top, Ww, Wh, Ww): queries from last to first, then keys
     x = x.flip(1, 2)
     return x.reshape(nH, (bottom - top) * Ww, Wh * Ww)
+
+
+def sum_over_slots(grad: Tensor, shape: tuple[int, int, int], first: int = 0, last: int | None = None) -> Tensor:
+    """The gradient of the table from that of what :func:`spread_over_slots` made of it.
+
+    Args:
+        grad: ``(nH, last - first, N)``.
+        shape: Of the table.
+        first, last: As given there.
+
+    Returns:
+        ``(nH, 2 * Wh - 1, 2 * Ww - 1)``.
+    """
+    nH, rows, cols = shape
+    Wh, Ww = (rows + 1) // 2, (cols + 1) // 2
+    top, bottom = first // Ww, Wh if last is None else last // Ww
+    x = grad.reshape(nH, bottom - top, Ww, Wh, Ww).flip(1, 2)
+    x = torch.ops.aten.unfold_backward(x, (nH, bottom - top, cols, Wh), 2, Ww, 1)
+    x = torch.ops.aten.unfold_backward(x, (nH, bottom - top + Wh - 1, cols), 1, Wh, 1)
+    return F.pad(x.flip(1, 2), (0, 0, top, Wh - bottom))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_mm.models.tokenwise import linear, mlp
+from swinv2_mm.models.window import is_padding
 
 
 class Mlp(nn.Module):
@@ -59,7 +60,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, ceil(H / patch), ceil(W / patch), C)``."""
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
-        if bottom or right:
+        if is_padding(bottom, right):
             x = F.pad(x, (0, right, 0, bottom))
         x = self.proj(x)
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -80,7 +81,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``; an odd side is completed with zeros."""
         B, H, W, C = x.shape
-        if H % 2 or W % 2:
+        if is_padding(H % 2, W % 2):
             x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5)                   # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order

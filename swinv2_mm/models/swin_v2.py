@@ -108,6 +108,8 @@ class SwinTransformerV2Block(nn.Module):
         B, Hp, Wp, _ = x.shape
         if self.attn.fused:
             x = self.attn.on_map(x, window, shift_of((Hp, Wp), window, self.shifted))
+        elif torch.compiler.is_dynamo_compiling() and not self.attn.dropout:
+            return self.attn.as_one_operation(x, (H, W), window, self.window_size, self.shifted)
         else:
             layout = window_layout(B, Hp, Wp, window, self.shifted, x.device)
             windows = self.attn(window_partition(x, layout), window, layout.groups)        # (B * nW, N, C)

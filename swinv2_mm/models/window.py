@@ -72,7 +72,9 @@ def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[in
 
     With padding masked, this changes no result: the bias depends on offsets alone and padding is never attended to.
     """
-    return min(size[0], window[0]), min(size[1], window[1])
+    # A compiler would take min() for a decision, and compile one side of it.
+    smaller = torch.sym_min if torch.compiler.is_dynamo_compiling() else min
+    return smaller(size[0], window[0]), smaller(size[1], window[1])
 
 
 def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -> tuple[int, int]:
@@ -218,4 +220,9 @@ def window_reverse(windows: Tensor, layout: WindowLayout, size: tuple[int, int])
 
 def pad_bottom_right(x: Tensor, rows: int, cols: int) -> Tensor:
     """Append zero tokens to ``(B, H, W, C)``."""
-    return F.pad(x, (0, 0, 0, cols, 0, rows)) if rows or cols else x
+    return F.pad(x, (0, 0, 0, cols, 0, rows)) if is_padding(rows, cols) else x
+
+
+def is_padding(rows: int, cols: int) -> bool:
+    """Whether there is anything to pad. A compiler is told yes: it would compile each answer for each layer anew."""
+    return torch.compiler.is_dynamo_compiling() or rows > 0 or cols > 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.runner import EpochBasedTrainLoop
 from tiny_fixtures import ROOT
 from tiny_training import write_config
 
@@ -49,6 +50,8 @@ def refuse(run_tool, tmp_path, capsys):
         ([], 'config'),
         (['tiny.py', '--bogus'], '--bogus'),
         (['tiny.py', '--launcher', 'bogus'], 'slurm'),
+        (['tiny.py', '--amp', 'fp8'], 'fp8'),
+        (['tiny.py', '--amp=fp8'], 'fp16'),
         (['tinny.py'], 'Did you mean tiny.py?'),
         (['nowhere/tiny.py'], 'folder nowhere'),
         (['broken.py'], 'broken.py, line 1'),
@@ -168,3 +171,49 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(run_tool, tmp_path, trained
     before = Path('run/epoch_3.pth').stat().st_mtime_ns
     assert run_tool('train', 'resumed.py', '--work-dir', 'run', '--resume') == 0
     assert Path('run/epoch_3.pth').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'dtype'),
+    [
+        (['--amp', 'tiny.py'], torch.bfloat16),
+        (['tiny.py', '--amp'], torch.bfloat16),
+        (['--amp', 'fp16', 'tiny.py'], torch.float16),
+        (['tiny.py', '--amp=float16', '--work-dir', 'run'], torch.float16),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_amp_takes_a_type_but_not_the_config(arguments, dtype, run_tool, tmp_path, monkeypatch):
+    """Bug: ``--amp configs/x.py`` takes the config for a type, as argparse reads an optional value."""
+    write_config(tmp_path)
+    found = []
+    monkeypatch.setattr(EpochBasedTrainLoop, 'run', lambda loop: found.append(loop.runner.optim_wrapper.cast_dtype))
+    assert run_tool('train', *arguments) == 0
+    assert found == [dtype]
+
+
+def test_averaged_weights_are_validated_saved_and_resumed(run_tool, tmp_path, capsys):
+    """mmengine's EMAHook: what validation measures are the averages, which are what the checkpoint gives to a test; a
+    resumed run ends in the averages of an uninterrupted one.
+
+    Bug: validation with a position bias kept from other weights, or averages that start anew.
+    """
+    write_config(tmp_path, extra="custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n")
+    write_config(tmp_path, 'plain.py')
+    assert run_tool('train', 'tiny.py', '--work-dir', 'straight') == 0
+    assert run_tool('train', 'tiny.py', '--work-dir', 'resumed', '--resume', 'straight/epoch_1.pth') == 0
+    straight, resumed = (torch.load(f'{name}/epoch_3.pth') for name in ('straight', 'resumed'))
+    for part in ('state_dict', 'ema_state_dict'):
+        for key, value in straight[part].items():
+            assert torch.equal(value, resumed[part][key]), key
+    validated = straight['message_hub']['log_scalars']['val/error'].data[0].tolist()  # before it was saved: epochs 1, 2
+    trained = {key.removeprefix('module.'): value for key, value in straight['ema_state_dict'].items()}
+    trained.pop('steps')
+    torch.save({'state_dict': trained}, 'trained.pth')  # mmengine swaps the two in a checkpoint
+    errors = []
+    for checkpoint in ('straight/epoch_1.pth', 'straight/epoch_2.pth', 'straight/epoch_3.pth', 'trained.pth'):
+        capsys.readouterr()
+        assert run_tool('test', 'plain.py', checkpoint) == 0
+        errors.append(float(capsys.readouterr().out.split()[-1]))
+    assert errors[:2] == pytest.approx(validated, abs=1e-4)
+    assert abs(errors[3] - errors[2]) > 1e-3
