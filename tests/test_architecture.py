@@ -14,6 +14,7 @@ ALLOWED = {
     'models/window': PLAIN,
     'models/cpb': PLAIN,
     'models/variants': PLAIN,
+    'models/arguments': PLAIN,
     'models/tokenwise': PLAIN,
     'models/layers': PLAIN | {'swinv2_mm.models.tokenwise', 'swinv2_mm.models.window'},
     'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window')},
@@ -21,9 +22,10 @@ ALLOWED = {
     'models/triton_kernels': {'triton'},
     'models/triton_attention': PLAIN,
     'models/attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window', 'cosine_attention', 'tokenwise', 'triton_attention')},
+    | {f'swinv2_mm.models.{m}' for m in (
+        'cpb', 'window', 'compiled_attention', 'cosine_attention', 'tokenwise', 'triton_attention')},
     'models/swin_v2': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('window', 'attention', 'layers', 'tokenwise', 'variants')}
+    | {f'swinv2_mm.models.{m}' for m in ('arguments', 'window', 'attention', 'layers', 'tokenwise', 'variants')}
     | {'swinv2_mm.registry', 'mmengine.model'},
     'models/__init__': {'swinv2_mm.models.swin_v2'},
     'registry': {'mmengine'},

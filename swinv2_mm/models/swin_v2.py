@@ -11,6 +11,16 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swinv2_mm.models.arguments import (
+    check_heads,
+    check_window_fit,
+    checkpointed_stages,
+    emitted_stages,
+    integer,
+    integers,
+    is_sequence,
+    windows_per_stage,
+)
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
 from swinv2_mm.models.tokenwise import compute_dtype, in_pieces, tokens_at_a_time
@@ -257,20 +267,20 @@ class SwinTransformerV2(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         variant = get_variant(arch)
-        embed_dims = _integer('embed_dims', variant.embed_dims if embed_dims is None else embed_dims, 1)
-        depths = _integers('depths', variant.depths if depths is None else depths, 1)
-        num_heads = _integers('num_heads', variant.num_heads if num_heads is None else num_heads, 1)
+        embed_dims = integer('embed_dims', variant.embed_dims if embed_dims is None else embed_dims, 1)
+        depths = integers('depths', variant.depths if depths is None else depths, 1)
+        num_heads = integers('num_heads', variant.num_heads if num_heads is None else num_heads, 1)
         stages = len(depths)
         dims = [embed_dims * 2**i for i in range(stages)]
-        _check_heads(dims, num_heads)
-        _integer('in_channels', in_channels, 1)
-        _integer('patch_size', patch_size, 1)
-        windows = _windows('window_size', window_size, stages, minimum=1)
+        check_heads(dims, num_heads)
+        integer('in_channels', in_channels, 1)
+        integer('patch_size', patch_size, 1)
+        windows = windows_per_stage('window_size', window_size, stages, minimum=1)
         pretrained = windows
         if pretrained_window_sizes is None:
             pretrained_window_sizes = _windows_of_weights(init_cfg, stages)
         if pretrained_window_sizes is not None:
-            pretrained = _windows('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
+            pretrained = windows_per_stage('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
             pretrained = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pretrained, windows, strict=True)]
         if not mlp_ratio > 0:
             raise ValueError(f'mlp_ratio={mlp_ratio!r} must be positive; SwinV2 uses 4.')
@@ -278,21 +288,21 @@ class SwinTransformerV2(BaseModule):
                            ('drop_path_rate', drop_path_rate)):
             if not 0 <= rate < 1:
                 raise ValueError(f'{name}={rate!r} is a probability; give a number in [0, 1).')
-        out_indices = _out_indices(out_indices, stages)
-        _check_window_fit(window_fit)
+        out_indices = emitted_stages(out_indices, stages)
+        check_window_fit(window_fit)
         if attn_chunk is not None and attn_chunk != 'auto':
-            _integer('attn_chunk', attn_chunk, 1)
+            integer('attn_chunk', attn_chunk, 1)
         if attn_backend not in ('auto', 'sdpa', 'triton'):
             raise ValueError(f"attn_backend={attn_backend!r} is unknown; choose 'auto', 'sdpa' or 'triton'.")
         if attn_backend == 'triton' and attn_drop_rate:
             raise ValueError(f"attn_backend='triton' has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out "
                              'one of the two.')
-        checkpointed = _checkpointed_stages(with_cp, stages)
+        checkpointed = checkpointed_stages(with_cp, stages)
         if frozen_stages not in range(-1, stages + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
                              f'{stages}, the number of stages.')
 
-        if _is_sequence(init_cfg):  # mmengine applies them in order: none may overwrite what was loaded
+        if is_sequence(init_cfg):  # mmengine applies them in order: none may overwrite what was loaded
             init_cfg = sorted(init_cfg, key=_fills_backbone)
         super().__init__(init_cfg)
         self.out_indices = out_indices
@@ -379,7 +389,7 @@ class SwinTransformerV2(BaseModule):
         Raises:
             ValueError: Not whole numbers from 1, or not one per stage.
         """
-        windows = _windows('window_size', window_size, len(self.stages), minimum=1)
+        windows = windows_per_stage('window_size', window_size, len(self.stages), minimum=1)
         self.window_size = tuple(windows)
         for stage, window in zip(self.stages, windows, strict=True):
             for block in stage.blocks:
@@ -391,7 +401,7 @@ class SwinTransformerV2(BaseModule):
         Raises:
             ValueError: Neither ``'fixed'`` nor ``'balanced'``.
         """
-        _check_window_fit(window_fit)
+        check_window_fit(window_fit)
         for stage in self.stages:
             for block in stage.blocks:
                 block.window_fit = window_fit
@@ -448,70 +458,7 @@ def _fills_backbone(cfg: Any) -> bool:
 
 def _windows_of_weights(init_cfg: Any, stages: int) -> Any:
     """Ask the initialisation for the windows of its checkpoint; None if it has none or is of another kind."""
-    for cfg in init_cfg if _is_sequence(init_cfg) else [init_cfg]:
+    for cfg in init_cfg if is_sequence(init_cfg) else [init_cfg]:
         if _fills_backbone(cfg):
             return WEIGHT_INITIALIZERS.parent.build(cfg).pretrained_window_sizes()[:stages]
     return None
-
-
-def _integer(name: str, value: Any, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f'{name}={value!r} must be a whole number, at least {minimum}.')
-    return value
-
-
-def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _integers(name: str, values: Any, minimum: int) -> tuple[int, ...]:
-    if not _is_sequence(values) or not values:
-        raise ValueError(f'{name}={values!r} must be a list with one whole number per stage.')
-    return tuple(_integer(f'{name}[{i}]', value, minimum) for i, value in enumerate(values))
-
-
-def _windows(name: str, value: Any, stages: int, minimum: int) -> list[Pair]:
-    """Spell out a window for every stage."""
-    per_stage = list(value) if _is_sequence(value) else [value] * stages
-    if len(per_stage) != stages:
-        raise ValueError(f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
-                         f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.')
-    pairs = [tuple(entry) if _is_sequence(entry) else (entry, entry) for entry in per_stage]
-    for i, pair in enumerate(pairs):
-        if len(pair) != 2:
-            raise ValueError(f'{name}[{i}]={pair!r} must be a number or a pair (Wh, Ww).')
-        for side in pair:
-            _integer(f'{name}[{i}]', side, minimum)
-    return pairs
-
-
-def _check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
-    if len(num_heads) != len(dims):
-        raise ValueError(f'num_heads={list(num_heads)!r} has {len(num_heads)} entries, depths has {len(dims)}; '
-                         'give one number of heads per stage.')
-    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
-        if dim % heads:
-            raise ValueError(f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
-                             f'the published sizes use {max(dim // 32, 1)} (head width 32).')
-
-
-def _check_window_fit(value: Any) -> None:
-    if value not in ('fixed', 'balanced'):
-        raise ValueError(f"window_fit={value!r} is unknown; choose 'fixed' or 'balanced'.")
-
-
-def _checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
-    if isinstance(value, bool):
-        return range(stages) if value else ()
-    if not _is_sequence(value) or any(isinstance(i, bool) or i not in range(stages) for i in value):
-        raise ValueError(f'with_cp={value!r} must be True, False, or a list of stages out of {list(range(stages))}.')
-    return value
-
-
-def _out_indices(value: Any, stages: int) -> tuple[int, ...]:
-    indices = tuple(value) if _is_sequence(value) else ()
-    if not indices or any(i not in range(stages) for i in indices) or len(set(indices)) < len(indices) \
-            or list(indices) != sorted(indices):
-        raise ValueError(f'out_indices={value!r} must list stages in rising order, each once, out of '
-                         f'{list(range(stages))}.')
-    return indices

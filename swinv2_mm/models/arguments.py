@@ -1,0 +1,71 @@
+"""Checks of the backbone's arguments: a wrong one is told by its name, its value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Pair = tuple[int, int]
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f'{name}={value!r} must be a whole number, at least {minimum}.')
+    return value
+
+
+def is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def integers(name: str, values: Any, minimum: int) -> tuple[int, ...]:
+    if not is_sequence(values) or not values:
+        raise ValueError(f'{name}={values!r} must be a list with one whole number per stage.')
+    return tuple(integer(f'{name}[{i}]', value, minimum) for i, value in enumerate(values))
+
+
+def windows_per_stage(name: str, value: Any, stages: int, minimum: int) -> list[Pair]:
+    """Spell out a window for every stage."""
+    per_stage = list(value) if is_sequence(value) else [value] * stages
+    if len(per_stage) != stages:
+        raise ValueError(f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
+                         f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.')
+    pairs = [tuple(entry) if is_sequence(entry) else (entry, entry) for entry in per_stage]
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f'{name}[{i}]={pair!r} must be a number or a pair (Wh, Ww).')
+        for side in pair:
+            integer(f'{name}[{i}]', side, minimum)
+    return pairs
+
+
+def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
+    if len(num_heads) != len(dims):
+        raise ValueError(f'num_heads={list(num_heads)!r} has {len(num_heads)} entries, depths has {len(dims)}; '
+                         'give one number of heads per stage.')
+    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
+        if dim % heads:
+            raise ValueError(f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
+                             f'the published sizes use {max(dim // 32, 1)} (head width 32).')
+
+
+def check_window_fit(value: Any) -> None:
+    if value not in ('fixed', 'balanced'):
+        raise ValueError(f"window_fit={value!r} is unknown; choose 'fixed' or 'balanced'.")
+
+
+def checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
+    if isinstance(value, bool):
+        return range(stages) if value else ()
+    if not is_sequence(value) or any(isinstance(i, bool) or i not in range(stages) for i in value):
+        raise ValueError(f'with_cp={value!r} must be True, False, or a list of stages out of {list(range(stages))}.')
+    return value
+
+
+def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
+    indices = tuple(value) if is_sequence(value) else ()
+    if not indices or any(i not in range(stages) for i in indices) or len(set(indices)) < len(indices) \
+            or list(indices) != sorted(indices):
+        raise ValueError(f'out_indices={value!r} must list stages in rising order, each once, out of '
+                         f'{list(range(stages))}.')
+    return indices
