@@ -206,6 +206,7 @@ def translate(wrapper: dict) -> tuple[dict, dict]:
         settings['torch_autocast'] = {'enabled': True, 'dtype': 'bfloat16'}
     elif kind != 'OptimWrapper':
         raise UserError(f'optim_wrapper.type={kind}: DeepSpeed replaces OptimWrapper or AmpOptimWrapper; set either.')
+    wrapper.pop('_scope_', None)  # mmengine's note of where it was inherited from
     unknown = wrapper.keys() - {'optimizer', 'paramwise_cfg', 'constructor', 'clip_grad', 'loss_scale'}
     if unknown:
         raise UserError(f'optim_wrapper.{min(unknown)}: DeepSpeed would train without it; leave it out of the config.')
