@@ -21,7 +21,8 @@ ALLOWED = {
     'models/triton_kernels': {'triton'},
     'models/triton_attention': PLAIN,
     'models/attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window', 'cosine_attention', 'tokenwise', 'triton_attention')},
+    | {f'swinv2_mm.models.{m}' for m in (
+        'cpb', 'window', 'cosine_attention', 'compiled_attention', 'tokenwise', 'triton_attention')},
     'models/swin_v2': PLAIN
     | {f'swinv2_mm.models.{m}' for m in ('window', 'attention', 'layers', 'tokenwise', 'variants')}
     | {'swinv2_mm.registry', 'mmengine.model'},
