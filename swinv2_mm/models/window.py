@@ -115,11 +115,9 @@ def _axis(size: int, window: int, shift: int) -> tuple[list[int], dict[tuple[int
 
 def _regions(rows: Sequence[int], cols: Sequence[int]) -> Tensor | None:
     """The region ``(N,)`` of each slot of a window with these codes, or None where all are one."""
-    r = torch.tensor(rows)[:, None].expand(-1, len(cols))
-    c = torch.tensor(cols)[None, :].expand(len(rows), -1)
     # Padding is a region of its own: never seen by a real token, while its own soft-max stays defined.
-    regions = torch.where((r == _PAD) | (c == _PAD), 4, 2 * r + c).reshape(-1)
-    return None if (regions == regions[0]).all() else regions
+    regions = [4 if _PAD in (row, col) else 2 * row + col for row in rows for col in cols]
+    return None if len(set(regions)) == 1 else torch.tensor(regions)
 
 
 @lru_cache(maxsize=64)  # stages x (plain, shifted) x a few image shapes; an entry is two int64 per token
