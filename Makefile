@@ -6,8 +6,10 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DET := maskrcnn_swinv2_t_shapes
 SEG := upernet_swinv2_t_shapes
+# Two processes, a file in one piece: files share what they trained.
+TESTS := $(PY) -m pytest -n 2 --dist loadfile
 
-.PHONY: help setup data train train-upernet test lint bench clean
+.PHONY: help setup data train train-upernet test test-all lint bench clean
 
 help: ## this list
 	@echo 'swinv2_mm: Swin Transformer V2 for MMDetection and MMSegmentation'
@@ -33,8 +35,11 @@ train: data ## train Mask R-CNN with SwinV2-T on the shapes, print COCO bbox and
 train-upernet: data ## the same with UperNet: mIoU
 	$(call train_and_test,$(SEG))
 
-test: setup ## run the tests
-	@$(PY) -m pytest $(ARGS)
+test: setup ## run the tests, but for the slow ones
+	@$(TESTS) -m 'not slow' $(ARGS)
+
+test-all: setup ## run all tests
+	@$(TESTS) $(ARGS)
 
 lint: setup ## ruff, and bash's syntax check of the scripts
 	@.venv/bin/ruff check .

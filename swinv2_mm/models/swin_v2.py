@@ -112,13 +112,19 @@ class SwinTransformerV2Block(nn.Module):
             x = pad_bottom_right(x, *padding_to_windows(size, window))
         return x, window
 
+    @torch.compiler.disable
+    def _attend_uncompiled(self, x: Tensor) -> Tensor:
+        return self._attend(x)
+
     def _attend(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_dynamo_compiling() and self.attn.dropout:  # the one operation has none
+            return self._attend_uncompiled(x)
         H, W = x.shape[1:3]
         x, window = self._padded(x)
         B, Hp, Wp, _ = x.shape
         if self.attn.fused:
             x = self.attn.on_map(x, window, shift_of((Hp, Wp), window, self.shifted))
-        elif torch.compiler.is_dynamo_compiling() and not self.attn.dropout:
+        elif torch.compiler.is_dynamo_compiling():
             return self.attn.as_one_operation(x, (H, W), window, self.window_size, self.shifted)
         else:
             layout = window_layout(B, Hp, Wp, window, self.shifted, x.device)
