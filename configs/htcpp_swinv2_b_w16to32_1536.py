@@ -1,10 +1,10 @@
 # HTC++, SwinV2-B, COCO at 1536 pixels with window 32, from ImageNet-22k weights fine-tuned with window 16 (paper,
 # appendix: lr 4e-4, batch 64, backbone x0.1, jitter 0.1-2.0). No published row.
-# HTC++ is HTC with InstaBoost, multi-scale training, 72 epochs, soft-NMS and a global self-attention layer after the last
-# stage (Swin V1, appendix A2.2). Missing here: InstaBoost, which needs a package of its own (instaboostfast), and the
-# global self-attention, which is in no release.
-# The semantic head needs COCO-Stuff: stuffthingmaps_trainval2017.zip (https://github.com/nightrome/cocostuff), unpacked in
-# data/coco/stuffthingmaps.
+# HTC++ is HTC with InstaBoost, multi-scale training, 72 epochs, soft-NMS and a global self-attention layer after the
+# last stage (Swin V1, appendix A2.2). Missing here: InstaBoost, which needs a package of its own (instaboostfast), and
+# the self-attention layer, whose code is not released.
+# The semantic head needs COCO-Stuff: stuffthingmaps_trainval2017.zip (https://github.com/nightrome/cocostuff),
+# unpacked in data/coco/stuffthingmaps.
 _base_ = [
     '_base_/models/htc_swinv2_t.py',
     '_base_/datasets/coco_lsj_1536.py',

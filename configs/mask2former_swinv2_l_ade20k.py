@@ -1,5 +1,5 @@
-# Mask2Former for semantic segmentation, SwinV2-L, ADE20K, 640 pixels, 160k iterations: MMSegmentation's Swin V1-L recipe
-# (56.01 mIoU there). No published row for SwinV2.
+# Mask2Former for semantic segmentation, SwinV2-L, ADE20K, 640 pixels, 160k iterations: MMSegmentation's recipe for Swin
+# V1-L (56.01 mIoU there). No published row for SwinV2.
 _base_ = './mask2former_swinv2_t_ade20k.py'
 
 crop_size = (640, 640)
