@@ -155,8 +155,6 @@ class _KnownShapes(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.grid_sample:
             return args[0].new_empty(*args[0].shape[:2], *args[1].shape[1:3])
-        if func is torch._shape_as_tensor:
-            return torch.tensor(args[0].shape)
         if func is Tensor.to and any(isinstance(to, torch.device) and to.type == 'meta' for to in args):
             return args[0]
         if any(isinstance(value, Tensor) and value.is_meta for value in args):
