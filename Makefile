@@ -6,8 +6,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DET := maskrcnn_swinv2_t_shapes
 SEG := upernet_swinv2_t_shapes
-# Two processes, a file in one piece: files share what they trained.
-TESTS := $(PY) -m pytest -n 2 --dist loadfile
+TESTS := $(PY) -m pytest
 
 .PHONY: help setup data train train-upernet test test-all lint bench clean
 
