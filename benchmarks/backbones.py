@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,8 @@ def about(peers: list[str]) -> dict[str, Any]:
     if torch.cuda.is_available():
         found['gpu'] = torch.cuda.get_device_name()
     for name in peers:
-        package = PEERS[name].partition('.')[0]
-        found[name] = getattr(sys.modules.get(package), '__version__', 'a checkout')
+        try:
+            found[name] = metadata.version(PEERS[name].partition('.')[0])
+        except metadata.PackageNotFoundError:
+            found[name] = 'a checkout'
     return found
