@@ -48,9 +48,9 @@ ONE_STAGE = dict(depths=(2,), num_heads=(2,), out_indices=(0,))
     [
         (True, {}),
         (False, {}),
-        (True, dict(mask_padding=False, **ONE_STAGE)),
-        (False, dict(window_fit='balanced', window_size=7, **ONE_STAGE)),
-        (True, dict(with_cp=True, drop_path_rate=0.3, **ONE_STAGE)),
+        pytest.param(True, dict(mask_padding=False, **ONE_STAGE), marks=pytest.mark.slow),
+        pytest.param(False, dict(window_fit='balanced', window_size=7, **ONE_STAGE), marks=pytest.mark.slow),
+        pytest.param(True, dict(with_cp=True, drop_path_rate=0.3, **ONE_STAGE), marks=pytest.mark.slow),
     ],
     ids=['training', 'evaluation', 'padding takes part', 'balanced windows', 'recomputed'],
 )
@@ -69,7 +69,9 @@ def test_ten_sizes_need_two_graphs(training, options, randomize):
     assert not counters['graph_break']
 
 
-@pytest.mark.parametrize('options', [{}, dict(mask_padding=False), dict(attn_chunk=2, with_cp=True)])
+@pytest.mark.parametrize('options', [
+    {}, pytest.param(dict(mask_padding=False), marks=pytest.mark.slow),
+    pytest.param(dict(attn_chunk=2, with_cp=True), marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_the_model(options, randomize):
     """To 1e-5, at sizes that the graph was not made from. Prevents: a gradient of padding, or a bias of other offsets
     where the window is larger than the map."""
