@@ -8,6 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from tiny_fixtures import ROOT
 
+from swinv2_mm.models.variants import get_variant
+
 TRAINING = [path for path in sorted((ROOT / 'configs').glob('*.py')) if not path.stem.endswith('_test')]
 
 
@@ -32,9 +34,11 @@ def test_shows_every_parameter(run_tool, capsys, path):
         model = MODELS.build(cfg.model)
     assert sum(number for _, number, _, _ in found) == sum(parameter.numel() for parameter in model.parameters())
     for start, _, _, decay in found:
-        assert decay == ('0.05' if start.endswith('  weights') else '0'), start
-    layered = cfg.optim_wrapper.get('constructor') is not None
-    assert sum(start.startswith('layer_') for start, *_ in found) == (28 if layered else 0)
+        full = f'{cfg.optim_wrapper.optimizer.weight_decay:g}'
+        assert decay == (full if start.endswith('  weights') else '0'), start
+    # Each with and without decay: the blocks, what is in front of them, and what is behind.
+    layers = sum(get_variant(cfg.model.backbone.arch).depths) + 2 if 'constructor' in cfg.optim_wrapper else 0
+    assert sum(start.startswith('layer_') for start, *_ in found) == 2 * layers
 
 
 def test_options_and_frozen_stages(run_tool, capsys):
