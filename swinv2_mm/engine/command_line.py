@@ -57,7 +57,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 def with_value(argv: Sequence[str], option: str, values: Container[str], default: str) -> list[str]:
     """Write an option's default behind it where none of its values follows: argparse would take the config for one."""
-    followers = [*argv[1:], None]
+    followers = [*argv, None][1:]
     return [f'{option}={default}' if argument == option and follower not in values else argument
             for argument, follower in zip(argv, followers, strict=True)]
 
