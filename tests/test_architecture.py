@@ -17,7 +17,7 @@ ALLOWED = {
     'models/arguments': PLAIN,
     'models/tokenwise': PLAIN,
     'models/layers': PLAIN | {'swinv2_mm.models.tokenwise', 'swinv2_mm.models.window'},
-    'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'window')},
+    'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'tokenwise', 'window')},
     'models/compiled_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'window')},
     'models/triton_kernels': {'triton'},
     'models/triton_attention': PLAIN,

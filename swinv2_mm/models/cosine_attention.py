@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swinv2_mm.models.cpb import spread_over_slots, sum_over_slots
+from swinv2_mm.models.tokenwise import product_dtype
 from swinv2_mm.models.window import WindowGroup
 
 # Below this length a vector has no direction that its rounding errors would leave standing.
@@ -102,6 +103,7 @@ class _CosineAttention(torch.autograd.Function):
             pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
             for windows, heads, bias, masks in pieces:
                 q, k, v = _by_heads(qkv[windows, :, :, heads])
+                v = v.to(product_dtype(v))
                 q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
                 k = unit_vectors(k).to(v.dtype)
                 if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
@@ -132,7 +134,8 @@ class _CosineAttention(torch.autograd.Function):
             pieces = _pieces(ctx.groups, at_a_time(ctx.attn_chunk, nH, N, qkv.is_cpu), rows, first)
             for windows, heads, bias, masks in pieces:
                 q, k, v = _by_heads(qkv[windows, :, :, heads])
-                o_grad = grad[windows, first:last, heads].transpose(1, 2).contiguous()    # (n, nH, r, d)
+                v = v.to(product_dtype(v))
+                o_grad = grad[windows, first:last, heads].transpose(1, 2).to(v.dtype).contiguous()  # (n, nH, r, d)
                 q, k = _exact(q[:, :, first:last]), _exact(k)
                 q_by, k_by = _inverse_norm(q), _inverse_norm(k)                            # (n, nH, r or N, 1)
                 scaled_q, unit_k = (q * (q_by * scale[heads])).to(v.dtype), (k * k_by).to(v.dtype)
@@ -146,10 +149,10 @@ class _CosineAttention(torch.autograd.Function):
                 q_grad, along = _across(q, q_by, (logits_grad @ unit_k).to(exact))
                 scale_grad[heads] += along.sum((0, 2))[..., None]
                 q_grad *= q_by * scale[heads]
-                qkv_grad[windows, first:last, 0, heads] = q_grad.to(v.dtype).transpose(1, 2)
+                qkv_grad[windows, first:last, 0, heads] = q_grad.to(qkv.dtype).transpose(1, 2)
                 if sums is None:
                     k_grad = _across(k, k_by, k_grad)[0].mul_(k_by)
-                    qkv_grad[windows, :, 1, heads] = k_grad.to(v.dtype).transpose(1, 2)
+                    qkv_grad[windows, :, 1, heads] = k_grad.to(qkv.dtype).transpose(1, 2)
                     qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
                 else:
                     sums[0, windows, heads] += k_grad

@@ -55,6 +55,19 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2, torch.is_grad_enabled()).view(*x.shape[:-1], len(w2))
 
 
+@lru_cache(maxsize=1)
+def _has_float16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products with ``x`` are fast: a CPU without float16 arithmetic computes them one by one.
+
+    The float32 products of float16 numbers are exact, and are rounded once, as a processor that knows the type does.
+    """
+    return torch.float32 if x.dtype == torch.float16 and x.is_cpu and not _has_float16() else x.dtype
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which linear layers compute: autocast's, if it is on."""
     autocasts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
@@ -163,6 +176,9 @@ def _as_tokens(x: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
+    fast = product_dtype(x)
+    if fast != x.dtype:
+        return _product(*_cast(fast, x, weight, bias)).to(x.dtype)
     if _convolves(x):
         count = -(-x.shape[1] // MAX_CHAIN)
         channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
@@ -181,6 +197,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of ``x``, ``weight`` and the bias from that of :func:`_product`, those that are wanted."""
+    fast = product_dtype(x)
+    if fast != x.dtype:
+        return _cast(x.dtype, *_gradients(*_cast(fast, grad, x, weight), wanted))
     if not _convolves(x):
         return [torch.mm(grad, weight) if wanted[0] else None, grad.t() @ x if wanted[1] else None,
                 grad.sum(0) if wanted[2] else None]

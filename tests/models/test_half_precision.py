@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from swinv2_mm import SwinTransformerV2
+from swinv2_mm.models import tokenwise
 
 TINY = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 LOSS_SCALE = 2.0**16  # what torch's GradScaler starts with, and where float16 ends
@@ -104,3 +105,15 @@ def test_half_precision_is_finite_and_near_float32(
     assert scale == LOSS_SCALE or (dtype == torch.float16 and largest > LOSS_SCALE / 4)
     assert distance(maps, expected_maps) <= near * maps_worse
     assert distance(gradients, expected) <= near * gradients_worse
+
+
+def test_processors_with_and_without_float16_agree(monkeypatch, randomize):
+    """Prevents: an operand that stays float16 beside one that was widened, on the kind of processor not at hand."""
+    model, x = randomize(SwinTransformerV2(**TINY)), torch.randn(1, 3, 44, 36)
+    found = []
+    for native in (False, True):
+        monkeypatch.setattr(tokenwise, '_has_float16', lambda native=native: native)
+        maps, gradients = step(model, x, torch.float16)
+        assert {features.dtype for features in maps} <= {torch.float16, torch.float32}
+        found.append([*maps, *gradients])
+    assert distance(found[0], found[1]) <= 0.01
