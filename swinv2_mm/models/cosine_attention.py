@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swinv2_mm.models.cpb import spread_over_slots, sum_over_slots
-from swinv2_mm.models.tokenwise import product_dtype
+from swinv2_mm.models.products import product_dtype
 from swinv2_mm.models.window import WindowGroup
 
 # Below this length a vector has no direction that its rounding errors would leave standing.

@@ -62,7 +62,8 @@ class PatchEmbed(nn.Module):
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if is_padding(bottom, right):
             x = F.pad(x, (0, right, 0, bottom))
-        x = self.proj(x)
+        # Channels last, so that the map comes out in the order in which everything after it reads it.
+        x = self.proj(x.contiguous(memory_format=torch.channels_last))
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         return self.norm(x)
 

@@ -1,33 +1,36 @@
 """Linear layers and the MLP, which treat every token alike, in the form that a CPU computes fast.
 
 A CPU computes the MLP on pieces of the tokens that stay in its cache: its whole hidden layer would go out to memory and
-back, and memory that is new costs more than what is computed in it. Everywhere else, and where a graph is being
-recorded, the formula is computed as it is written.
+back, and memory that is new costs more than what is computed in it. A compiler, which would hand the products to MKL,
+calls the same code as operations. Everywhere else, and where a tracer records, the formula is computed as it is
+written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2_mm.models.products import cast, gradients, product
+
 # The largest intermediate of a piece: 2 to 8 MiB are alike where they were measured, with 1 MiB of second-level cache
 # per core.
 PIECE_BYTES = 4 * 2**20
 # Below this many tokens a matrix product is slower per token.
 MIN_TOKENS = 1024
-# oneDNN sums over up to 1024 channels in one chain of float32 additions, MKL over some 200: rounding errors are 2.3
-# times as large. Up to this many, 1.4 times.
-MAX_CHAIN = 384
 
 
 def in_pieces(x: Tensor) -> bool:
     """Whether to compute on pieces of ``x``: on a CPU, unless a compiler or a tracer records what is done."""
     return x.is_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def _compiles(x: Tensor) -> bool:
+    return x.is_cpu and torch.compiler.is_dynamo_compiling()
 
 
 def tokens_at_a_time(channels: int, itemsize: int) -> int:
@@ -37,6 +40,9 @@ def tokens_at_a_time(channels: int, itemsize: int) -> int:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of ``(..., C)``; on a CPU not differentiable twice."""
+    if _compiles(x):
+        x, weight, bias = cast(compute_dtype(x), x, weight, bias)
+        return _linear_operation(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
     if not in_pieces(x):
         return F.linear(x, weight, bias)
     x = x.to(compute_dtype(x))
@@ -48,24 +54,16 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
 
     For the backward pass the hidden layer is kept as it is before the GELU, which is computed again.
     """
+    if _compiles(x):
+        if torch.is_grad_enabled():
+            return linear(F.gelu(linear(x, w1, b1)), w2, b2)
+        x, *layers = cast(compute_dtype(x), x, w1, b1, w2, b2)
+        return _mlp_operation(x.flatten(0, -2), *layers).view(*x.shape[:-1], len(w2))
     if not in_pieces(x):
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
     x = x.to(compute_dtype(x))
     # Inside a Function neither the mode nor needs_input_grad tells whether a backward pass may come.
     return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2, torch.is_grad_enabled()).view(*x.shape[:-1], len(w2))
-
-
-@lru_cache(maxsize=1)
-def _has_float16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrix products with ``x`` are fast: a CPU without float16 arithmetic computes them one by one.
-
-    The float32 products of float16 numbers are exact, and are rounded once, as a processor that knows the type does.
-    """
-    return torch.float32 if x.dtype == torch.float16 and x.is_cpu and not _has_float16() else x.dtype
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -74,25 +72,21 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype('cpu') if autocasts else x.dtype
 
 
-def _cast(dtype: torch.dtype, *parameters: Tensor | None) -> list[Tensor | None]:
-    return [None if parameter is None else parameter.to(dtype) for parameter in parameters]
-
-
 class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.given = weight.dtype
-        weight, bias = _cast(x.dtype, weight, bias)
+        weight, bias = cast(x.dtype, weight, bias)
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        found = _gradients(grad.contiguous(), x, weight, ctx.needs_input_grad)
-        return found[0], *_cast(ctx.given, *found[1:])
+        found = gradients(grad.contiguous(), x, weight, ctx.needs_input_grad)
+        return found[0], *cast(ctx.given, *found[1:])
 
 
 class _Mlp(torch.autograd.Function):
@@ -100,11 +94,11 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
-        w1, b1, w2, b2 = _cast(x.dtype, w1, b1, w2, b2)
+        w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
         hidden, out = [], _Rows(len(x))
         for piece in x.split(tokens_at_a_time(len(w1), x.element_size())):
-            h = _product(piece, w1, b1)
-            out.append(_product(F.gelu(h), w2, b2))
+            h = product(piece, w1, b1)
+            out.append(product(F.gelu(h), w2, b2))
             if keep:
                 hidden.append(h)
         if keep:
@@ -118,13 +112,13 @@ class _Mlp(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         n, x_grad, sums = len(hidden[0]), _Rows(len(x)), [None] * 4
         for some, g, h in zip(x.split(n), grad.contiguous().split(n), hidden, strict=True):
-            h_grad, *second = _gradients(g, F.gelu(h), w2, (True, *wanted[3:5]))
+            h_grad, *second = gradients(g, F.gelu(h), w2, (True, *wanted[3:5]))
             h_grad = torch.ops.aten.gelu_backward(h_grad, h)
-            some_grad, *first = _gradients(h_grad, some, w1, wanted[:3])
+            some_grad, *first = gradients(h_grad, some, w1, wanted[:3])
             if wanted[0]:
                 x_grad.append(some_grad)
             sums = [_sum(total, part) for total, part in zip(sums, (*first, *second), strict=True)]
-        return x_grad.whole, *_cast(ctx.given, *sums), None
+        return x_grad.whole, *cast(ctx.given, *sums), None
 
 
 class _Rows:
@@ -155,55 +149,51 @@ def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     return total.add_(part)
 
 
-@lru_cache(maxsize=1)
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+@torch.library.custom_op('swinv2_mm::linear', mutates_args=())
+def _linear_operation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return product(x, weight, bias).contiguous()
 
 
-def _convolves(x: Tensor) -> bool:
-    """Whether products with ``x`` go through oneDNN's convolution instead of MKL, which uses AVX-512 on Intel only."""
-    return x.dtype == torch.float32 and _has_onednn()
+@_linear_operation.register_fake
+def _(x, weight, bias):
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _as_image(x: Tensor) -> Tensor:
-    """``(M, C)`` as an image of ``M`` pixels, ``(1, C, 1, M)`` in channels-last order."""
-    return x[None, None].permute(0, 3, 1, 2)
+@torch.library.custom_op('swinv2_mm::linear_backward', mutates_args=())
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``x``, ``weight`` and the bias; empty where none is wanted."""
+    found = gradients(grad.contiguous(), x, weight, wanted)
+    x_grad, weight_grad, bias_grad = (x.new_empty(0) if one is None else one.contiguous() for one in found)
+    return x_grad, weight_grad, bias_grad
 
 
-def _as_tokens(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).view(x.shape[3], x.shape[1])
+@_linear_backward.register_fake
+def _(grad, x, weight, wanted):
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    x_grad, weight_grad, bias_grad = (x.new_empty(shape if want else 0)
+                                      for shape, want in zip(shapes, wanted, strict=True))
+    return x_grad, weight_grad, bias_grad
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
-    fast = product_dtype(x)
-    if fast != x.dtype:
-        return _product(*_cast(fast, x, weight, bias)).to(x.dtype)
-    if _convolves(x):
-        count = -(-x.shape[1] // MAX_CHAIN)
-        channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
-        y = None
-        for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
-            part = F.conv2d(_as_image(some), w[:, :, None, None], bias if y is None else None)   # (1, D, 1, M)
-            y = part if y is None else y.add_(part)
-        return _as_tokens(y)
-    if bias is None:
-        return torch.mm(x, weight.t())
-    if x.dtype == torch.bfloat16 and _has_onednn():
-        # addmm would write the bias into the result, to read it again. Where rows are apart, oneDNN is slow.
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
-    return torch.addmm(bias, x, weight.t())
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
 
 
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients of ``x``, ``weight`` and the bias from that of :func:`_product`, those that are wanted."""
-    fast = product_dtype(x)
-    if fast != x.dtype:
-        return _cast(x.dtype, *_gradients(*_cast(fast, grad, x, weight), wanted))
-    if not _convolves(x):
-        return [torch.mm(grad, weight) if wanted[0] else None, grad.t() @ x if wanted[1] else None,
-                grad.sum(0) if wanted[2] else None]
-    x_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
-        _as_image(grad), _as_image(x), weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0],
-        1, list(wanted))
-    return [_as_tokens(x_grad) if wanted[0] else None, weight_grad[:, :, 0, 0] if wanted[1] else None, bias_grad]
+def _operation_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    found = _linear_backward(grad, *ctx.saved_tensors, list(ctx.needs_input_grad))
+    return tuple(one if want else None for one, want in zip(found, ctx.needs_input_grad, strict=True))
+
+
+_linear_operation.register_autograd(_operation_gradients, setup_context=_save)
+
+
+@torch.library.custom_op('swinv2_mm::mlp', mutates_args=())
+def _mlp_operation(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Without gradients: a training's hidden layer is the compiler's to keep."""
+    return _Mlp.apply(x, w1, b1, w2, b2, False).contiguous()
+
+
+@_mlp_operation.register_fake
+def _(x, w1, b1, w2, b2):
+    return x.new_empty(x.shape[0], w2.shape[0])

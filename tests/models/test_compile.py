@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models import compiled_attention
+from swinv2_mm.models import compiled_attention, tokenwise
 
 TINY = dict(embed_dims=16, depths=(2, 1), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 # Square first, as a benchmark would; fitting windows or not, wide, high, and smaller than a window of the last stage.
@@ -135,6 +135,36 @@ def test_the_operation_is_what_torch_expects(randomize):
     torch.library.opcheck(compiled_attention._attention, given)
     function = lambda *tensors: compiled_attention._attention(*tensors, *given[3:])  # noqa: E731
     assert torch.autograd.gradcheck(function, given[:3], fast_mode=True)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_the_layers_are_what_torch_expects(dtype):
+    """As above, for linear layers and the MLP. Prevents: rows that lie apart where they were announced together, and
+    a gradient that nobody asked for in the place of none."""
+    tokens, w1, b1, w2, b2 = (torch.randn(*shape, dtype=dtype) for shape in ((50, 8), (24, 8), (24,), (8, 24), (8,)))
+    for given in ((tokens, w1, b1), (tokens, w1, None), (tokens, w1.clone().requires_grad_(), b1)):
+        torch.library.opcheck(tokenwise._linear_operation, given, rtol=0.02, atol=0.02)
+    torch.library.opcheck(tokenwise._mlp_operation, (tokens, w1, b1, w2, b2))
+
+
+def test_a_compiler_is_left_no_product(randomize):
+    """But for the patch embedding's and the position bias'. Prevents: products handed to a library that is half as
+    fast, once --compile is given."""
+    called = []
+
+    def backend(graph, inputs):
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
+        return graph
+
+    model = randomize(SwinTransformerV2(**TINY)).eval()
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            torch.compile(model, backend=backend, dynamic=True, fullgraph=True)(torch.rand(1, 3, 40, 48))
+    blocks = sum(TINY['depths'])
+    linears = sum('swinv2_mm.linear' in name for name in called)
+    assert linears == 2 * (2 * blocks + 1) + 2 * blocks             # qkv, proj; merging; in training fc1 and fc2
+    assert sum('swinv2_mm.mlp' in name for name in called) == blocks
+    assert sum('linear' in name and 'swinv2_mm' not in name for name in called) == 2 * 2 * blocks  # cpb_mlp
 
 
 @pytest.mark.slow

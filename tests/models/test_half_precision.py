@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models import tokenwise
+from swinv2_mm.models import products
 
 TINY = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 LOSS_SCALE = 2.0**16  # what torch's GradScaler starts with, and where float16 ends
@@ -112,7 +112,7 @@ def test_processors_with_and_without_float16_agree(monkeypatch, randomize):
     model, x = randomize(SwinTransformerV2(**TINY)), torch.randn(1, 3, 44, 36)
     found = []
     for native in (False, True):
-        monkeypatch.setattr(tokenwise, '_has_float16', lambda native=native: native)
+        monkeypatch.setattr(products, '_has_float16', lambda native=native: native)
         maps, gradients = step(model, x, torch.float16)
         assert {features.dtype for features in maps} <= {torch.float16, torch.float32}
         found.append([*maps, *gradients])
