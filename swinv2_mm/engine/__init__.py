@@ -7,6 +7,7 @@ from swinv2_mm.engine.deepspeed import DeepSpeedRunner, DeepSpeedStrategy
 from swinv2_mm.engine.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from swinv2_mm.engine.non_finite import NonFiniteHook
 from swinv2_mm.engine.pictures import PicturesHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.window_size import WindowSizeHook
@@ -23,6 +24,7 @@ __all__ = [
     'FSDP2Runner',
     'Float32BoxesHook',
     'LayerDecayOptimWrapperConstructor',
+    'NonFiniteHook',
     'PicturesHook',
     'Pretrained',
     'UserError',

@@ -65,6 +65,7 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
+    add_hook(cfg, 'swinv2_mm.NonFiniteHook')
     check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)

@@ -1,0 +1,79 @@
+"""A tiny training in which one image makes a module compute NaN; two processes of it when run by torchrun."""
+
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.registry import DATASETS, MODELS
+from mmengine.structures import BaseDataElement
+from tiny_training import TinyImages, TinyRegressor
+
+from swinv2_mm.engine.runs import prepare_training, train
+from swinv2_mm.errors import UserError
+
+
+class Poison(torch.nn.Module):
+    """The identity, but for the images that are marked.
+
+    Args:
+        kind: 'forward' makes NaN of them; 'backward' is the identity with a gradient of NaN; 'none' lets them be.
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, feature: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+        if self.kind == 'none':
+            return feature
+        bad = feature[marked]
+        bad = bad * float('nan') if self.kind == 'forward' else bad + (bad * 0).sqrt()
+        return feature.index_put((marked,), bad)
+
+
+@MODELS.register_module()
+class PoisonedRegressor(TinyRegressor):
+    """The tiny model with a poison in front of its head, noise behind it, and a batch norm that would remember NaN.
+
+    Args:
+        poison: See :class:`Poison`.
+        **kwargs: Those of the tiny model.
+    """
+
+    def __init__(self, poison: str, **kwargs):
+        super().__init__(**kwargs)
+        self.poison = Poison(poison)
+        self.norm = torch.nn.BatchNorm1d(self.head.in_features)
+
+    def forward(self, image, target, sample, mode='tensor'):
+        feature = self.backbone(torch.stack(list(image)))[-1].mean((2, 3))
+        feature = self.poison(feature, torch.tensor([bool(each.marked) for each in sample]))
+        output = self.head(self.norm(self.drop(feature)))[:, 0]
+        target = torch.as_tensor(target, dtype=output.dtype)
+        return {'loss': (output - target).square().mean()} if mode == 'loss' else (output - target).abs().tolist()
+
+
+@DATASETS.register_module()
+class NamedImages(TinyImages):
+    """The tiny images with names; 5.png is marked."""
+
+    def __getitem__(self, index: int) -> dict:
+        sample = BaseDataElement(metainfo={'img_path': f'{index}.png', 'marked': index == 5})
+        return {**super().__getitem__(index), 'sample': sample}
+
+
+EXTRA = """
+custom_imports['imports'].append('poisoned_training')
+model.update(type='PoisonedRegressor', poison='{poison}')
+train_dataloader['dataset']['type'] = 'NamedImages'
+val_dataloader['dataset']['type'] = 'NamedImages'
+default_hooks['logger'] = dict(type='LoggerHook', interval=1)
+"""
+
+if __name__ == '__main__':
+    try:
+        train(prepare_training('poisoned.py', work_dir='run', launcher='pytorch'))
+    except UserError as error:
+        Path(f'error_{torch.distributed.get_rank()}.txt').write_text(str(error))
+        sys.exit()
+    raise AssertionError('it went on')
