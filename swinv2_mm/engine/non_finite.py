@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -98,6 +99,16 @@ class NonFiniteHook(Hook):
             f'{here} {describe(trace)} The batch{whose}, {step.where}: {files}. No checkpoint knows of this step. To '
             f'repeat it: python tools/replay_step.py {path}. {_REMEDIES}'
         )
+
+
+def stop_at_non_finite(cfg: Config) -> None:
+    """Give a training the hook, as the default hook ``non_finite``; a config that sets this to None goes without.
+
+    Args:
+        cfg: Edited in place.
+    """
+    hooks = {'non_finite': {'type': 'swinv2_mm.NonFiniteHook'}} | (cfg.get('default_hooks') or {})
+    cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name != 'non_finite'}
 
 
 def describe(trace: Trace) -> str:

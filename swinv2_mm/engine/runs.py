@@ -17,6 +17,7 @@ from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.layer_decay import check_layer_decay
+from swinv2_mm.engine.non_finite import stop_at_non_finite
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
@@ -65,7 +66,7 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
-    add_hook(cfg, 'swinv2_mm.NonFiniteHook')
+    stop_at_non_finite(cfg)
     check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)

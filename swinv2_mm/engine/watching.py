@@ -70,7 +70,7 @@ def watch_step(model: nn.Module, batch: Any, context: AbstractContextManager | N
             with context or nullcontext():
                 losses = model._run_forward(model.data_preprocessor(batch, True), mode='loss')
             loss, logged = model.parse_losses(losses)
-            trace.losses = {name: float(value) for name, value in logged.items() if 'loss' in name}
+            trace.losses = {name: float(value.detach()) for name, value in logged.items() if 'loss' in name}
             loss.backward()
     finally:
         for handle in handles + backward.handles:

@@ -1,9 +1,13 @@
 """A loss that is not finite stops training in front of the update, says where it began, and can be repeated."""
 
+import multiprocessing
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
+import torch
 from poisoned_training import EXTRA
 from tiny_training import write_config
 
@@ -19,7 +23,7 @@ VARIANTS = {
     'no clipping': ("optim_wrapper.pop('clip_grad')\n", None),
     'averaged': ("custom_hooks.append(dict(type='EMAHook', momentum=0.5))\n", None),
     'accumulated': ("optim_wrapper['accumulative_counts'] = 2\n", None),
-    'iterations': ("", None),
+    'iterations': ('', None),
 }
 
 
@@ -59,3 +63,47 @@ def test_stops_in_front_of_the_update_and_names_the_module(poison, variant, tmp_
     found = error[error.index('The first bad module'):error.index(' The batch')]
     assert run_tool('replay_step', dump) == 0
     assert found in capsys.readouterr().out
+
+
+def test_infinite_gradients_are_the_loss_scale_s_business(tmp_path):
+    """Bug: float16 stops while its scale is still searched for, or goes on through losses of NaN."""
+    scale = "optim_wrapper.update(loss_scale=dict(init_scale=2.0**40, growth_interval=10**6))\n"
+    runner = train(prepare_training(poisoned(tmp_path, 'none', scale), work_dir='run', amp='fp16'))
+    assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**40
+    error = stopped(poisoned(tmp_path, 'forward'), amp='fp16')
+    assert 'bad module is poison' in error and '5.png' in error
+
+
+def test_is_configured_off(tmp_path):
+    """Bug: who wants to see a run through NaN cannot."""
+    runner = train(prepare_training(poisoned(tmp_path, 'forward'), cfg_options={'default_hooks.non_finite': None}))
+    assert runner.iter == 12
+
+
+def train_as(rank, port, amp):
+    """One of two processes; leaves what it was told in a file."""
+    launched = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': 2, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}
+    os.environ.update({name: str(value) for name, value in launched.items()})
+    torch.set_num_threads(1)
+    error = stopped('poisoned.py', launcher='pytorch', amp=amp)
+    Path(f'error_{rank}.txt').write_text(error)
+
+
+@pytest.mark.parametrize(('extra', 'amp'), [VARIANTS['plain'], VARIANTS['accumulated'], ('', 'fp16')])
+def test_all_processes_stop_and_name_the_one(extra, amp, tmp_path):
+    """Bug: the process with the bad image stops, the others wait for it; or each names another batch."""
+    poisoned(tmp_path, 'forward', extra + "train_dataloader['sampler'].update(shuffle=False)\n")
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    fork = multiprocessing.get_context('fork')
+    both = [fork.Process(target=train_as, args=(rank, port, amp)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    errors = {Path(f'error_{rank}.txt').read_text() for rank in (0, 1)}
+    assert len(errors) == 1
+    assert re.search(r'bad module is poison.*batch of process 1.*5\.png', errors.pop())  # odd images are process 1's
+    step, *_ = read_step(next(Path('run').glob('non_finite_*.pth')))
+    assert '5.png' in [sample.img_path for sample in step.batch['sample']]
