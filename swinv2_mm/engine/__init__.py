@@ -1,6 +1,7 @@
 """What training needs around the model: start-up, checks, hooks. Importing it registers what configs name."""
 
 from swinv2_mm.engine.amp import AmpOptimWrapper, Float32BoxesHook
+from swinv2_mm.engine.bad_data import CheckedLoading
 from swinv2_mm.engine.checkpoint_match import CheckpointMatchHook
 from swinv2_mm.engine.compilation import CompileBackboneHook
 from swinv2_mm.engine.deepspeed import DeepSpeedRunner, DeepSpeedStrategy
@@ -16,6 +17,7 @@ from swinv2_mm.errors import UserError
 
 __all__ = [
     'AmpOptimWrapper',
+    'CheckedLoading',
     'CheckpointMatchHook',
     'CompileBackboneHook',
     'DeepSpeedRunner',

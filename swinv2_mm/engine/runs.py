@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.amp import set_precision
+from swinv2_mm.engine.bad_data import check_samples, named_annotations
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.compilation import compile_backbone
 from swinv2_mm.engine.config import add_hook, load_config
@@ -67,9 +68,11 @@ def prepare_training(
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
     stop_at_non_finite(cfg)
-    check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
+    check_data(cfg, splits)
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)
+    check_samples(cfg, splits)
     return cfg
 
 
@@ -132,6 +135,7 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
+    check_samples(cfg, ('test',))
     return cfg
 
 
@@ -156,7 +160,8 @@ def train(cfg: Config) -> Runner:
             '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
             'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
         )
-    runner.train()
+    with named_annotations():
+        runner.train()
     leave_processes()
     return runner
 
@@ -167,7 +172,8 @@ def test(cfg: Config) -> dict[str, float]:
     Returns:
         The metrics.
     """
-    metrics = build_runner(cfg).test()
+    with named_annotations():
+        metrics = build_runner(cfg).test()
     leave_processes()
     return metrics
 

@@ -31,7 +31,7 @@ def random_state() -> dict[str, Any]:
     kind, keys, *position = np.random.get_state()
     return {
         'python': random.getstate(),
-        'numpy': [kind, keys.tolist(), *position],
+        'numpy': [kind, torch.from_numpy(keys.astype(np.int64)), *position],
         'torch': torch.get_rng_state(),
         'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
@@ -41,7 +41,8 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Put every generator where :func:`random_state` found it; that of a device only where there is one."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
-    np.random.set_state(tuple(state['numpy']))
+    kind, keys, *position = state['numpy']
+    np.random.set_state((kind, keys.numpy(), *position))
     torch.set_rng_state(state['torch'])
     if state['cuda'] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'])
