@@ -245,10 +245,10 @@ def named_annotations() -> Iterator[None]:
         if not isinstance(dataset, BaseDataset):
             raise
         source = dataset.ann_file or ', '.join(map(str, dataset.data_prefix.values()))
-        if getattr(dataset, 'data_list', None) == []:
+        if 'load_data_list' not in {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}:
             classes = ', '.join(map(str, dataset.metainfo.get('classes') or ())) or 'none'
             raise UserError(
                 f'{source} gives not a single image: it lists none, or filter_cfg={dataset.filter_cfg} leaves out all '
                 f'of them, such as those without an object of the classes {classes}.'
             ) from error
-        raise UserError(f'{source} cannot be read: {error}.') from error
+        raise UserError(f'{source} cannot be read as a list of annotations: {error}.') from error
