@@ -49,7 +49,8 @@ def load(scope, split='train', **options):
     """The data set of a scope's shapes, with its checks."""
     init_default_scope(scope)
     cfg = deepcopy(config_of(scope))
-    cfg.merge_from_dict(options)
+    # In front of packing its list, mmengine collects garbage, which takes most of the time here.
+    cfg.merge_from_dict({f'{split}_dataloader.dataset.serialize_data': False} | options)
     check_samples(cfg, (split,))
     with named_annotations():
         return DATASETS.build(cfg[f'{split}_dataloader'].dataset)
@@ -117,8 +118,8 @@ def test_names_the_file(scope, damage, shapes):
         load(scope)[0]
     assert 'training/000000.png' in str(error.value) and '\n' not in str(error.value)
     dataset = load(scope, bad_data='skip')
-    assert dataset[0]['data_samples'].img_path != str(IMAGE.format('training'))
-    assert load(scope)[1]['data_samples'].img_path.endswith('000001.png')
+    assert not dataset[0]['data_samples'].img_path.endswith('000000.png')
+    assert dataset[1]['data_samples'].img_path.endswith('000001.png')
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
@@ -176,7 +177,7 @@ def test_an_empty_list_of_images_is_named(shapes):
     path.write_text(json.dumps(content | {'annotations': []}))
     assert len(load('mmdet')) == 6
     with pytest.raises(UserError, match=r'instances_training.json gives not a single image.*filter_empty_gt'):
-        load('mmdet', **{'train_dataloader.dataset.filter_cfg': {'filter_empty_gt': True}})
+        load('mmdet', **{'train_dataloader.dataset': {'filter_cfg': {'filter_empty_gt': True}, 'serialize_data': True}})
     path.write_text('')
     with pytest.raises(UserError, match=r'instances_training.json cannot be read'):
         load('mmdet')
