@@ -10,16 +10,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from damaged_training import EXTRA
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
+from test_seeding import RUNS, end_workers, same
 from tiny_fixtures import ROOT
+from tiny_training import write_config
 from torch.utils.data import DataLoader
 
 from swinv2_mm.datasets import ShapesSpec, write_shapes
 from swinv2_mm.engine.bad_data import DamagedSample, check_samples, named_annotations
+from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -198,6 +202,31 @@ def test_checks_are_put_in_once():
     cfg.bad_data = 'ignore'
     with pytest.raises(UserError, match="'skip'"):
         check_samples(cfg, ('train',))
+
+
+@pytest.mark.parametrize('run', ['main process', 'workers', 'iterations'])
+def test_resuming_skips_in_the_same_way(run, tmp_path):
+    """Bug: what takes the place of a damaged sample depends on how training got there."""
+    settings = RUNS[run]
+    first = 'epoch_1.pth' if settings.get('by_epoch', True) else 'iter_3.pth'
+    config = write_config(tmp_path, 'damaged.py', EXTRA + "bad_data = 'skip'\n", **settings)
+    weights = []
+    for folder, resume in (('straight', None), ('resumed', f'straight/{first}')):
+        runner = train(prepare_training(config, work_dir=folder, resume=resume))
+        end_workers(runner)
+        weights.append(runner.model.state_dict())
+    assert same(*weights)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_training_stops_in_one_paragraph(workers, tmp_path, run_tool, capsys):
+    """Bug: the traceback of a data worker on the screen, with the name of the file in the middle or not at all."""
+    config = write_config(tmp_path, 'damaged.py', EXTRA, num_workers=workers)
+    assert run_tool('train', config) == 2
+    said = capsys.readouterr().err
+    error = said[said.index('error: '):]
+    assert len(error.strip().splitlines()) == 1
+    assert re.search(r'^error: [25]\.png cannot be used: OSError: .*bad_data=skip', error)
 
 
 NARROW = {
