@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class NonFiniteHook(Hook):
         everywhere = torch.tensor(float(bad))
         all_reduce(everywhere)
         if everywhere:
-            self._stop('the loss')
+            self._stop('the loss is not finite')
 
     def _note(self, preprocessor: nn.Module, args: tuple, kwargs: dict) -> None:
         """The first thing that a step does is to have its batch prepared."""
@@ -74,15 +75,24 @@ class NonFiniteHook(Hook):
     def _before_update(self, wrapper: OptimWrapper, *_: Any) -> None:
         scaler = getattr(wrapper, 'loss_scaler', None)
         if not (scaler and scaler.is_enabled()) and not math.isfinite(_gradient_norm(wrapper)):
-            self._stop('the gradient')
+            self._stop('the gradient is not finite')
+
+    def explain(self, error: Exception) -> None:
+        """Stop as by a bad loss, if the step that raised an exception has a module that is not finite."""
+        try:
+            bad = any(step.repeat(_unwrapped(self._runner)).module is not None for step in list(self._steps)[-1:])
+        except Exception:  # the step's own, of another cause
+            return
+        if bad:
+            self._stop(f'{type(error).__name__}: {error}')
 
     def _stop(self, what: str) -> None:
         """Find and write what there is to say; called by every process, in front of the same update."""
         runner, model = self._runner, _unwrapped(self._runner)
-        steps = list(self._steps)  # repeating one notes it again
-        here = f'training has stopped at {steps[-1].where}: {what} is not finite.'
+        here = f'training has stopped at {self._steps[-1].where}: {what}.'
         if uses_deepspeed(runner.cfg):
             raise UserError(f'{here} {_REMEDIES}')
+        steps = list(self._steps)  # repeating one notes it again
         traces = [step.repeat(model) for step in steps]
         bad = [index for index, trace in enumerate(traces) if trace.module is not None]
         mine = (get_rank(), steps[bad[0]], traces[bad[0]]) if bad else None
@@ -99,6 +109,24 @@ class NonFiniteHook(Hook):
             f'{here} {describe(trace)} The batch{whose}, {step.where}: {files}. No checkpoint knows of this step. To '
             f'repeat it: python tools/replay_step.py {path}. {_REMEDIES}'
         )
+
+
+@contextmanager
+def blamed_on_numbers(runner: Runner) -> Iterator[None]:
+    """Say of an exception in a step that NaN was its cause, if it was: some losses refuse it before there is a loss.
+
+    Of one process only; several could not repeat the step together, since the others are in another place.
+
+    Raises:
+        UserError: In the place of the exception.
+    """
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        hook = next((hook for hook in runner.hooks if isinstance(hook, NonFiniteHook)), None)
+        if hook and get_world_size() == 1:
+            hook.explain(error)
+        raise
 
 
 def stop_at_non_finite(cfg: Config) -> None:

@@ -18,7 +18,7 @@ from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.layer_decay import check_layer_decay
-from swinv2_mm.engine.non_finite import stop_at_non_finite
+from swinv2_mm.engine.non_finite import blamed_on_numbers, stop_at_non_finite
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
@@ -160,7 +160,7 @@ def train(cfg: Config) -> Runner:
             '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
             'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
         )
-    with named_annotations():
+    with named_annotations(), blamed_on_numbers(runner):
         runner.train()
     leave_processes()
     return runner

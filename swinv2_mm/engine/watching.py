@@ -72,14 +72,18 @@ def watch_step(model: nn.Module, batch: Any, context: AbstractContextManager | N
             loss, logged = model.parse_losses(losses)
             trace.losses = {name: float(value.detach()) for name, value in logged.items() if 'loss' in name}
             loss.backward()
+    except Exception:
+        if trace.module is None:
+            raise
+        return trace  # what follows a bad module may refuse it, as the matching of DETR's descendants does
     finally:
         for handle in handles + backward.handles:
             handle.remove()
+        model.zero_grad()
     if trace.module is None and not loss.isfinite():
         trace.module, trace.reason = '', 'makes a loss that is not finite of modules whose outputs all are'
     elif trace.module is None and backward.name is not None:
         trace.module, trace.reason = backward.name, backward.reason
-    model.zero_grad()
     return trace
 
 

@@ -10,7 +10,8 @@ class Poison(torch.nn.Module):
     """The identity, but for the images that are marked.
 
     Args:
-        kind: 'forward' makes NaN of them; 'backward' is the identity with a gradient of NaN; 'none' lets them be.
+        kind: 'forward' makes NaN of them, which the model refuses if 'refused'; 'backward' is the identity with a
+            gradient of NaN; 'none' lets them be.
     """
 
     def __init__(self, kind: str):
@@ -21,7 +22,7 @@ class Poison(torch.nn.Module):
         if self.kind == 'none':
             return feature
         bad = feature[marked]
-        bad = bad * float('nan') if self.kind == 'forward' else bad + (bad * 0).sqrt()
+        bad = bad + (bad * 0).sqrt() if self.kind == 'backward' else bad * float('nan')
         return feature.index_put((marked,), bad)
 
 
@@ -43,6 +44,8 @@ class PoisonedRegressor(TinyRegressor):
         feature = self.backbone(torch.stack(list(image)))[-1].mean((2, 3))
         feature = self.poison(feature, torch.tensor([bool(each.marked) for each in sample]))
         output = self.head(self.norm(self.drop(feature)))[:, 0]
+        if self.poison.kind == 'refused' and not output.isfinite().all():
+            raise ValueError('matrix contains invalid numeric entries')
         target = torch.as_tensor(target, dtype=output.dtype)
         return {'loss': (output - target).square().mean()} if mode == 'loss' else (output - target).abs().tolist()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from poisoned_training import EXTRA
 from tiny_training import write_config
 
@@ -72,6 +74,28 @@ def test_infinite_gradients_are_the_loss_scale_s_business(tmp_path):
     assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**40
     error = stopped(poisoned(tmp_path, 'forward'), amp='fp16')
     assert 'bad module is poison' in error and '5.png' in error
+
+
+def test_an_exception_over_nan_is_explained(tmp_path):
+    """Bug: DINO and Mask2Former match by costs, and of NaN they say: matrix contains invalid numeric entries."""
+    error = stopped(poisoned(tmp_path, 'refused'))
+    assert 'ValueError: matrix contains invalid' in error and 'bad module is poison' in error and '5.png' in error
+
+
+def test_other_exceptions_are_left_alone(tmp_path):
+    """Bug: whatever fails is blamed on numbers, or its traceback is lost."""
+    config = poisoned(tmp_path, 'none', "custom_hooks.append(dict(type='FailingHook'))\n")
+    with pytest.raises(ValueError, match='of another cause'):
+        train(prepare_training(config, work_dir='run'))
+
+
+@HOOKS.register_module()
+class FailingHook(Hook):
+    """Fails behind the second iteration."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 1:
+            raise ValueError('of another cause')
 
 
 def test_is_configured_off(tmp_path):
