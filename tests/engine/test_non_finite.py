@@ -10,12 +10,12 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from poisoned_training import EXTRA
+from poisoned_training import EXTRA, LOSSES
 from tiny_training import write_config
 
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.runs import prepare_training, train
-from swinv2_mm.engine.step_dump import read_step
+from swinv2_mm.engine.step_dump import read_step, replay_step
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -67,9 +67,18 @@ def test_stops_in_front_of_the_update_and_names_the_module(poison, variant, tmp_
     assert found in capsys.readouterr().out
 
 
+def test_repeats_the_step_exactly(tmp_path):
+    """Bug: another drop path and dropout, in which the numbers may well be finite."""
+    error = stopped(poisoned(tmp_path, 'backward'))
+    torch.manual_seed(1)
+    replay_step(re.search(r'replay_step\.py (\S+\.pth)\.', error)[1])
+    assert LOSSES[-1] == LOSSES[-2] == LOSSES[-3]
+
+
 def test_infinite_gradients_are_the_loss_scale_s_business(tmp_path):
     """Bug: float16 stops while its scale is still searched for, or goes on through losses of NaN."""
     scale = "optim_wrapper.update(loss_scale=dict(init_scale=2.0**40, growth_interval=10**6))\n"
+    scale += "optim_wrapper['optimizer'].update(fused=True)\n"  # which is called even where its update is left out
     runner = train(prepare_training(poisoned(tmp_path, 'none', scale), work_dir='run', amp='fp16'))
     assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**40
     error = stopped(poisoned(tmp_path, 'forward'), amp='fp16')
