@@ -102,7 +102,7 @@ def replay_step(path: str | Path) -> tuple[Step, Trace]:
 
 def _data_classes() -> list[object]:
     """What a batch of mmengine, mmdet or mmseg is made of; each holds data and runs nothing when it is read."""
-    classes = [BaseDataElement, InstanceData, PixelData, np.ndarray, np.dtype]
+    classes = [BaseDataElement, InstanceData, PixelData, np.ndarray, np.dtype, bytes]  # empty arrays name the last
     classes += {type(np.dtype(kind)) for kind in ('bool', 'u1', 'u2', 'i4', 'i8', 'f2', 'f4', 'f8')}
     # NumPy 2 moved these two; a file names the place that they had when it was written.
     for name in ('_reconstruct', 'scalar'):

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from poisoned_training import EXTRA, LOSSES
+from test_bad_data import empty_sample
 from tiny_training import write_config
 
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.runs import prepare_training, train
-from swinv2_mm.engine.step_dump import read_step, replay_step
+from swinv2_mm.engine.step_dump import Step, read_step, replay_step, write_step
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -73,6 +75,16 @@ def test_repeats_the_step_exactly(tmp_path):
     torch.manual_seed(1)
     replay_step(re.search(r'replay_step\.py (\S+\.pth)\.', error)[1])
     assert LOSSES[-1] == LOSSES[-2] == LOSSES[-3]
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_reads_the_batches_of_both_frameworks(scope, tmp_path):
+    """Bug: a class or an empty array in a data sample that the reader takes for code."""
+    batch = {'inputs': [torch.zeros(3, 4, 4)], 'data_samples': [empty_sample(scope)]}
+    write_step(tmp_path / 'step.pth', Step.now('here', batch), {'weight': torch.ones(1)}, Config({'model': {}}))
+    step, weights, _ = read_step(tmp_path / 'step.pth')
+    assert type(step.batch['data_samples'][0]) is type(batch['data_samples'][0])
+    assert step.batch['data_samples'][0].metainfo == batch['data_samples'][0].metainfo and weights['weight'] == 1
 
 
 def test_infinite_gradients_are_the_loss_scale_s_business(tmp_path):
