@@ -80,14 +80,19 @@ class Float32BoxesHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-        from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+        keep_boxes_in_float32(runner.model)
 
-        for module in runner.model.modules():
-            if isinstance(module, BaseDenseHead):
-                module.register_forward_hook(_float32_outputs)
-            elif isinstance(module, BaseRoIExtractor):
-                module.register_forward_pre_hook(_float32_inputs)
+
+def keep_boxes_in_float32(model: Module) -> None:
+    """Cast what a detector computes boxes from, see :class:`Float32BoxesHook`."""
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+
+    for module in model.modules():
+        if isinstance(module, BaseDenseHead):
+            module.register_forward_hook(_float32_outputs)
+        elif isinstance(module, BaseRoIExtractor):
+            module.register_forward_pre_hook(_float32_inputs)
 
 
 def _float32_outputs(module: Module, inputs: tuple, outputs: object) -> object:

@@ -11,12 +11,14 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.amp import set_precision
+from swinv2_mm.engine.bad_data import check_samples, named_annotations
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.compilation import compile_backbone
 from swinv2_mm.engine.config import add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.layer_decay import check_layer_decay
+from swinv2_mm.engine.non_finite import blamed_on_numbers, stop_at_non_finite
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
@@ -65,9 +67,12 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
-    check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    stop_at_non_finite(cfg)
+    splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
+    check_data(cfg, splits)
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)
+    check_samples(cfg, splits)
     return cfg
 
 
@@ -130,6 +135,7 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
+    check_samples(cfg, ('test',))
     return cfg
 
 
@@ -154,7 +160,8 @@ def train(cfg: Config) -> Runner:
             '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
             'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
         )
-    runner.train()
+    with named_annotations(), blamed_on_numbers(runner):
+        runner.train()
     leave_processes()
     return runner
 
@@ -165,7 +172,8 @@ def test(cfg: Config) -> dict[str, float]:
     Returns:
         The metrics.
     """
-    metrics = build_runner(cfg).test()
+    with named_annotations():
+        metrics = build_runner(cfg).test()
     leave_processes()
     return metrics
 

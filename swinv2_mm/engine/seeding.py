@@ -7,6 +7,7 @@ augmented like the first; and persistent workers keep their streams across epoch
 
 import random
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,28 @@ def seed_everything(*entropy: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+
+
+def random_state() -> dict[str, Any]:
+    """Take down where every generator stands, as tensors and plain numbers; no device is waited for."""
+    kind, keys, *position = np.random.get_state()
+    return {
+        'python': random.getstate(),
+        'numpy': [kind, torch.from_numpy(keys.astype(np.int64)), *position],
+        'torch': torch.get_rng_state(),
+        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put every generator where :func:`random_state` found it; that of a device only where there is one."""
+    version, keys, gauss = state['python']
+    random.setstate((version, tuple(keys), gauss))
+    kind, keys, *position = state['numpy']
+    np.random.set_state((kind, keys.numpy(), *position))
+    torch.set_rng_state(state['torch'])
+    if state['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'])
 
 
 @FUNCTIONS.register_module()

@@ -1,0 +1,254 @@
+"""Damaged data: a sample is checked when it is read; it stops the run by the name of its file, or another is taken.
+
+What MMDetection and MMSegmentation do by themselves is an exception in a data worker, a loss of NaN, an assertion on
+the device, or a wrong mask and no word. What they leave out without harm, such as boxes of no area, is left to them.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+
+from swinv2_mm.errors import UserError
+from swinv2_mm.registry import TRANSFORMS
+
+# As many damaged samples in a row are no matter of single files.
+_HOPELESS = 100
+
+
+class DamagedSample(UserError):
+    """A sample that cannot be used; the message names the file."""
+
+    def __init__(self, text: str) -> None:
+        # An exception in a data worker is raised again in the main process, with the traceback in front of its text.
+        super().__init__(text.rsplit(f'{type(self).__qualname__}: ', 1)[-1].strip())
+
+
+@TRANSFORMS.register_module()
+class CheckedLoading:
+    """Load a part of a sample by another transform, and check what comes of it.
+
+    Args:
+        loading: Config of a transform that loads an image or annotations.
+        on_damage: ``'stop'``, or ``'skip'``: the data set then draws another sample, from the stream of random numbers
+            that augmentation draws from, so that a resumed run draws the same. A file that is skipped is logged once.
+        num_classes: How many labels a semantic map may have, beside the one that is ignored; None for any.
+        ignore_index: That one.
+
+    Raises:
+        DamagedSample: One that is not skipped, or one too many.
+    """
+
+    def __init__(
+        self, loading: dict, on_damage: str = 'stop', num_classes: int | None = None, ignore_index: int = 255
+    ) -> None:
+        self.loading = ROOT_TRANSFORMS.build(loading)
+        self.skip = on_damage == 'skip'
+        self.labels = num_classes, ignore_index
+        self._in_a_row = 0
+        # A bit per file, by hash, which the data workers share; they end with every epoch.
+        self._logged = torch.zeros(2**20 if self.skip else 0, dtype=torch.bool).share_memory_()
+
+    def __call__(self, results: dict) -> dict | None:
+        file, without_image = _file(results, self.loading), 'img' not in results
+        try:
+            check_raw_masks(results, self.loading)
+            results = self.loading(results)
+            if results is not None:
+                if without_image:
+                    check_image(results)
+                check_annotations(results, *self.labels)
+        except Exception as error:  # whatever decoders raise
+            self._report(f'{file} cannot be used: {_reason(error)}.', file)
+            return None
+        self._in_a_row = 0
+        return results
+
+    def _report(self, problem: str, file: str) -> None:
+        self._in_a_row += 1
+        if not self.skip:
+            raise DamagedSample(f'{problem} Repair it, or take it out of the data set. Training can go on with other '
+                                'samples, by --cfg-options bad_data=skip; an evaluation cannot.')  # fmt: skip
+        if self._in_a_row == _HOPELESS:
+            raise DamagedSample(f'{problem} It is the last of {_HOPELESS} in a row that cannot, so the data set or the '
+                                'disk is at fault rather than single files.')  # fmt: skip
+        place = crc32(file.encode()) % len(self._logged)
+        if not self._logged[place]:
+            self._logged[place] = True
+            # Processes other than the first show errors alone.
+            print_log(f'{problem} It is skipped; {int(self._logged.sum())} so far.', 'current', logging.ERROR)
+
+
+class _Damage(Exception):
+    """What is wrong with a sample, in words."""
+
+
+def _reason(error: Exception) -> str:
+    text = ' '.join(str(error).split()).rstrip('.')
+    if isinstance(error, _Damage):
+        return text
+    if isinstance(error, FileNotFoundError):
+        return 'there is no such file'
+    if 'failed to load image' in text or 'buf.empty()' in text:  # of mmcv and OpenCV
+        return 'it is empty, incomplete or no image'
+    return f'{type(error).__name__}: {text}'
+
+
+def _file(results: dict, loading: Any) -> str:
+    image = str(results.get('img_path') or f'image {results.get("img_id", results.get("sample_idx"))}')
+    of_map = getattr(loading, 'with_seg', False) and results.get('seg_map_path')
+    return f'{results["seg_map_path"]} (of {image})' if of_map else image
+
+
+def check_raw_masks(results: dict, loading: Any) -> None:
+    """Check masks in front of their decoding, which trusts what they say of their size."""
+    if not getattr(loading, 'with_mask', False):
+        return
+    height, width = results['ori_shape']
+    for index, instance in enumerate(results.get('instances', ())):
+        mask, whose = instance.get('mask'), f'the mask of object {index + 1}'
+        if isinstance(mask, dict):
+            if mask.get('size') and list(mask['size']) != [height, width]:
+                raise _Damage(f'{whose} is for {mask["size"][1]} x {mask["size"][0]} pixels, the image has '
+                              f'{width} x {height}')  # fmt: skip
+            counts = mask.get('counts')
+            if isinstance(counts, list) and sum(counts) != height * width:
+                raise _Damage(f'the run lengths of {whose} add up to {sum(counts)} pixels, not to {height * width}')
+        elif not isinstance(mask, list):
+            raise _Damage(f'{whose} is missing' if mask is None else f'{whose} is a {type(mask).__name__}')
+        elif not all(np.isfinite(polygon).all() for polygon in mask):
+            raise _Damage(f'{whose} has a corner that is not a finite number')
+
+
+def check_image(results: dict) -> None:
+    """Check a loaded image: whole, finite, and of the size that its annotations are for."""
+    image = results.get('img')
+    if not isinstance(image, np.ndarray):
+        return
+    if image.dtype.kind == 'f' and not np.isfinite(image).all():
+        raise _Damage('it has pixels that are not finite')
+    height, width = image.shape[:2]
+    said = results.get('height', height), results.get('width', width)
+    if said != (height, width):
+        turned = '; its EXIF orientation may turn it' if said == (width, height) else ''
+        raise _Damage(f'it has {width} x {height} pixels, its annotations are for {said[1]} x {said[0]}{turned}')
+    check_end(Path(str(results.get('img_path'))))
+
+
+def check_end(path: Path) -> None:
+    """Check that a JPEG file goes on to its end: OpenCV 4.10 fills what is missing with grey.
+
+    Raises:
+        OSError: It does not.
+    """
+    if not path.is_file():
+        return
+    with path.open('rb') as file:
+        start = file.read(2)
+        file.seek(-2, 2)
+        if start != b'\xff\xd8' or file.read() == b'\xff\xd9':
+            return
+    from PIL import Image  # it is incomplete, or something else follows the image
+
+    with Image.open(path) as image:
+        image.load()
+
+
+def check_annotations(results: dict, num_classes: int | None, ignore_index: int) -> None:
+    """Check loaded boxes, masks and semantic maps against the image."""
+    height, width = results['ori_shape']
+    boxes = getattr(results.get('gt_bboxes'), 'tensor', None)
+    if boxes is not None and boxes.shape[-1] == 4:
+        kept = ~torch.from_numpy(results['gt_ignore_flags'])
+        x1, y1, x2, y2 = boxes.unbind(1)
+        # Written so that NaN is bad.
+        good = (x1 < x2) & (y1 < y2) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0) & boxes.isfinite().all(1)
+        for box in boxes[kept & ~good][:1].tolist():
+            raise _Damage(f'the box from ({box[0]:g}, {box[1]:g}) to ({box[2]:g}, {box[3]:g}) covers nothing of the '
+                          f'image, which has {width} x {height} pixels')  # fmt: skip
+    masks = getattr(results.get('gt_masks'), 'masks', None)
+    if isinstance(masks, np.ndarray) and masks.size and masks.max() > 1:
+        raise _Damage('a run-length mask is too short for the image')
+    labels = results.get('gt_seg_map')
+    if not isinstance(labels, np.ndarray):
+        return
+    if labels.shape != (height, width):
+        size = ' x '.join(map(str, [*labels.shape[1::-1], *labels.shape[2:]]))
+        raise _Damage(f'the map is {size}, the image {width} x {height}')
+    if num_classes is not None:
+        beyond = labels[(labels >= num_classes) & (labels != ignore_index)]
+        if beyond.size:
+            raise _Damage(f'it has {beyond.size} pixels with labels from {beyond.min()} to {beyond.max()}, and the '
+                          f'model has {num_classes} classes, counted from 0')  # fmt: skip
+
+
+def check_samples(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Have the data sets of a run check what they load; ``bad_data`` of the config says what becomes of the damaged.
+
+    Args:
+        cfg: Edited in place. ``bad_data='stop'`` is the default; ``'skip'`` holds for training alone, since metrics
+            over fewer images are other metrics; None leaves everything to the frameworks.
+        splits: Those of ``'train'``, ``'val'``, ``'test'`` that the run reads.
+
+    Raises:
+        UserError: Another ``bad_data``.
+    """
+    policy = cfg.get('bad_data', 'stop')
+    if policy not in ('stop', 'skip', None):
+        raise UserError(f"bad_data={policy!r}: damaged samples stop the run ('stop'), or training takes others in "
+                        "their place ('skip'); None leaves them unchecked.")  # fmt: skip
+    heads = (cfg.get('model') or {}).get('decode_head') or {}
+    head = heads[-1] if isinstance(heads, list) else heads
+    labels = {'num_classes': head.get('num_classes'), 'ignore_index': head.get('ignore_index', 255)}
+    for split in splits if policy else ():
+        loader = cfg[f'{split}_dataloader']
+        loader.dataset = _checked(loader.dataset, {'on_damage': policy if split == 'train' else 'stop', **labels})
+
+
+def _checked(node: Any, settings: dict) -> Any:
+    """Wrap every loading transform in nested data sets and pipelines."""
+    if isinstance(node, list | tuple):
+        return type(node)(_checked(item, settings) for item in node)
+    if not isinstance(node, dict):
+        return node
+    kind = node.get('type')
+    name = getattr(kind, '__name__', str(kind)).split('.')[-1]
+    if name == 'CheckedLoading':  # in the config that a run has saved
+        return {**node, **settings}
+    if name.startswith('Load'):
+        return {'type': 'swinv2_mm.CheckedLoading', 'loading': node, **settings}
+    return type(node)((key, _checked(value, settings)) for key, value in node.items())
+
+
+@contextmanager
+def named_annotations() -> Iterator[None]:
+    """Turn the exceptions by which a data set says that it has no sample, or no readable list of them, into words.
+
+    Raises:
+        UserError: In their place.
+    """
+    try:
+        yield
+    except ValueError as error:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == 'full_init']
+        dataset = frames[-1].f_locals.get('self') if frames else None
+        if not isinstance(dataset, BaseDataset):
+            raise
+        source = dataset.ann_file or ', '.join(map(str, dataset.data_prefix.values()))
+        if 'load_data_list' not in {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}:
+            classes = ', '.join(map(str, dataset.metainfo.get('classes') or ())) or 'none'
+            raise UserError(
+                f'{source} gives not a single image: it lists none, or filter_cfg={dataset.filter_cfg} leaves out all '
+                f'of them, such as those without an object of the classes {classes}.'
+            ) from error
+        raise UserError(f'{source} cannot be read as a list of annotations: {error}.') from error
