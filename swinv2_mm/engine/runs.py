@@ -18,8 +18,9 @@ from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.pictures import draw_predictions
-from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
+from swinv2_mm.engine.preflight import check_data, check_numbers, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.engine.rehearsal import check_form, rehearse
 from swinv2_mm.errors import UserError, say
 
 
@@ -65,7 +66,9 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
-    check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
+    check_data(cfg, splits)
+    rehearse(cfg, splits)
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)
     return cfg
@@ -130,6 +133,7 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
+    rehearse(cfg, ('test',))
     return cfg
 
 
@@ -173,6 +177,8 @@ def test(cfg: Config) -> dict[str, float]:
 def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None, launcher: str) -> Config:
     check_launcher(launcher)
     cfg = load_config(config, cfg_options)
+    check_form(cfg)
+    check_numbers(cfg)
     cfg.launcher = launcher
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)
