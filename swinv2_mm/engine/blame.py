@@ -126,7 +126,9 @@ def _not_found(error: Exception, frame: FrameType, build: dict, key: str) -> str
         cfg = build['cfg']
         return _without_type(cfg, key) if isinstance(cfg, dict) else f'{key}={cfg!r} must be a dict with a type.'
     kind = build['obj_type']
-    return _unknown(kind, f'{key}.type', build['registry']) if isinstance(kind, str) else f'{key}.type={kind!r} is no type.'
+    if not isinstance(kind, str):
+        return f'{key}.type={kind!r} is no type.'
+    return _unknown(kind, f'{key}.type', build['registry'])
 
 
 def _without_type(part: dict, key: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from swinv2_mm.engine.blame import blamed
 from swinv2_mm.errors import UserError, say
 
 Pair = tuple[int, int]
@@ -59,12 +60,13 @@ def build_on_meta(model: dict, scope: str) -> nn.Module:
         scope: The config's ``default_scope``.
 
     Raises:
-        UserError: Its backbone is not ours.
+        UserError: Its backbone is not ours, or it cannot be built.
     """
-    kind = (model.get('backbone') or {}).get('type')
+    backbone = model.get('backbone')
+    kind = backbone.get('type') if isinstance(backbone, dict) else backbone
     if kind != 'swinv2_mm.SwinTransformerV2':
         raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), blamed(model, 'model'):
         return MODELS.build(model).eval()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from mmengine.config import Config
@@ -175,12 +176,20 @@ def check_work_dir(work_dir: str) -> None:
     """Check that a folder can be made, or written to, without making it.
 
     Raises:
-        UserError: A file is in the way.
+        UserError: A file is in the way, or the folder above may not be written to.
     """
     path = Path(work_dir).absolute()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not there.is_dir():
         raise UserError(f'work dir {work_dir} cannot be made: {there} is a file. Choose another with --work-dir.')
+    try:
+        with TemporaryFile(dir=there):  # access() says yes to root, and of folders that nobody can write to
+            pass
+    except OSError as error:
+        raise UserError(
+            f'work dir {work_dir} cannot be made: {there} cannot be written to ({error.strerror}). Choose another with '
+            '--work-dir.'
+        ) from error
 
 
 def is_local(path: str) -> bool:

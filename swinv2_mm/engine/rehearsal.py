@@ -20,28 +20,34 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
+from mmengine.model import BaseTTAModel
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import Priority, Runner, get_priority
 from torch import nn
 from torch.utils.data import DataLoader
 
 from swinv2_mm.engine.annotations import check_annotations
 from swinv2_mm.engine.blame import SEE_MORE, blamed, check_arguments, find_class
+from swinv2_mm.engine.checkpoint_match import misfits
 from swinv2_mm.engine.complexity import forward_on_meta
 from swinv2_mm.engine.preflight import datasets_of, is_local
+from swinv2_mm.engine.pretrained import check_checkpoint
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 _SIDE = 128  # of the image whose empty maps are handed from the backbone to the heads
 
 
-def rehearse(cfg: Config, splits: tuple[str, ...]) -> None:
+def rehearse(cfg: Config, splits: tuple[str, ...]) -> nn.Module:
     """Build what a run would build.
 
     Args:
         cfg: The config; it is not changed.
         splits: Those of ``'train'``, ``'val'``, ``'test'`` that the run reads.
+
+    Returns:
+        The model, to be looked at, without memory for its weights.
 
     Raises:
         UserError: Something cannot be built, does not fit together, or does not fit the annotations.
@@ -61,6 +67,33 @@ def rehearse(cfg: Config, splits: tuple[str, ...]) -> None:
             _rehearse_optimizer(cfg, model)
         _check_classes(model, cfg.model, {key: names for key, names in classes.items() if names})
         _check_fit(model)
+    return model
+
+
+def check_weights(model: nn.Module, path: str, whole: bool) -> None:
+    """Check the weights of a whole model against a rehearsed one.
+
+    Args:
+        model: From :func:`rehearse`.
+        path: The checkpoint.
+        whole: Every tensor of the model has to be in it; else one.
+
+    Raises:
+        UserError: It is another model's.
+    """
+    checkpoint = check_checkpoint(path)
+    if checkpoint is None:
+        return
+    while isinstance(model, BaseTTAModel):
+        model = model.module
+    wanted = model.state_dict()
+    loaded = checkpoint.get('state_dict', checkpoint)
+    faults = misfits(loaded, wanted)
+    fits = any(isinstance(tensor, torch.Tensor) and key.removeprefix('module.') in wanted
+               and wanted[key.removeprefix('module.')].shape == tensor.shape for key, tensor in loaded.items())
+    if faults and (whole or not fits):
+        raise UserError(f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone '
+                        'alone.')
 
 
 def build_model(config: Any, key: str = 'model') -> nn.Module:
@@ -128,6 +161,8 @@ def _look_up(cfg: Config, splits: tuple[str, ...]) -> None:
         if split != 'train':
             evaluator = cfg[f'{split}_evaluator']
             several = isinstance(evaluator, list | tuple)
+            if not evaluator:
+                raise UserError(f'{split}_evaluator={evaluator!r} measures nothing.')
             for index, metric in enumerate(evaluator if several else [evaluator]):
                 if not isinstance(metric, dict) or 'metrics' not in metric:  # else an evaluator of the user's own
                     key = f'{split}_evaluator.{index}' if several else f'{split}_evaluator'
@@ -173,6 +208,11 @@ def _look_up_loader(loader: Any, key: str) -> None:
 def _look_up_hook(hook: Any, key: str) -> None:
     plain = {name: value for name, value in hook.items() if name != 'priority'} if isinstance(hook, dict) else hook
     kind = find_class(plain, key, registry.HOOKS)
+    try:
+        get_priority(hook.get('priority', 'NORMAL'))
+    except (KeyError, TypeError, ValueError) as error:
+        names = ', '.join(Priority.__members__)
+        raise UserError(f'{key}.priority={hook.priority!r} must be a number from 0 to 100, or of {names}.') from error
     check_arguments(plain, key, registry.HOOKS)
     if getattr(kind, '__module__', '').startswith('mmengine.hooks') and 'Visualization' not in kind.__name__:
         with blamed(plain, key):
@@ -215,7 +255,7 @@ def _rehearse_dataset(config: dict, key: str) -> Sequence[str] | None:
     if isinstance(classes, str):
         raise UserError(f'{key}.metainfo.classes={classes!r} must be a list of names; for one class, ({classes!r},).')
     path = dataset.ann_file
-    if _reads_coco(kind) and classes and is_local(path) and Path(path).is_file():
+    if _reads_coco(kind) and classes and path and is_local(path) and Path(path).exists():
         check_annotations(Path(path), classes, key)
     return classes
 
@@ -230,14 +270,18 @@ def _reads_coco(kind: type) -> bool:
     return own and kind.COCOAPI is COCO
 
 
-def _rehearse_optimizer(cfg: Config, model: nn.Module) -> None:
-    wrapper = cfg.optim_wrapper
+def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
+    """Build the optimizer of a config; None where a constructor of the user's own builds several.
+
+    Raises:
+        UserError: It cannot be built.
+    """
     if wrapper.get('constructor'):
         constructor = {'type': wrapper.constructor}
         find_class(constructor, 'optim_wrapper', registry.OPTIM_WRAPPER_CONSTRUCTORS, 'optim_wrapper.constructor')
     if 'optimizer' not in wrapper:
         if wrapper.get('constructor'):
-            return  # of the user's own, for several optimizers
+            return None
         raise UserError('optim_wrapper has no optimizer.')
     find_class(wrapper.optimizer, 'optim_wrapper.optimizer', registry.OPTIMIZERS)
     plain = {name: value for name, value in wrapper.items() if name not in ('constructor', 'paramwise_cfg')}
@@ -252,7 +296,13 @@ def _rehearse_optimizer(cfg: Config, model: nn.Module) -> None:
         _check_call(functions[kind], given, 'optim_wrapper.clip_grad', 'parameters')
     keys = ('optimizer', 'constructor', 'paramwise_cfg')  # of precision and accumulation the optimizer knows nothing
     with blamed(wrapper, 'optim_wrapper'):
-        built = build_optim_wrapper(model, deepcopy({key: wrapper[key] for key in keys if key in wrapper}))
+        return build_optim_wrapper(model, deepcopy({key: wrapper[key] for key in keys if key in wrapper}))
+
+
+def _rehearse_optimizer(cfg: Config, model: nn.Module) -> None:
+    built = build_optimizer(cfg.optim_wrapper, model)
+    if built is None:
+        return
     schedulers = cfg.get('param_scheduler') or []
     several = isinstance(schedulers, list | tuple)
     for index, scheduler in enumerate(schedulers if several else [schedulers]):
@@ -310,8 +360,8 @@ def _check_fit(model: nn.Module) -> None:
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     takes = backbone.patch_embed.proj.in_channels
     if mean is not None and len(mean) > 1 and len(mean) != takes:
-        raise UserError(f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes images '
-                        f'of {len(mean)} channels.')
+        raise UserError(f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
+                        f'images of {len(mean)} channels.')
     channels = [backbone.num_features[i] for i in backbone.out_indices]
     try:
         forward_on_meta(model.eval(), (_SIDE, _SIDE))
