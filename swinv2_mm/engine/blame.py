@@ -106,7 +106,7 @@ def _explain(error: Exception, part: Any, key: str) -> str | None:
     if kind is None:
         return _not_found(error, frames[-1], build, key)
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if isinstance(error, TypeError) and (
+    if isinstance(error, TypeError) and ' argument' in str(error) and (
         frames[-1].f_code is build_from_cfg.__code__ or (name and name[1] in build['cfg'])
     ):
         return _misfit(error, kind, key)
