@@ -19,8 +19,10 @@ from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.engine.complexity import build_on_meta, complexity
 from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.model_zoo import COMMAND, PAGE, giga, millions, page, prediction_size
+from swinv2_mm.engine.rehearsal import check_form
 from swinv2_mm.errors import UserError
 
+LARGEST = 2**16
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -58,10 +60,12 @@ def write(path: Path, check: bool) -> None:
 def count(args: argparse.Namespace) -> None:
     """Print what a config's model costs, stage by stage."""
     cfg = load_config(args.config, args.cfg_options)
+    check_form(cfg)
     shape = args.shape or prediction_size(cfg) or ()
     shape = tuple(shape) * 2 if len(shape) == 1 else tuple(shape)
-    if len(shape) != 2 or min(shape) < 1:
-        raise UserError(f'--shape: expected rows and columns in pixels, as in --shape 800 1333, not {args.shape}.')
+    if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
+        raise UserError(f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, '
+                        f'not {args.shape}.')
     model = build_on_meta(cfg.model, cfg.default_scope)
     cost = complexity(model, shape)
     title = '{} x {} pixels: multiply-adds (papers: FLOPs)'.format(*cost.size)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.layer_decay import check_layer_decay
+from swinv2_mm.engine.rehearsal import build_model, build_optimizer, check_form
 from swinv2_mm.errors import UserError
 
 PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.(?:downsample|blocks\.\d+)|norm\d)\.')
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
     args = parser.parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
+    check_form(cfg)
     if 'model' not in cfg or 'optimizer' not in (cfg.get('optim_wrapper') or {}):
         raise UserError(f'{args.config} has no model or no optim_wrapper.optimizer: it does not describe a training.')
     check_layer_decay(cfg)
@@ -43,14 +44,10 @@ def build(cfg: Config) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Build the model and the optimizer of a config, without memory for either."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     MMLogger.get_instance('print_param_groups').setLevel('ERROR')  # the table says what mmengine would log
-    if 'backbone' in cfg.model:
-        cfg.model.backbone.init_cfg = None
-    keys = ('optimizer', 'constructor', 'paramwise_cfg')  # of precision and accumulation the groups know nothing
-    with warnings.catch_warnings(), torch.device('meta'):
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = MODELS.build(cfg.model)
-        wrapper = build_optim_wrapper(model, {key: cfg.optim_wrapper[key] for key in keys if key in cfg.optim_wrapper})
-    return model, wrapper.optimizer
+        model = build_model(cfg.model)
+        return model, build_optimizer(cfg.optim_wrapper, model).optimizer
 
 
 def print_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

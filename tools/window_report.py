@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmengine.registry import MODELS
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +15,10 @@ from swinv2_mm.checkpoints.load import plain
 from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.pretrained import input_size
+from swinv2_mm.engine.rehearsal import build_model, check_form
 from swinv2_mm.errors import UserError
 
+LARGEST = 2**16
 WINDOWS = (7, 8, 12, 14, 16, 20, 24, 32, 40, 48)
 
 
@@ -29,13 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
     args = parser.parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
-    backbone = cfg.get('model', {}).get('backbone', {})
-    if backbone.get('type') != 'swinv2_mm.SwinTransformerV2':
-        raise UserError(f'{args.config}: its backbone is {backbone.get("type")}, not swinv2_mm.SwinTransformerV2.')
+    check_form(cfg)
+    backbone = cfg.model.get('backbone') or {}
+    if not isinstance(backbone, dict) or backbone.get('type') != 'swinv2_mm.SwinTransformerV2':
+        raise UserError(f'{args.config}: its backbone is {backbone!r}, not swinv2_mm.SwinTransformerV2.')
     shape = tuple(args.shape or input_size(cfg) or ())
     shape = shape * 2 if len(shape) == 1 else shape
-    if len(shape) != 2 or min(shape) < 1:
-        raise UserError(f'--shape: expected rows and columns in pixels, as in --shape 800 1333, not {args.shape}.')
+    if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
+        raise UserError(f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, '
+                        f'not {args.shape}.')
     if min(args.windows) < 1:
         raise UserError(f'--windows {args.windows}: windows are whole numbers from 1.')
     print_report(backbone, shape, args.windows)
@@ -43,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> None:
     """Print the costs of the config's window and of others, fixed and balanced, and what to choose."""
-    import torch
-
-    with torch.device('meta'):  # counting needs no weights
-        model = MODELS.build({**cfg, 'init_cfg': None})
+    model = build_model({**cfg, 'init_cfg': None}, 'model.backbone')  # counting needs no weights
     own, own_fit = model.window_size, cfg.get('window_fit', 'fixed')
     title = f'{shape[0]} x {shape[1]} pixels: tokens computed per real one, by stage, and multiply-adds of one image'
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')

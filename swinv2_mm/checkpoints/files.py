@@ -177,13 +177,14 @@ def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str,
     for name in names:
         inner = content.get(name)
         if isinstance(inner, Mapping):
-            found = {key: tensor for key, tensor in inner.items() if isinstance(tensor, Tensor)}
+            found = {key: tensor for key, tensor in inner.items()
+                     if isinstance(key, str) and isinstance(tensor, Tensor)}
             if found:
                 return found, name
     if ema:
         raise UserError(f'there are no averaged weights in it: none of {", ".join(_AVERAGED)} is among its keys '
                         f'{", ".join(map(str, list(content)[:8]))}.')
-    found = {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+    found = {key: tensor for key, tensor in content.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
     if not found:
         keys = ', '.join(map(str, list(content)[:8])) or '(none)'
         raise UserError(f'there are no weights in it: its keys are {keys}.')

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import traceback
 import warnings
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable, Container, Sequence
@@ -89,6 +90,8 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
         if not is_first():
             # Launchers end all processes when one has ended, so most likely the first one says it within this time.
             time.sleep(10)
+        if os.environ.get('SWINV2_MM_TRACEBACK'):
+            traceback.print_exception(error)
         print(f'error: {error}', file=sys.stderr, flush=True)
         return 2
     return 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from swinv2_mm.engine.blame import blamed
 from swinv2_mm.errors import UserError, say
 
 Pair = tuple[int, int]
@@ -59,12 +60,13 @@ def build_on_meta(model: dict, scope: str) -> nn.Module:
         scope: The config's ``default_scope``.
 
     Raises:
-        UserError: Its backbone is not ours.
+        UserError: Its backbone is not ours, or it cannot be built.
     """
-    kind = (model.get('backbone') or {}).get('type')
+    backbone = model.get('backbone')
+    kind = backbone.get('type') if isinstance(backbone, dict) else backbone
     if kind != 'swinv2_mm.SwinTransformerV2':
         raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), blamed(model, 'model'):
         return MODELS.build(model).eval()
 
 
@@ -99,6 +101,19 @@ def count_parameters(module: nn.Module) -> int:
 
 def _heads(model: nn.Module, size: Pair) -> int:
     """Multiply-adds behind the backbone, as PyTorch's counter sees them on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        forward_on_meta(model, size)
+    flops = counter.get_total_flops()
+    if hasattr(model, 'roi_head'):
+        for name, count in (('bbox_head', model.test_cfg.rpn.max_per_img),
+                            ('mask_head', model.test_cfg.rcnn.max_per_img)):
+            own = _of_module(counter, f'{type(model).__name__}.roi_head.{name}')
+            flops += own * count // _ROIS - own
+    return flops // 2
+
+
+def forward_on_meta(model: nn.Module, size: Pair) -> None:
+    """Run the heads of a model from :func:`build_on_meta` on empty maps; its backbone and its proposals are lost."""
     backbone = model.backbone
     maps = tuple(torch.empty(1, backbone.num_features[i], *backbone.windows_on(size)[i][0], device='meta')
                  for i in backbone.out_indices)
@@ -108,18 +123,11 @@ def _heads(model: nn.Module, size: Pair) -> int:
     sample = BaseDataElement(metainfo=dict(
         img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
     image = torch.empty(1, 3, *size, device='meta')
-    with torch.no_grad(), _KnownShapes(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _KnownShapes():
         if hasattr(model, 'encode_decode'):  # its mode='tensor' fails with heads that want to know the image
             model.encode_decode(image, [sample.metainfo])
         else:
             model(image, [sample], mode='tensor')
-    flops = counter.get_total_flops()
-    if hasattr(model, 'roi_head'):
-        for name, count in (('bbox_head', model.test_cfg.rpn.max_per_img),
-                            ('mask_head', model.test_cfg.rcnn.max_per_img)):
-            own = _of_module(counter, f'{type(model).__name__}.roi_head.{name}')
-            flops += own * count // _ROIS - own
-    return flops // 2
 
 
 def _of_module(counter: FlopCounterMode, name: str) -> int:

@@ -42,7 +42,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     except ImportError as error:
         package = next((name for name in _FRAMEWORKS if (error.name or str(error)).startswith(name)), None)
         raise UserError(_install(package, path, error) if package else _blame(path, error)) from error
-    except Exception as error:  # a config is a program: whatever it raises is the config's mistake
+    except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
         raise UserError(_blame(path, error)) from error
     apply_options(cfg, options or {}, path)
     check_framework(cfg, path)
@@ -151,7 +151,7 @@ def _install(package: str, path: str | Path, error: BaseException) -> str:
     )
 
 
-def _blame(path: Path, error: Exception) -> str:
+def _blame(path: Path, error: BaseException) -> str:
     """Say which file of the inheritance chain is wrong, in which line, and why."""
     file, line, reason = str(path), None, f'{type(error).__name__}: {error}'
     for frame, number in traceback.walk_tb(error.__traceback__):

@@ -1,8 +1,11 @@
 """The data that a run reads and the folder that it writes to are checked before it writes anything."""
 
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from mmengine.config import Config
@@ -23,7 +26,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     missing: dict[str, Path] = {}  # dotted key of the config -> the path it leads to
     datasets: list[dict] = []
     for split in splits:
-        for key, dataset in _datasets(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'):
+        for key, dataset in datasets_of(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'):
             lost = {name: path for name, path in _paths(dataset, key) if not path.exists()}
             datasets += [dataset] if lost else []
             missing |= lost
@@ -34,6 +37,51 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     paths = [path for path in dict.fromkeys(missing.values()) if not set(path.parents) & set(missing.values())]
     listed = ', '.join(map(str, paths[:4])) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
     raise UserError(f'data are missing: {listed} (relative to {Path.cwd()}). {_remedy(cfg, datasets, missing)}')
+
+
+def check_numbers(cfg: Config) -> None:
+    """Check the numbers that nothing else checks before a run has begun.
+
+    Raises:
+        UserError: One is of another type, or out of range.
+    """
+    for key, name, value in _numbers(cfg):
+        least, kind = _LEAST[name]
+        if (value is None and name in _OPTIONAL) or (value == -1 and name in _NEVER):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            number = 'a whole number' if kind is int else 'a number'
+            never = f', or -1 for {_NEVER[name]}' if name in _NEVER else ''
+            raise UserError(f'{key}={value!r} must be {number}, at least {least}{never}.')
+
+
+# The least value of what has a name, and its type.
+_LEAST = {
+    'batch_size': (1, int), 'num_workers': (0, int), 'prefetch_factor': (1, int),
+    'max_epochs': (1, int), 'max_iters': (1, int), 'val_interval': (1, int), 'val_begin': (0, int),
+    'accumulative_counts': (1, int), 'base_batch_size': (1, int), 'interval': (1, int), 'max_keep_ckpts': (1, int),
+    'seed': (0, int), 'lr': (0, Real), 'max_norm': (0, Real), 'gamma': (0, Real), 'milestones': (0, int),
+}  # fmt: skip
+_OPTIONAL = ('prefetch_factor', 'seed', 'lr')
+_NEVER = {'interval': 'never', 'max_keep_ckpts': 'all'}
+
+
+def _numbers(cfg: Config) -> Iterator[tuple[str, str, Any]]:
+    """Those of the config's numbers that ``_LEAST`` knows: key, its last part, and value."""
+    parts = ['train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'auto_scale_lr', 'randomness',
+             'optim_wrapper', 'optim_wrapper.optimizer', 'optim_wrapper.clip_grad']  # fmt: skip
+    for group in ('default_hooks', 'param_scheduler'):
+        node = cfg.get(group)
+        names = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        parts += [group, *(f'{group}.{name}' for name in names)]
+    for part in parts:
+        node = cfg
+        for name in part.split('.'):
+            node = node[int(name)] if isinstance(node, list) else node.get(name) if hasattr(node, 'get') else None
+        for name, value in node.items() if isinstance(node, dict) else ():
+            if name in _LEAST:
+                for number in value if isinstance(value, list | tuple) else [value]:
+                    yield f'{part}.{name}', name, number
 
 
 def check_strategy(cfg: Config) -> None:
@@ -50,15 +98,15 @@ def check_strategy(cfg: Config) -> None:
         )
 
 
-def _datasets(node: Any, key: str) -> Iterator[tuple[str, dict]]:
+def datasets_of(node: Any, key: str) -> Iterator[tuple[str, dict]]:
     """Walk to the data sets inside of ``RepeatDataset``, ``ConcatDataset``, ``ClassBalancedDataset`` and the like."""
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):
-            yield from _datasets(item, f'{key}.{index}')
+            yield from datasets_of(item, f'{key}.{index}')
     elif isinstance(node, dict):
         inner = [name for name in ('dataset', 'datasets') if name in node]
         for name in inner:
-            yield from _datasets(node[name], f'{key}.{name}')
+            yield from datasets_of(node[name], f'{key}.{name}')
         if not inner and 'type' in node:
             yield key, node
 
@@ -128,12 +176,20 @@ def check_work_dir(work_dir: str) -> None:
     """Check that a folder can be made, or written to, without making it.
 
     Raises:
-        UserError: A file is in the way.
+        UserError: A file is in the way, or the folder above may not be written to.
     """
     path = Path(work_dir).absolute()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not there.is_dir():
         raise UserError(f'work dir {work_dir} cannot be made: {there} is a file. Choose another with --work-dir.')
+    try:
+        with TemporaryFile(dir=there):  # access() says yes to root, and of folders that nobody can write to
+            pass
+    except OSError as error:
+        raise UserError(
+            f'work dir {work_dir} cannot be made: {there} cannot be written to ({error.strerror}). Choose another with '
+            '--work-dir.'
+        ) from error
 
 
 def is_local(path: str) -> bool:

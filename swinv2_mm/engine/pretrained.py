@@ -41,7 +41,11 @@ def check_checkpoint(path: str, name: str = '') -> dict | None:
             f'{f"{name}: " if name else ""}checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"} '
             f'(the current folder is {Path.cwd()}).{f" There is {found[-1]}." if found else ""}'
         )
-    return read_checkpoint(file)
+    checkpoint = read_checkpoint(file)
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise UserError(f'{f"{name}: " if name else ""}{path} is no checkpoint: what it holds are no named weights.')
+    return checkpoint
 
 
 def check_pretrained(cfg: Config) -> None:

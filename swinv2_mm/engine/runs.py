@@ -20,9 +20,11 @@ from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_
 from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.non_finite import blamed_on_numbers, stop_at_non_finite
 from swinv2_mm.engine.pictures import draw_predictions
-from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
+from swinv2_mm.engine.preflight import check_data, check_numbers, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.engine.rehearsal import check_form, check_weights, rehearse
 from swinv2_mm.errors import UserError, say
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 
 def prepare_training(
@@ -70,7 +72,10 @@ def prepare_training(
     stop_at_non_finite(cfg)
     splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
     check_data(cfg, splits)
+    model = rehearse(cfg, splits)
     check_pretrained(cfg)  # last, since it may have to fetch weights
+    if cfg.get('load_from') and not cfg.get('resume'):
+        check_weights(model, cfg.load_from, whole=False)
     tell_input_size(cfg)
     check_samples(cfg, splits)
     return cfg
@@ -122,6 +127,7 @@ def prepare_test(
     cfg.load_from, cfg.resume = checkpoint, False
     add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
     if out is not None:
+        check_work_dir(str(Path(out).parent))
         _dump_predictions(cfg, out)
     draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
@@ -135,7 +141,18 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
+<<<<<<< HEAD
     check_samples(cfg, ('test',))
+=======
+    model = rehearse(cfg, ('test',))
+    check_weights(model, checkpoint, whole=True)
+    backbone = getattr(model, 'backbone', None)
+    if window_size is not None and isinstance(backbone, SwinTransformerV2):
+        try:
+            backbone.set_window_size(window_size)
+        except ValueError as error:
+            raise UserError(f'--window-size: {error}') from error
+>>>>>>> fuzz
     return cfg
 
 
@@ -181,6 +198,8 @@ def test(cfg: Config) -> dict[str, float]:
 def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None, launcher: str) -> Config:
     check_launcher(launcher)
     cfg = load_config(config, cfg_options)
+    check_form(cfg)
+    check_numbers(cfg)
     cfg.launcher = launcher
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)

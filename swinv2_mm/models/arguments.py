@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 Pair = tuple[int, int]
@@ -12,6 +14,25 @@ def integer(name: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f'{name}={value!r} must be a whole number, at least {minimum}.')
     return value
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f'{name}={value!r} must be True or False.')
+    return value
+
+
+def probability(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+        raise ValueError(f'{name}={value!r} is a probability; give a number in [0, 1).')
+    return value
+
+
+def check_mlp_ratio(value: Any, embed_dims: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f'mlp_ratio={value!r} must be a positive number; SwinV2 uses 4.')
+    if int(embed_dims * value) < 1:
+        raise ValueError(f'mlp_ratio={value!r} leaves no channel of {embed_dims}; SwinV2 uses 4.')
 
 
 def is_sequence(value: Any) -> bool:
@@ -64,8 +85,8 @@ def checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
 
 def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
     indices = tuple(value) if is_sequence(value) else ()
-    if not indices or any(i not in range(stages) for i in indices) or len(set(indices)) < len(indices) \
-            or list(indices) != sorted(indices):
+    if not indices or any(type(i) is not int or i not in range(stages) for i in indices) \
+            or list(indices) != sorted(set(indices)):
         raise ValueError(f'out_indices={value!r} must list stages in rising order, each once, out of '
                          f'{list(range(stages))}.')
     return indices

@@ -13,12 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.arguments import (
     check_heads,
+    check_mlp_ratio,
     check_window_fit,
     checkpointed_stages,
     emitted_stages,
+    flag,
     integer,
     integers,
     is_sequence,
+    probability,
     windows_per_stage,
 )
 from swinv2_mm.models.attention import WindowAttention
@@ -288,12 +291,12 @@ class SwinTransformerV2(BaseModule):
         if pretrained_window_sizes is not None:
             pretrained = windows_per_stage('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
             pretrained = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pretrained, windows, strict=True)]
-        if not mlp_ratio > 0:
-            raise ValueError(f'mlp_ratio={mlp_ratio!r} must be positive; SwinV2 uses 4.')
-        for name, rate in (('drop_rate', drop_rate), ('attn_drop_rate', attn_drop_rate),
-                           ('drop_path_rate', drop_path_rate)):
-            if not 0 <= rate < 1:
-                raise ValueError(f'{name}={rate!r} is a probability; give a number in [0, 1).')
+        check_mlp_ratio(mlp_ratio, embed_dims)
+        probability('drop_rate', drop_rate)
+        probability('attn_drop_rate', attn_drop_rate)
+        probability('drop_path_rate', drop_path_rate)
+        flag('qkv_bias', qkv_bias)
+        flag('mask_padding', mask_padding)
         out_indices = emitted_stages(out_indices, stages)
         check_window_fit(window_fit)
         if attn_chunk is not None and attn_chunk != 'auto':
@@ -304,7 +307,7 @@ class SwinTransformerV2(BaseModule):
             raise ValueError(f"attn_backend='triton' has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out "
                              'one of the two.')
         checkpointed = checkpointed_stages(with_cp, stages)
-        if frozen_stages not in range(-1, stages + 1):
+        if type(frozen_stages) is not int or frozen_stages not in range(-1, stages + 1):
             raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
                              f'{stages}, the number of stages.')
 
