@@ -141,9 +141,6 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
-<<<<<<< HEAD
-    check_samples(cfg, ('test',))
-=======
     model = rehearse(cfg, ('test',))
     check_weights(model, checkpoint, whole=True)
     backbone = getattr(model, 'backbone', None)
@@ -152,7 +149,7 @@ def prepare_test(
             backbone.set_window_size(window_size)
         except ValueError as error:
             raise UserError(f'--window-size: {error}') from error
->>>>>>> fuzz
+    check_samples(cfg, ('test',))
     return cfg
 
 
