@@ -8,6 +8,8 @@ from swinv2_mm.engine.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from swinv2_mm.engine.pictures import PicturesHook
+from swinv2_mm.engine.progress import ProgressHook
+from swinv2_mm.engine.report import ReportHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.window_size import WindowSizeHook
 from swinv2_mm.engine.zero1 import Zero1Runner
@@ -25,6 +27,8 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'PicturesHook',
     'Pretrained',
+    'ProgressHook',
+    'ReportHook',
     'UserError',
     'WindowSizeHook',
     'Zero1Runner',

@@ -116,6 +116,7 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
         for axis, panel in zip(axes, panels, strict=False):
             panel(axis, runs)
             axis.tick_params(labelbottom=True)
+        axes[0].set_xlim(left=0)
         for axis in axes[len(panels):]:
             axis.remove()
         for axis in axes[max(0, len(panels) - 2): len(panels)]:
@@ -353,8 +354,9 @@ def _curves(axis: Any, title: str, wanted: Sequence[tuple[str, Run, str]], smoot
         return
     if low > 0 and high / low > 10:
         axis.set_yscale('log')
-    else:
-        axis.set_ylim(bottom=0 if low >= 0 else None)
+        axis.set_ylim(bottom=max(low * 0.8, high * 1e-4))  # a rate that ends at 0 would need all the height
+    elif low >= 0:
+        axis.set_ylim(0, high * 1.08 or 1)
     for begin in {begin for _, run, _ in wanted for begin in run.resumed}:
         axis.axvline(begin, color='grey', lw=0.8, ls=':', zorder=0)
     if legend:

@@ -20,6 +20,9 @@ from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.engine.progress import screen_given_back, show_progress
+from swinv2_mm.engine.report import add_report
+from swinv2_mm.engine.tensorboard import log_to_tensorboard
 from swinv2_mm.errors import UserError, say
 
 
@@ -68,6 +71,9 @@ def prepare_training(
     check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)
+    add_report(cfg)
+    show_progress(cfg)
+    log_to_tensorboard(cfg)
     return cfg
 
 
@@ -130,6 +136,7 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
+    show_progress(cfg)
     return cfg
 
 
@@ -154,7 +161,8 @@ def train(cfg: Config) -> Runner:
             '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
             'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
         )
-    runner.train()
+    with screen_given_back(runner):
+        runner.train()
     leave_processes()
     return runner
 
@@ -165,7 +173,9 @@ def test(cfg: Config) -> dict[str, float]:
     Returns:
         The metrics.
     """
-    metrics = build_runner(cfg).test()
+    runner = build_runner(cfg)
+    with screen_given_back(runner):
+        metrics = runner.test()
     leave_processes()
     return metrics
 
