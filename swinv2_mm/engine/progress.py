@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -136,11 +135,6 @@ class ProgressHook(Hook):
         if now - self.drawn >= _SECONDS:
             self.bars.refresh()
             self.drawn = now
-
-
-def show_progress(cfg: Config) -> None:
-    """Have a run show bars; ``default_hooks.progress=None`` switches them off, as mmengine does any hook."""
-    cfg.default_hooks = {'progress': {'type': 'swinv2_mm.ProgressHook'}} | dict(cfg.get('default_hooks') or {})
 
 
 @contextmanager

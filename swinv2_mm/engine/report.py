@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -194,11 +193,6 @@ class ReportHook(Hook):
         self.spent += monotonic() - began
 
 
-def add_report(cfg: Config) -> None:
-    """Have a training draw its report; ``default_hooks.report=None`` switches it off, as mmengine does any hook."""
-    cfg.default_hooks = {'report': {'type': 'swinv2_mm.ReportHook'}} | dict(cfg.get('default_hooks') or {})
-
-
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +267,7 @@ def _draw_loss(axis: Any, runs: Sequence[Run]) -> None:
 
 def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
     axis.set_title('validation', loc='left')
+    low = 0.0
     for index, run in enumerate(runs):
         found = _validations(run)
         if len(runs) > 1:
@@ -280,6 +275,7 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
         for number, (name, (x, y)) in enumerate(found.items()):
             colour, style = (number, index) if len(runs) == 1 else (index, number)
             label = f'{run.name}: {name}' if len(runs) > 1 else name
+            low = min([low, *y[np.isfinite(y)]])
             known = name in _METRICS and np.isfinite(y).any()
             at = int(np.nanargmax(y)) if known else len(y) - 1
             line, = axis.plot(x, y, marker='o', ms=4, color=_COLOURS[colour % len(_COLOURS)],
@@ -288,9 +284,9 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
             if known:
                 axis.plot(x[at], y[at], marker='*', ms=14, color=line.get_color(), mec='white', zorder=3)
     if axis.lines:
-        axis.set_ylim(bottom=0 if min(np.nanmin(line.get_ydata()) for line in axis.lines) >= 0 else None)
-        axis.margins(y=0.15)
-        axis.legend()
+        axis.margins(y=0.1)
+        axis.set_ylim(bottom=0 if low >= 0 else None)
+        axis.legend(loc='lower right')
     else:
         _say_nothing(axis, 'no validation yet')
 

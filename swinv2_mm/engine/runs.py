@@ -13,15 +13,14 @@ from mmengine.runner import Runner
 from swinv2_mm.engine.amp import set_precision
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.compilation import compile_backbone
-from swinv2_mm.engine.config import add_hook, load_config
+from swinv2_mm.engine.config import add_default_hook, add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
-from swinv2_mm.engine.progress import screen_given_back, show_progress
-from swinv2_mm.engine.report import add_report
+from swinv2_mm.engine.progress import screen_given_back
 from swinv2_mm.engine.tensorboard import log_to_tensorboard
 from swinv2_mm.errors import UserError, say
 
@@ -71,8 +70,6 @@ def prepare_training(
     check_data(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     check_pretrained(cfg)  # last, since it may have to fetch weights
     tell_input_size(cfg)
-    add_report(cfg)
-    show_progress(cfg)
     log_to_tensorboard(cfg)
     return cfg
 
@@ -136,7 +133,6 @@ def prepare_test(
     if compile:
         compile_backbone(cfg)
     check_data(cfg, ('test',))
-    show_progress(cfg)
     return cfg
 
 
@@ -186,6 +182,8 @@ def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None,
     cfg.launcher = launcher
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)
+    add_default_hook(cfg, 'progress', 'swinv2_mm.ProgressHook')
+    add_default_hook(cfg, 'report', 'swinv2_mm.ReportHook')
     return cfg
 
 
