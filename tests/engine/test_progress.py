@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -47,7 +48,7 @@ def in_terminal(work, keys=None):
         keys: What to type once the bars are there.
 
     Returns:
-        All that was sent to the screen, and the status of the process.
+        All that was sent to the screen, without colours, and the status of the process.
     """
     child, terminal = pty.fork()
     if child == 0:
@@ -72,7 +73,7 @@ def in_terminal(work, keys=None):
     except OSError:  # how Linux says that nobody writes there any more
         pass
     os.close(terminal)
-    return seen.decode(), os.waitpid(child, 0)[1]
+    return re.sub(r'\x1b\[[\d;]*m', '', seen.decode()), os.waitpid(child, 0)[1]
 
 
 def test_a_person_sees_bars_and_warnings_and_metrics(run_tool, tmp_path):
