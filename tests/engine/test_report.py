@@ -61,7 +61,7 @@ def test_validations_lie_where_they_were(tmp_path):
     ('records', 'tail'),
     [
         (steps(10, 41), '{"iter": 50, "lo'),
-        ([dict(iter=10, step=10, loss=float('nan'))], ''),
+        ([*steps(10, 21, loss=float('nan')), *steps(20, 31)], ''),
         ([dict(iter=10, step=10)], ''),
         ([*steps(10, 21, loss=0.0), dict(error=float('nan'), step=20), dict(loss=-1.0, iter=30, step=30)], ''),
         ([*steps(10, 31, **{'d0.loss_cls': 1.0, **{f's{i}.loss': 1.0 for i in range(9)}, 'memory': 100})], ''),
