@@ -1,18 +1,19 @@
 #!/usr/bin/env python
-"""Draw the curves of a training, as in: python tools/plot_run.py work_dirs/maskrcnn_swinv2_t_shapes curves.png"""
+"""Draw a training, or several on the same axes, as in: python tools/plot_run.py work_dirs/maskrcnn_swinv2_t_shapes"""
 
 from collections.abc import Sequence
 
 from swinv2_mm.engine.command_line import Parser, exit_code
-from swinv2_mm.engine.curves import plot_run
+from swinv2_mm.engine.report import plot_runs
+from swinv2_mm.errors import say
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument('work_dir', help='the work dir of the training')
-    parser.add_argument('out', help='the picture to write (.png, .svg or .pdf)')
+    parser.add_argument('work_dirs', nargs='+', metavar='work_dir', help='the work dir of a training')
+    parser.add_argument('--out', metavar='FILE', help='a .png, .svg or .pdf; default: report.png in the work dir')
     arguments = parser.parse_args(argv)
-    plot_run(arguments.work_dir, arguments.out)
+    say(f'The picture is {plot_runs(arguments.work_dirs, arguments.out)}')
 
 
 if __name__ == '__main__':

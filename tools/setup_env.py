@@ -41,7 +41,7 @@ LOG = VENV / 'setup.log'
 MMCV = '2.1.0'
 # What mmcv needs to be compiled, and to be tried afterwards (mmengine brings OpenCV and the like).
 BEFORE_MMCV = ('numpy', 'setuptools', 'wheel', 'ninja', 'mmengine', 'packaging', 'pillow')
-EXTRAS = '.[det,seg,test]'
+EXTRAS = '.[det,seg,tensorboard,test]'
 STEPS = 6
 SUPPORTED = ((3, 10), (3, 12))
 GIB = 2**30

@@ -10,6 +10,8 @@ from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from swinv2_mm.engine.non_finite import NonFiniteHook
 from swinv2_mm.engine.pictures import PicturesHook
+from swinv2_mm.engine.progress import ProgressHook
+from swinv2_mm.engine.report import ReportHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.window_size import WindowSizeHook
 from swinv2_mm.engine.zero1 import Zero1Runner
@@ -29,6 +31,8 @@ __all__ = [
     'NonFiniteHook',
     'PicturesHook',
     'Pretrained',
+    'ProgressHook',
+    'ReportHook',
     'UserError',
     'WindowSizeHook',
     'Zero1Runner',

@@ -87,6 +87,14 @@ def add_hook(cfg: Config, kind: str, **arguments: Any) -> None:
         cfg.custom_hooks = [*hooks, {'type': kind, **arguments}]
 
 
+def add_default_hook(cfg: Config, name: str, kind: str) -> None:
+    """Add a hook under a name of ``default_hooks``, by which a config gives it arguments or, as None, leaves it out."""
+    hooks = {name: {'type': kind}} | dict(cfg.get('default_hooks') or {})
+    if hooks[name] is None:  # mmengine knows None for its own hooks only
+        del hooks[name]
+    cfg.default_hooks = hooks
+
+
 def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Path) -> None:
     *parents, leaf = key.split('.')
     node: Any = cfg._cfg_dict

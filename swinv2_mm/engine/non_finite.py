@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -127,16 +126,6 @@ def blamed_on_numbers(runner: Runner) -> Iterator[None]:
         if hook and get_world_size() == 1:
             hook.explain(error)
         raise
-
-
-def stop_at_non_finite(cfg: Config) -> None:
-    """Give a training the hook, as the default hook ``non_finite``; a config that sets this to None goes without.
-
-    Args:
-        cfg: Edited in place.
-    """
-    hooks = {'non_finite': {'type': 'swinv2_mm.NonFiniteHook'}} | (cfg.get('default_hooks') or {})
-    cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name != 'non_finite'}
 
 
 def describe(trace: Trace) -> str:

@@ -14,15 +14,17 @@ from swinv2_mm.engine.amp import set_precision
 from swinv2_mm.engine.bad_data import check_samples, named_annotations
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.compilation import compile_backbone
-from swinv2_mm.engine.config import add_hook, load_config
+from swinv2_mm.engine.config import add_default_hook, add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
 from swinv2_mm.engine.layer_decay import check_layer_decay
-from swinv2_mm.engine.non_finite import blamed_on_numbers, stop_at_non_finite
+from swinv2_mm.engine.non_finite import blamed_on_numbers
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_numbers, check_strategy, check_work_dir
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.engine.progress import screen_given_back
 from swinv2_mm.engine.rehearsal import check_form, check_weights, rehearse
+from swinv2_mm.engine.tensorboard import log_to_tensorboard
 from swinv2_mm.errors import UserError, say
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
@@ -69,7 +71,6 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     _set_resume(cfg, resume)
-    stop_at_non_finite(cfg)
     splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
     check_data(cfg, splits)
     model = rehearse(cfg, splits)
@@ -78,6 +79,7 @@ def prepare_training(
         check_weights(model, cfg.load_from, whole=False)
     tell_input_size(cfg)
     check_samples(cfg, splits)
+    log_to_tensorboard(cfg)
     return cfg
 
 
@@ -174,7 +176,7 @@ def train(cfg: Config) -> Runner:
             '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
             'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
         )
-    with named_annotations(), blamed_on_numbers(runner):
+    with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
         runner.train()
     leave_processes()
     return runner
@@ -186,8 +188,9 @@ def test(cfg: Config) -> dict[str, float]:
     Returns:
         The metrics.
     """
-    with named_annotations():
-        metrics = build_runner(cfg).test()
+    runner = build_runner(cfg)
+    with named_annotations(), screen_given_back(runner):
+        metrics = runner.test()
     leave_processes()
     return metrics
 
@@ -200,6 +203,9 @@ def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None,
     cfg.launcher = launcher
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)
+    add_default_hook(cfg, 'progress', 'swinv2_mm.ProgressHook')
+    add_default_hook(cfg, 'report', 'swinv2_mm.ReportHook')
+    add_default_hook(cfg, 'non_finite', 'swinv2_mm.NonFiniteHook')
     return cfg
 
 

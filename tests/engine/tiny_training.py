@@ -39,7 +39,7 @@ train_cfg = {train_cfg}
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(checkpoint=dict(
-    type='CheckpointHook', by_epoch={by_epoch}, interval=1, save_best='error', rule='less'))
+    type='CheckpointHook', by_epoch={by_epoch}, interval=1, save_best='error', rule='less'), report=None)
 custom_hooks = [dict(type='swinv2_mm.EpochSeedHook')]
 randomness = dict(seed=7)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,411 @@
+"""A picture of one run or of several, from the numbers that mmengine logs as JSON lines."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from swinv2_mm.errors import UserError
+from swinv2_mm.registry import HOOKS
+
+# What a validation is judged by, without its prefix (coco/), the most important first; of all, higher is better.
+_MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'mAP', 'mDice', 'mFscore')
+_METRICS = (*_MAIN, 'bbox_mAP_50', 'segm_mAP_50', 'mAcc', 'aAcc')
+_NO_METRICS = ('step', 'iter', 'epoch', 'iteration', 'time', 'data_time', 'memory')
+# Okabe and Ito's colours, which colour-blind people can tell apart, but for the yellow, which is too light for a line.
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_STYLES = ('-', '--', ':', '-.')
+_SUFFIXES = ('.png', '.svg', '.pdf')
+_WINDOW = 101  # the longest running median, in log records
+
+
+@dataclass
+class Run:
+    """What a run, and its continuations by ``--resume``, logged.
+
+    Args:
+        name: The name of its work dir.
+        train: The records of training, by iteration.
+        val: Those of validation, in order, each with the ``iteration`` it came after.
+        resumed: The iterations from which a continuation logged.
+        epoch_length: Iterations of an epoch, where that can be told.
+    """
+
+    name: str
+    train: list[dict]
+    val: list[dict]
+    resumed: list[int]
+    epoch_length: float | None
+
+
+def read_run(work_dir: str | Path) -> Run:
+    """Read the log of a run. A later log counts from its first iteration on, since a run that is resumed repeats some.
+
+    Raises:
+        UserError: The folder holds no such log.
+    """
+    train: list[dict] = []
+    val: list[dict] = []
+    resumed = []
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        records = [*_records(path)]
+        begin = next((record['iter'] for record in records if 'iter' in record), None)
+        if begin is None:
+            continue
+        train = [record for record in train if record['iter'] < begin]
+        val = [record for record in val if record['after'] < begin]
+        resumed += [begin] if train else []
+        after = 0
+        for record in records:
+            if 'iter' in record:
+                train.append(record)
+                after = record['iter']
+            elif metrics_of(record):
+                epoch = train[-1].get('epoch') if after else None
+                val.append(dict(record, after=after, last_epoch=epoch))
+    if not train:
+        hint = 'name a work dir, as in work_dirs/<config>' if Path(work_dir).is_dir() else 'it does not exist'
+        raise UserError(f'{work_dir} holds no log of a training: {hint}.')
+    length = _epoch_length(train)
+    for record in val:
+        record['iteration'] = _iteration(record, length)
+    return Run(Path(work_dir).resolve().name, train, val, [begin for begin in resumed if begin > 0], length)
+
+
+def metrics_of(record: dict[str, Any]) -> dict[str, float]:
+    """Of what a validation gave, the metrics that a person wants to see, by their short names; all if none is known."""
+    numbers = {name.rpartition('/')[2]: value for name, value in record.items()
+               if name not in _NO_METRICS and isinstance(value, int | float | np.number)}
+    return {name: numbers[name] for name in _METRICS if name in numbers} or dict([*numbers.items()][:6])
+
+
+def draw_report(runs: Sequence[Run], out: str | Path) -> None:
+    """Draw runs on the same axes into one picture, which appears only when it is complete.
+
+    Args:
+        runs: One, with all it logged, or several, with what compares them.
+        out: A ``.png``, ``.svg`` or ``.pdf``.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f'.{out.stem}.{os.getpid()}{out.suffix}')
+    style = {'font.size': 10, 'axes.spines.right': False, 'axes.spines.top': False, 'axes.grid': True,
+             'grid.alpha': 0.3, 'legend.fontsize': 9, 'legend.framealpha': 0.8}  # fmt: skip
+    with rc_context(style):
+        panels = [panel for panel, logged in _panels(runs).items() if logged]
+        rows = math.ceil(len(panels) / 2)
+        figure = Figure(figsize=(13, 0.8 + 3.1 * rows), layout='constrained')
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flat
+        for axis, panel in zip(axes, panels, strict=False):
+            panel(axis, runs)
+            axis.tick_params(labelbottom=True)
+        axes[0].set_xlim(left=0)
+        for axis in axes[len(panels):]:
+            axis.remove()
+        for axis in axes[max(0, len(panels) - 2): len(panels)]:
+            axis.set_xlabel('iteration')
+        if len(runs) == 1:
+            _show_epochs(axes[:2], runs[0])
+        figure.suptitle('\n'.join(map(_headline, runs)), fontsize=12, x=0.01, ha='left')
+        try:
+            figure.savefig(partial, dpi=100)
+            os.replace(partial, out)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
+    """Draw the picture of one run, or the comparison of several.
+
+    Args:
+        work_dirs: Their work dirs.
+        out: The picture; by default ``report.png`` in the work dir, of a single run.
+
+    Returns:
+        The picture.
+
+    Raises:
+        UserError: A folder holds no log of a training, or ``out`` cannot be a picture.
+    """
+    if out is None and len(work_dirs) > 1:
+        raise UserError('--out is missing: which picture should compare the runs? As in --out comparison.png.')
+    path = Path(work_dirs[0], 'report.png') if out is None else Path(out).expanduser()
+    if path.suffix.lower() not in _SUFFIXES or path.is_dir():
+        raise UserError(f'--out {out}: name a picture, a file that ends in {", ".join(_SUFFIXES)}.')
+    runs = [read_run(Path(folder).expanduser()) for folder in work_dirs]
+    if len({run.name for run in runs}) < len(runs):
+        for run, folder in zip(runs, work_dirs, strict=True):
+            run.name = str(folder)
+    try:
+        draw_report(runs, path)
+    except OSError as error:
+        raise UserError(f'--out {path} cannot be written: {error.strerror or error}.') from error
+    return path
+
+
+@HOOKS.register_module()
+class ReportHook(Hook):
+    """Draw ``report.png`` into the work dir after training, and after validations while it goes.
+
+    After a validation only if drawing has taken less than a hundredth of the time so far. It never stops a training:
+    what fails is a warning.
+    """
+
+    priority = 'LOWEST'  # the validation's numbers are in the log already
+
+    def before_train(self, runner: Runner) -> None:
+        self.began, self.spent = monotonic(), 0.0
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        # A validation by itself has no training around it.
+        if hasattr(self, 'began') and self.spent <= 0.01 * (monotonic() - self.began):
+            self._draw(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self._draw(runner)
+
+    def _draw(self, runner: Runner) -> None:
+        if not is_main_process():
+            return
+        began = monotonic()
+        try:
+            draw_report([read_run(runner.work_dir)], Path(runner.work_dir, 'report.png'))
+        except UserError:
+            pass  # a training that was shorter than the interval of its log
+        except Exception as error:
+            runner.logger.warning(f'report.png was not drawn: {type(error).__name__}: {error}')
+        self.spent += monotonic() - began
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _records(path: Path) -> Iterator[dict]:
+    """The lines of a log; one that is being written, or was when the run was killed, is left out."""
+    for line in path.read_text(errors='replace').splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _epoch_length(train: Sequence[dict]) -> float | None:
+    """Iterations of an epoch: what lies between the first records of two epochs, which are logged at the same place."""
+    first: dict[int, int] = {}
+    for record in train:
+        if 'epoch' in record:
+            first.setdefault(record['epoch'], record['iter'])
+    pairs = zip([*first.items()], [*first.items()][1:], strict=False)
+    lengths = [(i - j) / (e - f) for (f, j), (e, i) in pairs if e > f]
+    return median(lengths) if lengths else None
+
+
+def _iteration(record: dict, epoch_length: float | None) -> int:
+    """After which iteration a validation was: mmengine counts them in iterations or in epochs, and does not say."""
+    if record['step'] >= record['after']:
+        return record['step']
+    if epoch_length and record['step'] == record['last_epoch']:
+        return round(record['step'] * epoch_length)
+    return record['after']
+
+
+def _series(records: Sequence[dict], name: str, x: str = 'iter') -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(record[x], record[name]) for record in records if isinstance(record.get(name), int | float)]
+    return np.array([i for i, _ in pairs], float), np.array([value for _, value in pairs], float)
+
+
+def _validations(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    records = [metrics_of(record) | {'iteration': record['iteration']} for record in run.val]
+    names = dict.fromkeys(name for record in records for name in record if name != 'iteration')
+    return {name: _series(records, name, 'iteration') for name in names}
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def _panels(runs: Sequence[Run]) -> dict[Callable, bool]:
+    """What is drawn, and whether there is anything to draw; what every run should have has a panel anyway."""
+    return {
+        _draw_loss: True,
+        _draw_metrics: True,
+        _draw_parts: len(runs) == 1 and bool(_parts(runs[0])),
+        _draw_rate: True,
+        _draw_norm: any('grad_norm' in run.train[-1] for run in runs),
+        _draw_time: True,
+        _draw_memory: any('memory' in run.train[-1] for run in runs),
+    }
+
+
+def _draw_loss(axis: Any, runs: Sequence[Run]) -> None:
+    _curves(axis, 'loss', [(run.name if len(runs) > 1 else 'loss', run, 'loss') for run in runs])
+    for run in runs:
+        x, y = _series(run.train, 'loss')
+        lost = x[~np.isfinite(y)]
+        if lost.size:
+            axis.plot(lost, np.full(lost.size, 0.97), 'x', color='red', transform=axis.get_xaxis_transform(),
+                      label=f'not finite, from iteration {lost[0]:.0f} on')  # fmt: skip
+            axis.legend()
+
+
+def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
+    axis.set_title('validation', loc='left')
+    low = 0.0
+    for index, run in enumerate(runs):
+        found = _validations(run)
+        if len(runs) > 1:
+            found = {name: found[name] for name in _MAIN if name in found} or dict([*found.items()][:1])
+        for number, (name, (x, y)) in enumerate(found.items()):
+            colour, style = (number, index) if len(runs) == 1 else (index, number)
+            label = f'{run.name}: {name}' if len(runs) > 1 else name
+            low = min([low, *y[np.isfinite(y)]])
+            known = name in _METRICS and np.isfinite(y).any()
+            at = int(np.nanargmax(y)) if known else len(y) - 1
+            line, = axis.plot(x, y, marker='o', ms=4, color=_COLOURS[colour % len(_COLOURS)],
+                              ls=_STYLES[style % len(_STYLES)],
+                              label=f'{label}: {"best" if known else "last"} {_number(y[at])}')  # fmt: skip
+            if known:
+                axis.plot(x[at], y[at], marker='*', ms=14, color=line.get_color(), mec='white', zorder=3)
+    if axis.lines:
+        axis.margins(y=0.1)
+        axis.set_ylim(bottom=0 if low >= 0 else None)
+        axis.legend(loc='lower right')
+    else:
+        _say_nothing(axis, 'no validation yet')
+
+
+def _draw_parts(axis: Any, runs: Sequence[Run]) -> None:
+    names, (run,) = _parts(runs[0]), runs
+    shown = names[: len(_COLOURS)]
+    title = 'parts of the loss' if shown == names else f'the largest {len(shown)} of {len(names)} parts of the loss'
+    _curves(axis, title, [(name, run, name) for name in shown])
+
+
+def _draw_rate(axis: Any, runs: Sequence[Run]) -> None:
+    wanted = []
+    for run in runs:
+        names = sorted(name for name in run.train[-1] if name == 'lr' or name.endswith('.lr'))
+        wanted += [(f'{run.name}: {name}' if len(runs) > 1 and len(names) > 1 else run.name if len(runs) > 1 else name,
+                    run, name) for name in names]  # fmt: skip
+    _curves(axis, 'learning rate', wanted, smooth=False, legend=len(wanted) > 1 and len(runs) == 1)
+
+
+def _draw_norm(axis: Any, runs: Sequence[Run]) -> None:
+    _curves(axis, 'norm of the gradient', [(run.name, run, 'grad_norm') for run in runs], legend=False)
+
+
+def _draw_time(axis: Any, runs: Sequence[Run]) -> None:
+    names = {'time': 'iteration', 'data_time': 'of it waiting for data'} if len(runs) == 1 else {'time': ''}
+    wanted = [(label, run, name) for run in runs for name, label in names.items()]
+    _curves(axis, 'seconds per iteration', wanted, legend=len(runs) == 1)
+
+
+def _draw_memory(axis: Any, runs: Sequence[Run]) -> None:
+    _curves(axis, 'largest memory of the GPU, MB', [(run.name, run, 'memory') for run in runs], smooth=False,
+            legend=False)  # fmt: skip
+
+
+def _curves(axis: Any, title: str, wanted: Sequence[tuple[str, Run, str]], smooth: bool = True,
+            legend: bool = True) -> None:
+    """Draw series by iteration: thin as logged, thick as a running median, on a log scale where they span a decade.
+
+    Args:
+        axis: Where.
+        title: Of the panel.
+        wanted: Label, run and name of each series.
+        smooth: Whether these are noisy.
+        legend: Whether to name them.
+    """
+    axis.set_title(title, loc='left')
+    low, high = math.inf, 0.0
+    for index, (label, run, name) in enumerate(wanted):
+        x, y = _series(run.train, name)
+        finite = y[np.isfinite(y)]
+        if not finite.size:
+            continue
+        middle = running_median(y) if smooth else y
+        colour, style = _COLOURS[index % len(_COLOURS)], _STYLES[index // len(_COLOURS) % len(_STYLES)]
+        axis.plot(x, np.where(np.isfinite(y), y, np.nan), color=colour, lw=0.8, alpha=0.35)
+        axis.plot(x, middle, color=colour, ls=style, lw=1.8, label=label, marker='o' if len(x) == 1 else None)
+        low, high = min(low, finite.min()), max(high, finite.max())
+    if not axis.lines:
+        _say_nothing(axis, 'not in the log')
+        return
+    if low > 0 and high / low > 10:
+        axis.set_yscale('log')
+        axis.set_ylim(bottom=max(low * 0.8, high * 1e-4))  # a rate that ends at 0 would need all the height
+    elif low >= 0:
+        axis.set_ylim(0, high * 1.08 or 1)
+    for begin in {begin for _, run, _ in wanted for begin in run.resumed}:
+        axis.axvline(begin, color='grey', lw=0.8, ls=':', zorder=0)
+    if legend:
+        axis.legend(ncols=2 if len(wanted) > 3 else 1)
+
+
+def running_median(values: np.ndarray) -> np.ndarray:
+    """Medians of the values around each, as many as a twentieth of all; what is not finite is left out of them."""
+    half = min(len(values) // 20, _WINDOW) // 2
+    padded = np.pad(np.where(np.isfinite(values), values, np.nan), half, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    medians = np.full(len(values), np.nan)
+    some = np.isfinite(windows).any(1)
+    medians[some] = np.nanmedian(windows[some], 1)
+    return medians
+
+
+def _parts(run: Run) -> list[str]:
+    """The parts of the loss, the largest first; those of a decoder's inner layers (``d0.loss_cls``) are left out."""
+    names = {name for record in run.train[:1] + run.train[-1:] for name in record}
+    names = {name for name in names if 'loss' in name and name not in ('loss', 'loss_scale')
+             and not re.match(r'd\d+\.', name)}
+    sizes = {name: _series(run.train, name)[1] for name in names}
+    return sorted(names, key=lambda name: (-float(np.nan_to_num(np.median(sizes[name]))), name))
+
+
+def _say_nothing(axis: Any, words: str) -> None:
+    axis.set_facecolor('0.94')
+    axis.grid(False)
+    axis.set_yticks([])
+    axis.text(0.5, 0.5, words, transform=axis.transAxes, ha='center', va='center', color='0.35')
+
+
+def _show_epochs(axes: Sequence[Any], run: Run) -> None:
+    if run.epoch_length:
+        for axis in axes:
+            top = axis.secondary_xaxis(
+                'top', functions=(lambda i: i / run.epoch_length, lambda e: e * run.epoch_length))
+            top.set_xlabel('epoch', fontsize=9)
+            top.tick_params(labelsize=9)
+
+
+def _headline(run: Run) -> str:
+    last = run.train[-1]
+    where = f'iteration {last["iter"]}' + (f', epoch {last["epoch"]}' if run.epoch_length else '')
+    best = []
+    for name, (x, y) in _validations(run).items():
+        if name in _MAIN and np.isfinite(y).any():
+            at = x[int(np.nanargmax(y))]
+            when = f'epoch {at / run.epoch_length:.0f}' if run.epoch_length else f'iteration {at:.0f}'
+            best.append(f'best {name} {_number(np.nanmax(y))} ({when})')
+    return f'{run.name}: ' + ', '.join([where, *best])
+
+
+def _number(value: float) -> str:
+    return f'{value:.3f}' if abs(value) < 1 else f'{value:.4g}'
