@@ -8,6 +8,7 @@ from swinv2_mm.engine.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.initializer import Pretrained
 from swinv2_mm.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from swinv2_mm.engine.pictures import PicturesHook
+from swinv2_mm.engine.saving import CheckpointHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.window_size import WindowSizeHook
 from swinv2_mm.engine.zero1 import Zero1Runner
@@ -15,6 +16,7 @@ from swinv2_mm.errors import UserError
 
 __all__ = [
     'AmpOptimWrapper',
+    'CheckpointHook',
     'CheckpointMatchHook',
     'CompileBackboneHook',
     'DeepSpeedRunner',

@@ -125,7 +125,7 @@ def test_two_processes_train_like_one(tmp_path, run_tool, monkeypatch):
     write_config(tmp_path, 'two.py', batch_size=1, **settings)
     together = subprocess.run(
         ['bash', TOOLS / 'dist_train.sh', 'two.py', '2', '--work-dir', 'two processes'],
-        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT / 'tests' / 'engine')),
+        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine'),
         capture_output=True,
         text=True,
     )
@@ -143,7 +143,7 @@ def test_a_mistake_is_told_once(tmp_path):
     """Bug: as many copies of a message as there are processes, or none because the wrong one was ended first."""
     result = subprocess.run(
         ['bash', TOOLS / 'dist_train.sh', 'gone.py', '2'],
-        env=dict(os.environ, PYTHON=sys.executable),
+        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT)),
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,0 +1,108 @@
+"""An interpreter that has imported everything and forks each run of tools/train.py: a start, or a death, costs nothing.
+
+Reads requests from stdin, answers on stdout, as lines of JSON; see :class:`tiny_fixtures.ForkServer`. A run counts what
+it does: hooks that it calls, and files of its work dir that it opens, flushes, renames or removes. It can be told to
+kill itself, by a real SIGKILL, in front of the n-th of these; a file that it would flush is half written then.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import tiny_training  # noqa: F401
+import torch
+from mmengine.hooks import LoggerHook  # noqa: F401
+from mmengine.runner import Runner
+from tiny_fixtures import load_tool
+
+from swinv2_mm.engine import runs  # noqa: F401
+from swinv2_mm.engine.command_line import exit_code
+
+FILES = ('open', 'os.rename', 'os.remove')
+
+
+def count(work_dir: str, end: int | None, ledger: Path) -> None:
+    """Count what this process does from now on, and kill it in front of event number ``end``."""
+    process, done = os.getpid(), 0
+    fsync, call_hook = os.fsync, Runner.call_hook
+
+    def happens(last_words: object = lambda: None) -> None:
+        nonlocal done
+        if os.getpid() != process:
+            return  # a data worker
+        if done == end:
+            last_words()
+            os.kill(process, signal.SIGKILL)
+        done += 1
+
+    def audit(event: str, arguments: tuple) -> None:
+        if event in FILES and work_dir in str(arguments[0]):
+            happens()
+
+    def flush(handle: int) -> None:
+        path = os.readlink(f'/proc/self/fd/{handle}')
+        happens(lambda: os.path.isfile(path) and os.truncate(path, os.path.getsize(path) // 2))
+        fsync(handle)
+
+    def hook(runner: Runner, *args: object, **kwargs: object) -> None:
+        happens()
+        call_hook(runner, *args, **kwargs)
+
+    sys.addaudithook(audit)
+    os.fsync, Runner.call_hook = flush, hook
+    count.report = lambda: ledger.write_text(str(done))
+
+
+def child(request: dict, rank: int, port: int) -> None:
+    output = os.open(f'output_{rank}', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    number, arguments = request['processes'], request['arguments']
+    if number > 1:
+        arguments = [*arguments, '--launcher', 'pytorch']
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number),
+                          MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))  # fmt: skip
+    sys.argv = ['tools/train.py', *arguments]
+    end = request['kill'] if rank == request['rank'] else None
+    count(request['work_dir'], end, Path(f'events_{rank}'))
+    code = exit_code(load_tool('train').main, arguments)
+    count.report()
+    os._exit(code)
+
+
+def answer(request: dict) -> dict:
+    os.chdir(request['folder'])
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    processes = {}
+    for rank in range(request['processes']):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(request, rank, port)
+            finally:
+                os._exit(1)
+        processes[pid] = rank
+    codes = {}
+    while processes:
+        pid, status = os.wait()
+        codes[processes.pop(pid)] = code = os.waitstatus_to_exitcode(status)
+        if code:  # what a launcher does
+            for other in processes:
+                os.kill(other, signal.SIGKILL)
+    output = ''.join(Path(f'output_{rank}').read_text() for rank in codes)
+    return {'codes': [codes[rank] for rank in sorted(codes)], 'output': output[-3000:]}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+if __name__ == '__main__':
+    main()
