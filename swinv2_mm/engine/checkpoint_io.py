@@ -122,7 +122,7 @@ def _candidates(folder: Path) -> list[Path]:
         return saved
     in_place = noted.parent.resolve() == folder.resolve()
     newer = [path for path in saved if _time(path) > note.stat().st_mtime_ns] if in_place else []
-    return [path for path in dict.fromkeys([*newer, noted, folder / noted.name, *saved]) if path.exists()]
+    return [path for path in dict.fromkeys([*newer, folder / noted.name, noted, *saved]) if path.exists()]
 
 
 def _time(path: Path) -> int:

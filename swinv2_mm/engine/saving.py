@@ -96,7 +96,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's, for runs that may end at any moment.
 
     A checkpoint is removed when the one that replaces it is whole. What a killed run did not come to is made up for
-    when it is resumed: partial files and outdated checkpoints are removed, and the validation that was due is run.
+    when it is resumed: partial files and outdated checkpoints are removed, the checkpoint is noted as the last one, and
+    the validation that was due is run.
     Checkpoints note, in ``message_hub``, the run that saved them and what was validated last.
     """
 
@@ -112,6 +113,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         hub.update_info('run', this_run() or '')
         if _done(runner) > 0:
             self.last_ckpt = hub.runtime_info.get('last_ckpt')
+            resumed = Path(runner._load_from)
+            if is_main_process() and resumed.parent.resolve() == Path(self.out_dir).resolve():
+                self._note(runner, str(Path(self.out_dir, resumed.name)))
             if _validation_is_due(runner):
                 runner.logger.info('The validation after the checkpoint was interrupted, and is run now.')
                 runner.val_loop.run()
@@ -142,10 +146,13 @@ class CheckpointHook(MMEngineCheckpointHook):
             save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
             backend_args=self.backend_args, **self.args)  # fmt: skip
         if is_main_process():
-            WholeFileBackend().put_text(self.last_ckpt, Path(runner.work_dir, 'last_checkpoint'))
+            self._note(runner, self.last_ckpt)
             for other in outdated:
                 self.file_backend.remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(other)))
         self._remove_outdated()
+
+    def _note(self, runner: Runner, checkpoint: str) -> None:
+        WholeFileBackend().put_text(checkpoint, Path(runner.work_dir, 'last_checkpoint'))
 
     def _remove_outdated(self) -> None:
         if isinstance(self.file_backend, PatientBackend):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -34,25 +35,26 @@ class ForkServer:
         self.process = subprocess.Popen([sys.executable, ROOT / 'tests' / 'engine' / 'fork_server.py'], text=True,
                                         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
 
-    def train(self, folder, work_dir, *arguments, processes=1, kill=None, rank=0):
-        """Train to the end, or to event number ``kill`` of process ``rank``.
+    def train(self, folder, work_dir, *arguments, processes=1, at=None, number=signal.SIGKILL, rank=0):
+        """Train to the end, or until process ``rank`` gets signal ``number`` in front of its event ``at``.
 
         Returns:
-            The exit codes of the processes, and what they printed.
+            The exit codes of the processes, what they printed, and which of them left data workers behind.
         """
         arguments = [*map(str, arguments), '--work-dir', work_dir]
         request = {'folder': str(folder), 'work_dir': work_dir, 'arguments': arguments, 'processes': processes,
-                   'kill': kill, 'rank': rank}  # fmt: skip
+                   'at': at, 'signal': number, 'rank': rank}  # fmt: skip
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
-        return answer['codes'], answer['output']
+        return answer['codes'], answer['output'], answer['left']
 
 
 @pytest.fixture(scope='session')
 def fork_server():
     server = ForkServer()
     yield server
-    server.process.communicate()  # ends its input
+    server.process.kill()
+    server.process.wait()
 
 
 @contextmanager
