@@ -131,7 +131,9 @@ FULL = [('ENOSPC', 'free there'), ('EDQUOT', 'Free space'), ('EROFS', 'writable'
 @pytest.mark.parametrize('victim', ['epoch_2.pth', 'best_error_epoch_2.pth'])
 def test_a_full_disk_is_told_and_costs_nothing(reason, hint, victim, run_tool, tmp_path, trained, monkeypatch, capsys):
     """Bug: a traceback, half a checkpoint under the final name, or the former one removed to make room."""
-    write_config(tmp_path, extra=FEW)
+    # Runs of one name, in one process and second, share mmengine's logs.
+    config = write_config(tmp_path, f'{reason}_{victim}.py', extra=FEW)
+    again = write_config(tmp_path, f'{reason}_{victim}_again.py', extra=FEW)
     write, former = Path.write_bytes, []
 
     def full(path, content):
@@ -142,7 +144,7 @@ def test_a_full_disk_is_told_and_costs_nothing(reason, hint, victim, run_tool, t
         return write(path, content)
 
     monkeypatch.setattr(Path, 'write_bytes', full)
-    assert run_tool('train', 'tiny.py', '--work-dir', 'run') == 2
+    assert run_tool('train', config, '--work-dir', 'run') == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('error: could not write ') and f'run/{victim}: ' in error
     assert hint in error and '--resume' in error
@@ -151,20 +153,20 @@ def test_a_full_disk_is_told_and_costs_nothing(reason, hint, victim, run_tool, t
     assert not list(Path('run').glob('.*'))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert run_tool('train', 'tiny.py', '--work-dir', 'run', '--resume') == 0
+    assert run_tool('train', again, '--work-dir', 'run', '--resume') == 0
     straight, resumed = (torch.load(folder / 'epoch_3.pth')['state_dict'] for folder in (trained, Path('run')))
     assert same(straight, resumed)
 
 
 def test_so_is_one_that_takes_no_more_logs(run_tool, tmp_path, monkeypatch, capsys):
     """Bug: the disk is full when a line is logged, long before the next checkpoint, and a traceback is all there is."""
-    write_config(tmp_path)
+    write_config(tmp_path, 'logs.py')
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, 'full')
 
     monkeypatch.setattr(LocalVisBackend, 'add_scalars', full)
-    assert run_tool('train', 'tiny.py', '--work-dir', 'run') == 2
+    assert run_tool('train', 'logs.py', '--work-dir', 'run') == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith('error: could not write run: No space left')
 
 
@@ -212,14 +214,9 @@ def test_a_run_that_goes_on_elsewhere_removes_nothing_there(run_tool, tmp_path, 
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_lost_process(tmp_path, trained):
+def test_torchrun_restarts_a_lost_process(tmp_path):
     """The whole of it, by dist_train.sh: a process is killed once, all are restarted, and end as if nothing was."""
-    lost = """
-import os
-if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.environ['RANK'] == '1':
-    custom_hooks.append(dict(type='KillHook', iteration=6))
-del os
-"""
+    lost = "custom_hooks.append(dict(type='KillHook', iteration=6))\n"
     write_config(tmp_path, batch_size=1, extra=lost)
     write_config(tmp_path, 'straight.py', batch_size=1)
     environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine', OMP_NUM_THREADS='1')
