@@ -38,13 +38,19 @@ run_processes() {
         [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] ||
             die "NNODES=$nodes needs NODE_RANK, from 0 on, and MASTER_ADDR, the address of node 0 (and PORT, if 29500 is taken there)."
         place=(--nnodes="$nodes" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${PORT:-29500}")
-    elif [[ -n ${PORT:-} ]]; then
+    elif [[ -n ${PORT:-} && -n $restarts ]]; then
         # The id tells this run's checkpoints from those of others; --standalone makes one up, too.
-        place=(--nnodes=1 --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="$PORT" --rdzv-id="$PORT-$$-$SECONDS$RANDOM")
+        place=(--rdzv-backend=c10d --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:$PORT" --rdzv-id="$$-$RANDOM-$(date +%s)")
+    elif [[ -n ${PORT:-} ]]; then
+        place=(--nnodes=1 --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="$PORT")
     else
         place=(--standalone)  # takes a free port
     fi
-    [[ -z $restarts ]] || place+=(--max-restarts="$restarts")
+    if [[ -n $restarts ]]; then
+        place+=(--max-restarts="$restarts")
+        # Restarted processes would find the addresses of dead ones in the store that is shared by default.
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    fi
     exec "$python" -m torch.distributed.run "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
 }
 
