@@ -17,18 +17,39 @@ die() {
     exit 2
 }
 
-# run_processes NUMBER SCRIPT [ARGUMENT...]: replace this shell with torchrun, which signals then reach.
+# run_processes NUMBER SCRIPT [ARGUMENT...]: replace this shell with torchrun, which signals then reach. Of the
+# arguments, --max-restarts is torchrun's, wherever it stands.
 run_processes() {
-    local number=$1 script=$2 nodes=${NNODES:-1} place
+    local number=$1 script=$2 nodes=${NNODES:-1} place restarts='' arguments=()
     shift 2
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --max-restarts | --max_restarts) restarts=${2:-none} && shift ;;
+            --max-restarts=* | --max_restarts=*) restarts=${1#*=} ;;
+            *) arguments+=("$1") ;;
+        esac
+        shift $(($# > 0))
+    done
+    [[ -z $restarts || $restarts =~ ^[0-9]+$ ]] || die "--max-restarts $restarts: say how often, as in --max-restarts 3."
+    [[ -z $restarts || $nodes == 1 ]] ||
+        die "--max-restarts restarts the processes of one machine. With NNODES=$nodes start all of them again, with --resume."
+    set -- ${arguments[@]+"${arguments[@]}"}
     if [[ $nodes != 1 ]]; then
         [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] ||
             die "NNODES=$nodes needs NODE_RANK, from 0 on, and MASTER_ADDR, the address of node 0 (and PORT, if 29500 is taken there)."
         place=(--nnodes="$nodes" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${PORT:-29500}")
+    elif [[ -n ${PORT:-} && -n $restarts ]]; then
+        # The id tells this run's checkpoints from those of others; --standalone makes one up, too.
+        place=(--rdzv-backend=c10d --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:$PORT" --rdzv-id="$$-$RANDOM-$(date +%s)")
     elif [[ -n ${PORT:-} ]]; then
         place=(--nnodes=1 --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="$PORT")
     else
         place=(--standalone)  # takes a free port
+    fi
+    if [[ -n $restarts ]]; then
+        place+=(--max-restarts="$restarts")
+        # Restarted processes would find the addresses of dead ones in the store that is shared by default.
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     fi
     exec "$python" -m torch.distributed.run "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
 }

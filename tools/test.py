@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from numbers import Real
 
-from swinv2_mm.engine.command_line import Parser, add_common_arguments, exit_code, parse
+from swinv2_mm.engine.command_line import Parser, add_common_arguments, end_process, exit_code, parse
 from swinv2_mm.engine.runs import prepare_test, test
 from swinv2_mm.errors import say
 
@@ -30,4 +30,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    raise SystemExit(exit_code(main))
+    end_process(exit_code(main))

@@ -208,24 +208,52 @@ def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike, meta: Map
 
     path = Path(path)
     failure = SafetensorError if path.suffix == '.safetensors' else RuntimeError  # the writers' word for a full disk
+    try:
+        with replacing(path) as partial:
+            if path.suffix == '.safetensors':
+                from safetensors.torch import save_file
+                save_file(dict(weights), partial, metadata={'format': 'pt', _META: json.dumps(dict(meta))})
+            else:
+                torch.save({container: dict(weights), 'meta': dict(meta)} if container else dict(weights), partial)
+    except failure as error:
+        raise OSError(f'{str(error).splitlines()[0]} (is the disk full?)') from error
+
+
+PARTIAL = '.*.partial'
+"""What :func:`replacing` leaves in a folder if it is killed."""
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Take the place of a file at once, by one that is whole and on the disk.
+
+    Yields:
+        The name, in the same folder, under which to write it. What is under it at the end becomes ``path``; after an
+        exception it is removed.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.partial')
     os.close(handle)
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import save_file
-            save_file(dict(weights), partial, metadata={'format': 'pt', _META: json.dumps(dict(meta))})
-        else:
-            torch.save({container: dict(weights), 'meta': dict(meta)} if container else dict(weights), partial)
+        yield Path(partial)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(partial, 0o666 & ~mask)  # mkstemp's files are for their owner alone
+        _flush(partial)
         os.replace(partial, path)
-    except BaseException as error:
+    except BaseException:
         os.unlink(partial)
-        if isinstance(error, failure):
-            raise OSError(f'{str(error).splitlines()[0]} (is the disk full?)') from error
         raise
+    _flush(path.parent)  # the name, too, survives a power cut
+
+
+def _flush(path: str | os.PathLike) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -12,6 +12,7 @@ from swinv2_mm.engine.non_finite import NonFiniteHook
 from swinv2_mm.engine.pictures import PicturesHook
 from swinv2_mm.engine.progress import ProgressHook
 from swinv2_mm.engine.report import ReportHook
+from swinv2_mm.engine.saving import CheckpointHook
 from swinv2_mm.engine.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.window_size import WindowSizeHook
 from swinv2_mm.engine.zero1 import Zero1Runner
@@ -20,6 +21,7 @@ from swinv2_mm.errors import UserError
 __all__ = [
     'AmpOptimWrapper',
     'CheckedLoading',
+    'CheckpointHook',
     'CheckpointMatchHook',
     'CompileBackboneHook',
     'DeepSpeedRunner',

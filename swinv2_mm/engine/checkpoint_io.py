@@ -76,38 +76,60 @@ def check_resumable(path: str | Path, checkpoint: dict) -> None:
         )
 
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
+def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | None:
     """Find the checkpoint that ``--resume`` continues from: the last one saved that can be read.
 
-    mmengine notes it in the file ``last_checkpoint``. A run that was killed while saving leaves a damaged file behind,
-    and a folder that was moved notes paths that are gone; then the other checkpoints of the folder are tried, newest
-    first.
+    The file ``last_checkpoint`` names it, unless the run was killed between the two. A folder that was moved notes a
+    path that is gone, and a copy has other times; there the name counts. Damaged files are passed over, for the newest
+    of the others.
+
+    Args:
+        work_dir: The folder.
+        run: Take only checkpoints saved by this run, see :func:`~swinv2_mm.engine.distributed.this_run`.
 
     Returns:
-        The path, or None if the folder holds no checkpoint.
+        The path, or None if the folder holds no checkpoint, or none of that run.
 
     Raises:
         UserError: There are checkpoints, but none can be resumed.
     """
     folder = Path(work_dir).expanduser()
-    saved = sorted(
-        [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')], key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    note = folder / 'last_checkpoint'
-    noted = note.read_text().strip() if note.is_file() else ''
-    candidates = [Path(noted), folder / Path(noted).name, *saved] if noted else saved
-    candidates = [path for path in dict.fromkeys(candidates) if path.exists()]
     problems = []
-    for path in candidates:
+    for path in _candidates(folder):
         try:
-            if path.is_file():  # sharded strategies save folders, which only they can read
-                check_resumable(path, read_checkpoint(path))
+            # Sharded strategies save folders, which only they can read.
+            checkpoint = None if path.is_dir() else read_checkpoint(path)
+            if run is not None and _run_of(path, checkpoint) != run:
+                continue
+            if checkpoint is not None:
+                check_resumable(path, checkpoint)
         except UserError as problem:
             problems.append(str(problem))
             continue
         if problems:
             say(f'warning: {problems[0]} Resuming from {path}.')
         return path
-    if problems:
+    if problems and run is None:
         raise UserError(f'nothing in {folder} can be resumed. {problems[0]}')
     return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    saved = sorted([*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')], key=_time, reverse=True)
+    note = folder / 'last_checkpoint'
+    noted = Path(note.read_text().strip()) if note.is_file() else Path()
+    if not noted.suffix:  # none, or cut off
+        return saved
+    in_place = noted.parent.resolve() == folder.resolve()
+    newer = [path for path in saved if _time(path) > note.stat().st_mtime_ns] if in_place else []
+    return [path for path in dict.fromkeys([*newer, folder / noted.name, noted, *saved]) if path.exists()]
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _run_of(path: Path, checkpoint: dict | None) -> str | None:
+    """The run that saved a checkpoint; DeepSpeed's folders hold an ordinary one, too."""
+    checkpoint = read_checkpoint(path / 'weights.pth') if checkpoint is None else checkpoint
+    return checkpoint.get('message_hub', {}).get('runtime_info', {}).get('run')

@@ -1,17 +1,20 @@
 """What the command lines share: arguments, the syntax of ``--cfg-options``, errors as one paragraph and exit code 2."""
 
+import atexit
 import os
+import signal
 import sys
 import time
 import traceback
 import warnings
 from argparse import Action, ArgumentParser, Namespace
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from swinv2_mm.errors import UserError, is_first
+from swinv2_mm.errors import Stopped, UserError, is_first, is_launched
 
 
 class Parser(ArgumentParser):
@@ -73,19 +76,20 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str
 
 
 def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command; report a :class:`UserError` on stderr, let every other exception keep its traceback.
+    """Run a command; report a :class:`UserError` or a signal on stderr, let other exceptions keep their traceback.
 
     Args:
         command: Parses its arguments and does the work.
         argv: The arguments; those of the process if None.
 
     Returns:
-        0, or 2 after a :class:`UserError`.
+        0, 2 after a :class:`UserError`, or 128 and the number of the signal.
     """
     # mmengine asks for it; nobody at a command line can do anything about it.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     try:
-        command(argv)
+        with _stoppable():
+            command(argv)
     except UserError as error:
         if not is_first():
             # Launchers end all processes when one has ended, so most likely the first one says it within this time.
@@ -94,4 +98,37 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
             traceback.print_exception(error)
         print(f'error: {error}', file=sys.stderr, flush=True)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        return 128 + stopped.number
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Have SIGINT and SIGTERM raise :class:`Stopped`, or end a launcher's process at once.
+
+    Such a process may be waiting for another one, deaf to Python's handlers, until the launcher loses its patience.
+    """
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(number)
+
+    handler = signal.SIG_DFL if is_launched() else stop
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process, without the interpreter's tear-down.
+
+    There a thread of gloo that lets go of a tensor would need the interpreter and abort the process ("terminate called
+    without an active exception"), after all was written; and a data loader would wait for its workers.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

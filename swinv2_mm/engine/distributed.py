@@ -47,6 +47,17 @@ def check_launcher(launcher: str) -> None:
             )
 
 
+def this_run() -> str | None:
+    """What torchrun calls this run, also after it has restarted its processes; None where it was not told."""
+    name = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
+    return None if name == 'none' else name
+
+
+def was_restarted() -> bool:
+    """Whether torchrun has started this run's processes again, after it had lost one."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+
+
 def start_processes(cfg: Config) -> None:
     """Join the other processes where mmengine cannot: over gloo, on a machine without a GPU.
 

@@ -33,6 +33,7 @@ from swinv2_mm.engine.checkpoint_match import misfits
 from swinv2_mm.engine.complexity import forward_on_meta
 from swinv2_mm.engine.preflight import datasets_of, is_local
 from swinv2_mm.engine.pretrained import check_checkpoint
+from swinv2_mm.engine.saving import CheckpointHook as SafeCheckpointHook
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
@@ -214,7 +215,8 @@ def _look_up_hook(hook: Any, key: str) -> None:
         names = ', '.join(Priority.__members__)
         raise UserError(f'{key}.priority={hook.priority!r} must be a number from 0 to 100, or of {names}.') from error
     check_arguments(plain, key, registry.HOOKS)
-    if getattr(kind, '__module__', '').startswith('mmengine.hooks') and 'Visualization' not in kind.__name__:
+    of_mmengine = getattr(kind, '__module__', '').startswith('mmengine.hooks')
+    if (of_mmengine and 'Visualization' not in kind.__name__) or kind is SafeCheckpointHook:
         with blamed(plain, key):
             built = registry.HOOKS.build(deepcopy(plain))
         if isinstance(built, CheckpointHook):  # it passes on what it does not know, after an epoch

@@ -16,7 +16,7 @@ from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, p
 from swinv2_mm.engine.compilation import compile_backbone
 from swinv2_mm.engine.config import add_default_hook, add_hook, load_config
 from swinv2_mm.engine.deepspeed import check_folder, uses_deepspeed
-from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes
+from swinv2_mm.engine.distributed import check_launcher, leave_processes, start_processes, this_run, was_restarted
 from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.non_finite import blamed_on_numbers
 from swinv2_mm.engine.pictures import draw_predictions
@@ -24,8 +24,9 @@ from swinv2_mm.engine.preflight import check_data, check_numbers, check_strategy
 from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
 from swinv2_mm.engine.progress import screen_given_back
 from swinv2_mm.engine.rehearsal import check_form, check_weights, rehearse
+from swinv2_mm.engine.saving import protect_saving, save_safely, told
 from swinv2_mm.engine.tensorboard import log_to_tensorboard
-from swinv2_mm.errors import UserError, say
+from swinv2_mm.errors import Stopped, UserError, say
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 
@@ -70,6 +71,7 @@ def prepare_training(
                 '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
             )
         cfg.auto_scale_lr.enable = True
+    save_safely(cfg)
     _set_resume(cfg, resume)
     splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
     check_data(cfg, splits)
@@ -156,8 +158,9 @@ def prepare_test(
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a prepared config, with its processes joined and its loading protected."""
+    """Build the runner of a prepared config, with its processes joined, its loading and saving protected."""
     protect_loading()
+    protect_saving()
     start_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
@@ -167,17 +170,27 @@ def train(cfg: Config) -> Runner:
 
     Returns:
         The runner, after its last epoch.
+
+    Raises:
+        UserError: The disk takes no more.
+        Stopped: By a signal; with where to go on.
     """
-    runner = build_runner(cfg)
-    if starts_from_noise(cfg):
-        runner.logger.warning(
-            'The backbone starts from random weights: nothing is loaded into it. For pre-trained ones set '
-            "model.backbone.init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='/path/to/it.pth'), or pass "
-            '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
-            'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
-        )
-    with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
-        runner.train()
+    try:
+        with told(cfg.work_dir):
+            runner = build_runner(cfg)
+            if starts_from_noise(cfg):
+                runner.logger.warning(
+                    'The backbone starts from random weights: nothing is loaded into it. For pre-trained ones set '
+                    "model.backbone.init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='/path/to/it.pth'), or pass "
+                    '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
+                    'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
+                )
+            with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
+                runner.train()
+    except Stopped as stopped:
+        saved = latest_checkpoint(cfg.work_dir)
+        stopped.remedy = f'--resume goes on from {saved}.' if saved else f'Nothing was saved yet in {cfg.work_dir}.'
+        raise
     leave_processes()
     return runner
 
@@ -212,6 +225,9 @@ def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None,
 def _set_resume(cfg: Config, resume: str | None) -> None:
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
+    if was_restarted():
+        # What the processes before this one had reached. Of another run's checkpoints only those that were asked for.
+        resume = (this_run() and latest_checkpoint(cfg.work_dir, this_run())) or resume
     if resume == 'auto':
         resume = latest_checkpoint(cfg.work_dir)
         if resume is None:

@@ -128,13 +128,47 @@ def test_finds_the_checkpoint_that_mmengine_noted(trained):
     assert latest_checkpoint(trained) == trained / 'epoch_3.pth'
 
 
-def test_passes_over_a_checkpoint_that_was_being_written(trained, tmp_path, capsys):
-    """Bug: a run that was killed while it saved can never be resumed again."""
+@pytest.mark.parametrize('kind', ['cut', 'empty', 'text', 'weights'])
+def test_passes_over_a_checkpoint_that_cannot_be_resumed(kind, trained, tmp_path, capsys):
+    """Bug: a run that lost its newest checkpoint, to a killed save or a full disk, can never be resumed again."""
     work_dir = shutil.copytree(trained, tmp_path / 'killed')
-    os.truncate(work_dir / 'epoch_3.pth', 1000)
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_3.pth'))
+    newest = work_dir / 'epoch_3.pth'
+    if kind == 'cut':
+        os.truncate(newest, newest.stat().st_size // 2)
+    elif kind == 'empty':
+        os.truncate(newest, 0)
+    elif kind == 'text':
+        newest.write_text('garbage')
+    else:
+        save(newest, {'state_dict': torch.load(newest, weights_only=False)['state_dict']})
+    (work_dir / 'last_checkpoint').write_text(str(newest))
     assert latest_checkpoint(work_dir) == work_dir / 'epoch_2.pth'
-    assert 'epoch_3.pth is damaged' in capsys.readouterr().err
+    warning = capsys.readouterr().err
+    assert warning.startswith('warning: ') and 'epoch_3.pth' in warning and 'epoch_2.pth' in warning
+
+
+def test_finds_a_checkpoint_that_is_newer_than_the_note(trained, tmp_path):
+    """Bug: a run that is killed between a checkpoint and its note loses what it had reached."""
+    work_dir = shutil.copytree(trained, tmp_path / 'killed')
+    note, newest = work_dir / 'last_checkpoint', work_dir / 'epoch_3.pth'
+    note.write_text(str(work_dir / 'epoch_2.pth'))
+    later = note.stat().st_mtime_ns + 10**9
+    os.utime(newest, ns=(later, later))
+    assert latest_checkpoint(work_dir) == newest
+
+
+def test_a_copied_folder_resumes_from_its_own_files(trained, tmp_path):
+    """Bug: the note in a copy still names the original, which is trained on in its place."""
+    copy = shutil.copytree(trained, tmp_path / 'copy')
+    assert latest_checkpoint(copy) == copy / 'epoch_3.pth'
+
+
+@pytest.mark.parametrize('cut', [0, 3, 10])
+def test_a_note_that_was_cut_off_misleads_nobody(cut, trained, tmp_path):
+    """Bug: the rest of the note is a folder's name, which passes for a checkpoint of DeepSpeed."""
+    work_dir = shutil.copytree(trained, tmp_path / 'killed')
+    (work_dir / 'last_checkpoint').write_text(f'{work_dir}/epoch_2.pth'[: len(str(work_dir)) + 1 - cut])
+    assert latest_checkpoint(work_dir) == work_dir / 'epoch_3.pth'
 
 
 def test_finds_checkpoints_without_a_valid_note(trained, tmp_path):

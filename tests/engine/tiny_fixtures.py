@@ -1,7 +1,10 @@
 """Fixtures of the tests that train: a process that is put back, a finished tiny training, the tools as functions."""
 
 import importlib.util
+import json
 import os
+import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,44 @@ from swinv2_mm.engine.command_line import exit_code
 from swinv2_mm.engine.runs import prepare_training, train
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_tool(name):
+    """The module of ``tools/<name>.py``."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class ForkServer:
+    """Runs ``tools/train.py`` in forks of an interpreter that has imported everything, see fork_server.py."""
+
+    def __init__(self):
+        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine')
+        self.process = subprocess.Popen([sys.executable, ROOT / 'tests' / 'engine' / 'fork_server.py'], text=True,
+                                        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+
+    def train(self, folder, work_dir, *arguments, processes=1, at=None, number=signal.SIGKILL, rank=0):
+        """Train to the end, or until process ``rank`` gets signal ``number`` in front of its event ``at``.
+
+        Returns:
+            The exit codes of the processes, what they printed, and which of them left data workers behind.
+        """
+        arguments = [*map(str, arguments), '--work-dir', work_dir]
+        request = {'folder': str(folder), 'work_dir': work_dir, 'arguments': arguments, 'processes': processes,
+                   'at': at, 'signal': number, 'rank': rank}  # fmt: skip
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline())
+        return answer['codes'], answer['output'], answer['left']
+
+
+@pytest.fixture(scope='session')
+def fork_server():
+    server = ForkServer()
+    yield server
+    server.process.kill()
+    server.process.wait()
 
 
 @contextmanager
@@ -53,10 +94,7 @@ def run_tool(monkeypatch, own_process):
 
     def run(name, *arguments):
         arguments = [str(argument) for argument in arguments]
-        spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *arguments])
-        return exit_code(module.main, arguments)
+        return exit_code(load_tool(name).main, arguments)
 
     return run

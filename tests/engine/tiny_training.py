@@ -124,7 +124,7 @@ class TinyError(BaseMetric):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kill the process, as a scheduler or the kernel would, in front of one iteration.
+    """Kill the second process, as the kernel would, in front of one iteration, unless torchrun has restarted it.
 
     Args:
         iteration: Which.
@@ -134,5 +134,5 @@ class KillHook(Hook):
         self.iteration = iteration
 
     def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
-        if runner.iter == self.iteration:
+        if (runner.iter, runner.rank) == (self.iteration, 1) and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
             os.kill(os.getpid(), signal.SIGKILL)

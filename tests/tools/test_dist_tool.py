@@ -63,6 +63,33 @@ def test_chooses_a_port_unless_told(shell):
     assert '--standalone' not in arguments and '--master-port=1234' in arguments
 
 
+@pytest.mark.parametrize('flag', [['--max-restarts', '3'], ['--max-restarts=3'], ['--max_restarts', '3']], ids=' '.join)
+@pytest.mark.parametrize('place', [0, 2])
+def test_restarts_are_torchruns_business(flag, place, shell):
+    """Bug: the flag is handed to train.py, which does not know it, or takes another argument along."""
+    options = OPTIONS[:place] + flag + OPTIONS[place:]
+    arguments = json.loads(shell('dist_train.sh', 'c.py', '2', *options, PORT='1234').stdout)
+    begin = arguments.index(str(TOOLS / 'train.py'))
+    assert arguments[begin + 1 :] == ['c.py', *OPTIONS, '--launcher', 'pytorch']
+    assert '--max-restarts=3' in arguments[:begin]
+    # By this a restarted process knows this run's checkpoints.
+    assert len([argument for argument in arguments[:begin] if argument.startswith('--rdzv-id=')]) == 1
+
+
+@pytest.mark.parametrize(
+    ('options', 'environment', 'hint'),
+    [
+        (['--max-restarts'], {}, '--max-restarts 3'),
+        (['--max-restarts', 'often'], {}, '--max-restarts 3'),
+        (['--max-restarts', '3'], {'NNODES': '2', 'NODE_RANK': '0', 'MASTER_ADDR': 'host'}, '--resume'),
+    ],
+    ids=['none', 'text', 'machines'],
+)
+def test_restarts_that_cannot_be(options, environment, hint, shell):
+    result = shell('dist_train.sh', 'c.py', '2', *options, **environment)
+    assert (result.returncode, result.stdout) == (2, '') and hint in result.stderr
+
+
 def test_several_machines_need_to_know_each_other(shell):
     arguments = json.loads(shell('dist_train.sh', 'c.py', '8', NNODES='2', NODE_RANK='1', MASTER_ADDR='host').stdout)
     for expected in ('--nnodes=2', '--node-rank=1', '--master-addr=host', '--master-port=29500'):
@@ -125,7 +152,7 @@ def test_two_processes_train_like_one(tmp_path, run_tool, monkeypatch):
     write_config(tmp_path, 'two.py', batch_size=1, **settings)
     together = subprocess.run(
         ['bash', TOOLS / 'dist_train.sh', 'two.py', '2', '--work-dir', 'two processes'],
-        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT / 'tests' / 'engine')),
+        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine'),
         capture_output=True,
         text=True,
     )
@@ -143,7 +170,7 @@ def test_a_mistake_is_told_once(tmp_path):
     """Bug: as many copies of a message as there are processes, or none because the wrong one was ended first."""
     result = subprocess.run(
         ['bash', TOOLS / 'dist_train.sh', 'gone.py', '2'],
-        env=dict(os.environ, PYTHON=sys.executable),
+        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT)),
         cwd=tmp_path,
         capture_output=True,
         text=True,
