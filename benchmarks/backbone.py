@@ -86,7 +86,11 @@ class Worker:
         self._process = subprocess.Popen(command + (['--microsoft', microsoft] if microsoft else []), text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.failed: str | None = None
-        self.gib: float | None = self._answer().get('gib')
+        self.gib: float | None = None
+
+    def wait(self) -> None:
+        """Until the backbone is built and has made its first calls."""
+        self.gib = self._answer().get('gib')
 
     def call(self) -> float | None:
         """The seconds that it took."""
@@ -115,8 +119,9 @@ def work(name: str, case: Case) -> None:
 
     try:
         run, images = backbone(name, case), images_of(case)
-        answer(gib=peak(run, images))
+        gib = peak(run, images)
         run(images)
+        answer(gib=gib)
         for _ in sys.stdin:
             run(images)  # what had to wait for its turn has lost caches and memory
             wait(case)
@@ -147,6 +152,8 @@ def take_turns(names: list[str], case: Case, rounds: int, microsoft: str | None 
     try:
         for name in names:
             workers[name] = Worker(name, case, microsoft)
+        for worker in workers.values():
+            worker.wait()
         seconds = {name: [] for name in names}
         for _ in range(rounds):
             for name, worker in workers.items():

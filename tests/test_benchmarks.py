@@ -65,6 +65,7 @@ def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone, mode):
 def test_a_backbone_that_is_killed_is_left_out(backbone):
     """Prevents: a benchmark that waits for a process that ran out of memory."""
     worker = backbone.Worker('ours', CASE)
+    worker.wait()
     assert worker.call() > 0
     worker._process.kill()
     worker._process.wait()

@@ -144,8 +144,8 @@ def _unknown(kind: str, key: str, registry: Registry) -> str:
     root = registry.root if hasattr(registry, 'root') else registry._get_root_registry()
     names += [f'{scope}.{name}' for scope, child in root.children.items() for name in child.module_dict]
     bare = {name.split('.')[-1].lower(): name for name in reversed(names)}
-    matches = [*get_close_matches(kind, names, n=2), *(
-        bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2))]
+    matches = [*(bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2)),
+               *get_close_matches(kind, names, n=2)]
     close = [*dict.fromkeys(matches)][:3]
     remedy = f'Did you mean {" or ".join(close)}?' if close else (
         'A class of your own is registered by custom_imports=dict(imports=[its module]).')

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner
 from test_sharding import BASE, DECAY, RICH, TINY, UNSHARDED
 from tiny_fixtures import ROOT, put_back
@@ -117,7 +118,8 @@ def test_absent_package(own_process, monkeypatch, tmp_path):
     path = write_config(tmp_path, extra=PIECE)
     with pytest.raises(UserError, match='pip install deepspeed'):
         prepare_training(path, work_dir=str(tmp_path / 'run'))
-    torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
+    model = MODELS.build(Config.fromfile(path).model)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
     cfg = prepare_test(path, str(tmp_path / 'weights.pth'), work_dir=str(tmp_path / 'run'))
     assert 'runner_type' not in cfg and 'strategy' not in cfg
 

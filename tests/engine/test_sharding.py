@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import OPTIMIZERS
 from tiny_fixtures import ROOT, put_back
 from tiny_training import write_config
 
@@ -209,8 +210,9 @@ def test_mistakes_are_told(inside, monkeypatch, tmp_path):
     """Prevents: an AttributeError of torch for an optimizer that ZeRO does not know, or for a misspelt type."""
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='localhost', MASTER_PORT=0).items():
         monkeypatch.setenv(name, str(value))
+    OPTIMIZERS.register_module('OwnSGD', force=True, module=type('OwnSGD', (torch.optim.SGD,), {}))
     for config, options, message in (
-        ('plain_zero1.py', {'optim_wrapper.optimizer.type': 'Lion'}, 'none of them'),
+        ('plain_zero1.py', {'optim_wrapper.optimizer.type': 'OwnSGD'}, 'none of them'),
         ('bfloat16_fsdp2.py', {'fsdp2.block_dtype': 'bf16'}, "'bf16': set it to"),
     ):
         with pytest.raises(UserError, match=message):

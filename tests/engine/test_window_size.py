@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from tiny_training import write_config
 from torch import nn
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.engine.runs import build_runner, prepare_test
+from swinv2_mm.engine.runs import build_runner, prepare_test, prepare_training
 from swinv2_mm.engine.runs import test as run_test
 from swinv2_mm.engine.window_size import WindowSizeHook
 from swinv2_mm.errors import UserError
@@ -56,8 +55,7 @@ def test_what_cannot_be_set_is_said():
 def test_one_checkpoint_at_several_windows(tmp_path, randomize):
     """--window-size reaches the model that is tested, and nothing else of it changes. Prevents: an option for show."""
     config = write_config(tmp_path, 'tiny.py')
-    cfg = Config.fromfile(config)
-    cfg.work_dir = str(tmp_path / 'work')
+    cfg = prepare_training(str(config), work_dir=str(tmp_path / 'work'))
     runner = build_runner(cfg)
     randomize(runner.model)  # a fresh block is the identity at any window
     torch.save({'state_dict': runner.model.state_dict(), 'meta': {}}, tmp_path / 'weights.pth')

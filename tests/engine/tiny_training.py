@@ -124,15 +124,16 @@ class TinyError(BaseMetric):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kill the second process, as the kernel would, in front of one iteration, unless torchrun has restarted it.
+    """Kill a process, as the kernel would, in front of one iteration, unless torchrun has restarted it.
 
     Args:
         iteration: Which.
+        rank: The process.
     """
 
-    def __init__(self, iteration: int):
-        self.iteration = iteration
+    def __init__(self, iteration: int, rank: int = 0):
+        self.place = iteration, rank
 
     def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
-        if (runner.iter, runner.rank) == (self.iteration, 1) and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+        if (runner.iter, runner.rank) == self.place and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
             os.kill(os.getpid(), signal.SIGKILL)

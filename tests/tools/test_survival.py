@@ -216,7 +216,7 @@ def test_a_run_that_goes_on_elsewhere_removes_nothing_there(run_tool, tmp_path, 
 @pytest.mark.slow
 def test_torchrun_restarts_a_lost_process(tmp_path):
     """The whole of it, by dist_train.sh: a process is killed once, all are restarted, and end as if nothing was."""
-    lost = "custom_hooks.append(dict(type='KillHook', iteration=6))\n"
+    lost = "custom_hooks.append(dict(type='KillHook', iteration=6, rank=1))\n"
     write_config(tmp_path, batch_size=1, extra=lost)
     write_config(tmp_path, 'straight.py', batch_size=1)
     environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine', OMP_NUM_THREADS='1')
