@@ -130,6 +130,8 @@ RUN = [
     ('load_from=other.pth', 'does not fit'),
     ('load_from=numbered.pth', 'no named weights'),
     ('load_from=folder', 'is a folder'),
+    ('load_from=', 'must be the path of a checkpoint'),
+    ('default_hooks.checkpoint.out_dir=tiny.py', 'with default_hooks.checkpoint.out_dir'),
 ]
 DATA = [
     (DETECTION, 'model.neck.in_channels=[96,192,384,99]', 'model.neck.lateral_convs.3.conv takes 99 channels'),
@@ -160,6 +162,7 @@ ARGUMENTS = [
     ('convert_ckpt', ['other.pth', 'other.pth'], 'exists'),
     ('convert_ckpt', ['other.pth', 'out.txt'], '.safetensors'),
     ('make_shapes', ['out', '--size', '0'], 'size'),
+    ('make_shapes', ['out', '--size', '100000000'], 'size'),
     ('make_shapes', ['out', '--num-train', '-5'], 'num_train'),
     ('make_shapes', ['out', '--classes', 'cube'], 'cube'),
     ('make_shapes', ['folder/../tiny.py'], 'tiny.py'),

@@ -38,6 +38,9 @@ __all__ = ['DIFFICULTY', 'OUTLINES', 'SPLITS', 'Difficulty', 'Instance', 'Sample
 
 # ---------------------------------------------------------------------------------------------- what can be tuned
 
+MAX_SIZE = 4096
+
+
 @dataclass(frozen=True)
 class Difficulty:
     """What makes the data set easy or hard. The marker records it, so that a set made with other values is noticed.
@@ -139,6 +142,8 @@ class ShapesSpec:
                 raise ValueError(f'{name}={getattr(self, name)!r} is not an integer: give one from {least}') from None
             if value < least:
                 raise ValueError(f'{name}={value} is too small: give at least {least}')
+            if name == 'size' and value > MAX_SIZE:  # drawn at four times the size
+                raise ValueError(f'size={value} is too large: give at most {MAX_SIZE}')
             object.__setattr__(self, name, value)
         known = ', '.join(OUTLINES)
         if isinstance(self.classes, str):

@@ -172,8 +172,12 @@ def _option(cfg: Config, key: str, path: Path, root: str) -> str:
         return f'{key}=/path/to/{path.name}'
 
 
-def check_work_dir(work_dir: str) -> None:
+def check_work_dir(work_dir: str, option: str = '--work-dir') -> None:
     """Check that a folder can be made, or written to, without making it.
+
+    Args:
+        work_dir: The folder.
+        option: What chooses it.
 
     Raises:
         UserError: A file is in the way, or the folder above may not be written to.
@@ -181,14 +185,14 @@ def check_work_dir(work_dir: str) -> None:
     path = Path(work_dir).absolute()
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not there.is_dir():
-        raise UserError(f'work dir {work_dir} cannot be made: {there} is a file. Choose another with --work-dir.')
+        raise UserError(f'work dir {work_dir} cannot be made: {there} is a file. Choose another with {option}.')
     try:
         with TemporaryFile(dir=there):  # access() says yes to root, and of folders that nobody can write to
             pass
     except OSError as error:
         raise UserError(
             f'work dir {work_dir} cannot be made: {there} cannot be written to ({error.strerror}). Choose another with '
-            '--work-dir.'
+            f'{option}.'
         ) from error
 
 

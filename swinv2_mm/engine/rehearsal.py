@@ -142,7 +142,7 @@ def check_form(cfg: Config) -> None:
                 f'the config has {" and ".join(there)}, but no {" and no ".join(absent)}; these belong together. Set '
                 f'{", ".join(there)} to None to do without.'
             )
-    if cfg.get('load_from') is not None and not isinstance(cfg.load_from, str):
+    if cfg.get('load_from') is not None and not (isinstance(cfg.load_from, str) and cfg.load_from):
         raise UserError(f'load_from={cfg.load_from!r} must be the path of a checkpoint.')
 
 

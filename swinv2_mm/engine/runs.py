@@ -72,6 +72,9 @@ def prepare_training(
             )
         cfg.auto_scale_lr.enable = True
     save_safely(cfg)
+    out_dir = (cfg.default_hooks.get('checkpoint') or {}).get('out_dir')
+    if out_dir is not None:
+        check_work_dir(out_dir, 'default_hooks.checkpoint.out_dir')
     _set_resume(cfg, resume)
     splits = ('train',) if cfg.get('val_cfg') is None else ('train', 'val')
     check_data(cfg, splits)
@@ -131,7 +134,7 @@ def prepare_test(
     cfg.load_from, cfg.resume = checkpoint, False
     add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
     if out is not None:
-        check_work_dir(str(Path(out).parent))
+        check_work_dir(str(Path(out).parent), '--out')
         _dump_predictions(cfg, out)
     draw_predictions(cfg, show, show_dir, wait_time)
     if tta:

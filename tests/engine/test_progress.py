@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
@@ -17,20 +18,22 @@ from swinv2_mm.engine.progress import ProgressHook
 from swinv2_mm.engine.runs import prepare_training, train
 
 BAR = '━'
+WAITING = 'waiting for a signal'
 LOG = "log_level = 'INFO'\ndefault_hooks['logger'] = dict(type='LoggerHook', interval=1)\n"
 
 
 @HOOKS.register_module()
 class SpeakHook(Hook):
-    """Warn in front of one iteration, and fail in front of another.
+    """Warn in front of one iteration, fail in front of another, wait for a signal in front of a third.
 
     Args:
         warn: Which.
         fail: Which.
+        wait: Which.
     """
 
-    def __init__(self, warn: int = -1, fail: int = -1):
-        self.warn, self.fail = warn, fail
+    def __init__(self, warn: int = -1, fail: int = -1, wait: int = -1):
+        self.warn, self.fail, self.wait = warn, fail, wait
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.warn:
@@ -38,6 +41,9 @@ class SpeakHook(Hook):
             print('a line of a library')
         if runner.iter == self.fail:
             raise RuntimeError('broken')
+        if runner.iter == self.wait:
+            print(WAITING)
+            signal.pause()
 
 
 def in_terminal(work, keys=None):
@@ -45,7 +51,7 @@ def in_terminal(work, keys=None):
 
     Args:
         work: Called there.
-        keys: What to type once the bars are there.
+        keys: What to type once a hook waits for a signal.
 
     Returns:
         All that was sent to the screen, without colours, and the status of the process.
@@ -67,7 +73,7 @@ def in_terminal(work, keys=None):
     try:
         while piece := os.read(terminal, 1 << 16):
             seen += piece
-            if keys and BAR.encode() in seen:
+            if keys and WAITING.encode() in seen:
                 os.write(terminal, keys)
                 keys = None
     except OSError:  # how Linux says that nobody writes there any more
@@ -99,9 +105,11 @@ def test_a_person_sees_bars_and_warnings_and_metrics(run_tool, tmp_path):
 
 def test_a_failure_gives_the_screen_back(own_process, tmp_path):
     """Bug: after an exception or Ctrl-C print() and the logger still write through the bars, or stay silent."""
-    config = write_config(tmp_path, extra=LOG + "custom_hooks.append(dict(type='SpeakHook', fail=5))\n")
+    hook = "custom_hooks.append(dict(type='SpeakHook', {}=5))\n"
+    fails = write_config(tmp_path, 'fails.py', extra=LOG + hook.format('fail'))
+    waits = write_config(tmp_path, 'waits.py', extra=LOG + hook.format('wait'))
 
-    def work():
+    def work(config):
         out, error = sys.stdout, sys.stderr
         try:
             train(prepare_training(config))
@@ -112,10 +120,10 @@ def test_a_failure_gives_the_screen_back(own_process, tmp_path):
             MMLogger.get_current_instance().info('said at last')
             print(type(problem).__name__)
 
-    screen, status = in_terminal(work)
+    screen, status = in_terminal(lambda: work(fails))
     assert status == 0 and BAR in screen, screen
     assert 'INFO - said at last' in screen.splitlines()[-2] and screen.splitlines()[-1] == 'RuntimeError'
-    screen, status = in_terminal(work, keys=b'\x03')
+    screen, status = in_terminal(lambda: work(waits), keys=b'\x03')
     assert status == 0 and screen.splitlines()[-1] == 'KeyboardInterrupt', screen
 
 

@@ -111,6 +111,14 @@ def test_a_bug_keeps_its_traceback(run_tool, tmp_path, monkeypatch):
         run_tool('train', 'tiny.py')
 
 
+def test_an_unknown_best_metric_is_told_with_those_there_are(run_tool, tmp_path, capsys):
+    """Only a validation tells which there are. Bug: a KeyError after the first epoch, which may have taken hours."""
+    write_config(tmp_path)
+    assert run_tool('train', 'tiny.py', '--cfg-options', 'default_hooks.checkpoint.save_best=bogus') == 2
+    assert "save_best='bogus' is none of the metrics error." in capsys.readouterr().err
+    assert Path('work_dirs/tiny/epoch_1.pth').exists()
+
+
 def test_trains_from_any_folder(run_tool, tmp_path, monkeypatch, capsys):
     """The work dir is named after the config, and made where the command runs. One warning: nothing was loaded."""
     write_config(tmp_path)
