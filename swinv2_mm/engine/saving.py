@@ -124,13 +124,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         runner.message_hub.update_info('validated', _done(runner))
         super().after_val_epoch(runner, metrics)
 
-    def _get_metric_score(self, metrics: dict | None, key_indicator: str) -> float | None:
-        if metrics and key_indicator not in ('auto', *metrics):
-            raise UserError(f'default_hooks.checkpoint.save_best={key_indicator!r} is none of the metrics '
-                            f'{", ".join(metrics)}. What was trained so far is saved: choose one of them, and --resume.')
-        return super()._get_metric_score(metrics, key_indicator)
-
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        for name in getattr(self, 'key_indicators', ()):  # there if save_best is
+            if name not in ('auto', *metrics):
+                raise UserError(f'default_hooks.checkpoint.save_best={name!r} is none of the metrics '
+                                f'{", ".join(metrics)}. What was trained so far is saved: choose one of these, and '
+                                'pass --resume.')  # fmt: skip
         super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated()
 
