@@ -70,8 +70,15 @@ def largest_difference(maps, norms, theirs):
     return max(float((a - b).abs().max()) for a, b in zip(maps, normed, strict=True))
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
-@pytest.mark.parametrize('size', ['tiny', 'base'])
+SIZES_AND_TYPES = pytest.mark.parametrize(
+    ('size', 'dtype'),
+    [('tiny', torch.float32), ('tiny', torch.float64), ('base', torch.float64),
+     pytest.param('base', torch.float32, marks=pytest.mark.slow)],
+    ids=['tiny-float32', 'tiny-float64', 'base-float64', 'base-float32'],
+)
+
+
+@SIZES_AND_TYPES
 @pytest.mark.parametrize('window', [8, 16])
 @pytest.mark.parametrize('name', ['timm', 'torchvision', 'mmpretrain'])
 def test_maps_equal_those_of_the_peer(name, window, size, dtype):
@@ -175,8 +182,7 @@ WRAPPINGS = {
 }
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
-@pytest.mark.parametrize('size', ['tiny', 'base'])
+@SIZES_AND_TYPES
 @pytest.mark.parametrize('window', [8, 16])
 @pytest.mark.parametrize('wrapping', ['bare', 'simmim'])
 def test_maps_of_microsoft_and_simmim(wrapping, window, size, dtype):
