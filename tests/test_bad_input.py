@@ -201,7 +201,7 @@ def test_bad_input_is_named(tool, arguments, hint, refuse):
         (lambda content: json.dumps(content)[:-40], 'damaged'),
         (lambda content: '[1]', 'holds a list'),
         (lambda content: 'images: []', 'no JSON'),
-        (lambda content: {'images': content['images']}, 'no list of annotations and none of categories'),
+        (lambda content: {'images': content['images']}, 'no list of categories'),
         (lambda content: content | {'images': []}, 'lists no images'),
         (lambda content: content | {'annotations': [{'segments_info': []}]}, 'panoptic'),
         (lambda content: content | {'images': [image | {'id': 10**6} for image in content['images']]}, 'image_id'),

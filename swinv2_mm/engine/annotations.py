@@ -60,6 +60,7 @@ def _checked(path: Path, key: str) -> list[dict]:
         raise UserError(f'{key}: {path} is no JSON file, or a damaged one: {error}. {_WANTED}') from error
     if not isinstance(content, dict):
         raise UserError(f'{key}: {path} holds a {type(content).__name__}, no COCO annotations. {_WANTED}')
+    content.setdefault('annotations', [])  # a test set without ground truth has none
     parts = ('images', 'annotations', 'categories')
     absent = [part for part in parts if not _dicts(content.get(part))]
     if absent:
@@ -68,7 +69,7 @@ def _checked(path: Path, key: str) -> list[dict]:
     _check_categories(categories, path, key)
     for part, entries, names in (
         ('images', images, ('id', 'file_name', 'height', 'width')),
-        ('annotations', annotations, ('id', 'image_id', 'category_id', 'bbox')),
+        ('annotations', annotations, ('id', 'image_id', 'category_id', 'bbox', 'area')),
     ):
         for index, entry in enumerate(entries):
             lacks = [name for name in names if name not in entry]
@@ -88,7 +89,7 @@ def _checked(path: Path, key: str) -> list[dict]:
         )
     ids = {category['id'] for category in categories}
     strays = {repr(annotation['category_id']) for annotation in annotations if annotation['category_id'] not in ids}
-    if strays:
+    if strays and not any(annotation['category_id'] in ids for annotation in annotations):
         raise UserError(
             f'{key}: {path}: annotations of category_id {_listed(sorted(strays))}, which is the id of no category. '
             'Ids are whole numbers in both.'

@@ -5,8 +5,9 @@ the device, or a wrong mask and no word. What they leave out without harm, such 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -18,6 +19,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+from mmengine.runner import Runner
 
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import TRANSFORMS
@@ -166,9 +168,11 @@ def check_end(path: Path) -> None:
 
 def check_annotations(results: dict, num_classes: int | None, ignore_index: int) -> None:
     """Check loaded boxes, masks and semantic maps against the image."""
+    if 'ori_shape' not in results:
+        return  # without an image, there is nothing to hold them to
     height, width = results['ori_shape']
     boxes = getattr(results.get('gt_bboxes'), 'tensor', None)
-    if boxes is not None and boxes.shape[-1] == 4:
+    if boxes is not None and boxes.shape[-1] == 4 and 'gt_ignore_flags' in results:
         kept = ~torch.from_numpy(results['gt_ignore_flags'])
         x1, y1, x2, y2 = boxes.unbind(1)
         # Written so that NaN is bad.
@@ -192,22 +196,43 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
                           f'model has {num_classes} classes, counted from 0')  # fmt: skip
 
 
-def check_samples(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Have the data sets of a run check what they load; ``bad_data`` of the config says what becomes of the damaged.
-
-    Args:
-        cfg: Edited in place. ``bad_data='stop'`` is the default; ``'skip'`` holds for training alone, since metrics
-            over fewer images are other metrics; None leaves everything to the frameworks.
-        splits: Those of ``'train'``, ``'val'``, ``'test'`` that the run reads.
+def policy_of(cfg: Config) -> str | None:
+    """What becomes of damaged samples, ``bad_data`` of a config: ``'stop'`` is the default; ``'skip'`` holds for
+    training alone, since metrics over fewer images are other metrics; None leaves everything to the frameworks.
 
     Raises:
-        UserError: Another ``bad_data``.
+        UserError: It is something else.
     """
     policy = cfg.get('bad_data', 'stop')
     if policy not in ('stop', 'skip', None):
         raise UserError(f"bad_data={policy!r}: damaged samples stop the run ('stop'), or training takes others in "
                         "their place ('skip'); None leaves them unchecked.")  # fmt: skip
-    heads = (cfg.get('model') or {}).get('decode_head') or {}
+    return policy
+
+
+def watch_loading(runner: Runner) -> None:
+    """Have the data sets of a runner, none of which is built yet, check what they load.
+
+    Its config, which is saved in the work dir, stays as it is: what reads that for inference knows the frameworks' own
+    loading.
+    """
+    cfg = deepcopy(runner.cfg)
+    splits = [split for split in ('train', 'val', 'test') if isinstance(getattr(runner, f'_{split}_dataloader'), dict)]
+    check_samples(cfg, splits)
+    for split in splits:
+        setattr(runner, f'_{split}_dataloader', cfg[f'{split}_dataloader'])
+
+
+def check_samples(cfg: Config, splits: Sequence[str]) -> None:
+    """Have data sets check what they load.
+
+    Args:
+        cfg: Edited in place; see :func:`policy_of`.
+        splits: Those of ``'train'``, ``'val'``, ``'test'`` to edit.
+    """
+    policy, model = policy_of(cfg), cfg.get('model') or {}
+    model = model.get('module', model)  # of test-time augmentation
+    heads = model.get('decode_head') or {}
     head = heads[-1] if isinstance(heads, list) else heads
     labels = {'num_classes': head.get('num_classes'), 'ignore_index': head.get('ignore_index', 255)}
     for split in splits if policy else ():
@@ -223,8 +248,6 @@ def _checked(node: Any, settings: dict) -> Any:
         return node
     kind = node.get('type')
     name = getattr(kind, '__name__', str(kind)).split('.')[-1]
-    if name == 'CheckedLoading':  # in the config that a run has saved
-        return {**node, **settings}
     if name.startswith('Load'):
         return {'type': 'swinv2_mm.CheckedLoading', 'loading': node, **settings}
     return type(node)((key, _checked(value, settings)) for key, value in node.items())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
+from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -67,7 +67,7 @@ class NonFiniteHook(Hook):
 
     def _note(self, preprocessor: nn.Module, args: tuple, kwargs: dict) -> None:
         """The first thing that a step does is to have its batch prepared."""
-        batch, training = (*args, *kwargs.values())
+        batch, training = (*args, *kwargs.values(), False)[:2]  # `training` has a default
         if training:
             self._steps.append(Step.now(_place(self._runner), batch))
 
@@ -88,8 +88,8 @@ class NonFiniteHook(Hook):
     def _stop(self, what: str) -> None:
         """Find and write what there is to say; called by every process, in front of the same update."""
         runner, model = self._runner, _unwrapped(self._runner)
-        here = f'training has stopped at {self._steps[-1].where}: {what}.'
-        if uses_deepspeed(runner.cfg):
+        here = f'training has stopped at {self._steps[-1].where if self._steps else _place(runner)}: {what}.'
+        if uses_deepspeed(runner.cfg) or not self._steps:  # none, where a model prepares batches in its own way
             raise UserError(f'{here} {_REMEDIES}')
         steps = list(self._steps)  # repeating one notes it again
         traces = [step.repeat(model) for step in steps]
@@ -102,6 +102,7 @@ class NonFiniteHook(Hook):
         path = Path(runner.work_dir, f'non_finite_iter_{runner.iter + 1}.pth')
         if get_rank() == 0:
             write_step(path, step, weights, runner.cfg)
+        barrier()  # the launcher ends all processes when one has ended
         whose = f' of process {rank}' if get_world_size() > 1 else ''
         files = ', '.join(files_in(step.batch)) or 'it names no files'
         raise UserError(

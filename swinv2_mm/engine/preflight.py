@@ -49,7 +49,8 @@ def check_numbers(cfg: Config) -> None:
         least, kind = _LEAST[name]
         if (value is None and name in _OPTIONAL) or (value == -1 and name in _NEVER):
             continue
-        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+        unbounded = name == 'max_norm' and value == math.inf  # the norm is logged, and nothing clipped
+        if isinstance(value, bool) or not isinstance(value, kind) or not (least <= value < math.inf or unbounded):
             number = 'a whole number' if kind is int else 'a number'
             never = f', or -1 for {_NEVER[name]}' if name in _NEVER else ''
             raise UserError(f'{key}={value!r} must be {number}, at least {least}{never}.')

@@ -21,7 +21,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Priority, Runner, get_priority
 from torch import nn
@@ -104,8 +104,11 @@ def build_model(config: Any, key: str = 'model') -> nn.Module:
         UserError: It cannot be built.
     """
     model = deepcopy(config)
-    if isinstance(model, dict) and isinstance(model.get('backbone'), dict) and 'init_cfg' in model['backbone']:
-        model['backbone']['init_cfg'] = None
+    detector = model
+    while isinstance(detector, dict) and isinstance(detector.get('module', detector.get('detector')), dict):
+        detector = detector.get('module', detector.get('detector'))  # of test-time augmentation, or semi-supervised
+    if isinstance(detector, dict) and isinstance(detector.get('backbone'), dict) and 'init_cfg' in detector['backbone']:
+        detector['backbone']['init_cfg'] = None
     with blamed(model, key):
         try:
             with torch.device('meta'):
@@ -127,10 +130,16 @@ def check_form(cfg: Config) -> None:
         value = cfg.get(key)
         if value is not None and not isinstance(value, dict):
             raise UserError(f'{key}={value!r} must be a dict.')
-    for key in ('param_scheduler', 'val_evaluator', 'test_evaluator', 'custom_hooks'):
+    for key in ('param_scheduler', 'val_evaluator', 'test_evaluator'):
         value = cfg.get(key)
         if value is not None and not isinstance(value, dict | list | tuple):
             raise UserError(f'{key}={value!r} must be a dict with a type, or a list of such.')
+    hooks = cfg.get('custom_hooks')
+    if hooks is not None and not (isinstance(hooks, list | tuple) and all(isinstance(hook, dict) for hook in hooks)):
+        raise UserError(f'custom_hooks={hooks!r} must be a list of dicts, each with a type.')
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if hook is not None and not isinstance(hook, dict):
+            raise UserError(f'default_hooks.{name}={hook!r} must be a dict with a type, or None.')
     if cfg.get('model') is None:
         raise UserError('the config has no model.')
     for group in (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -287,6 +296,10 @@ def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
         raise UserError('optim_wrapper has no optimizer.')
     find_class(wrapper.optimizer, 'optim_wrapper.optimizer', registry.OPTIMIZERS)
     plain = {name: value for name, value in wrapper.items() if name not in ('constructor', 'paramwise_cfg')}
+    kind = find_class({'type': 'OptimWrapper'} | plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
+    if isinstance(kind, type) and issubclass(kind, AmpOptimWrapper):  # which passes on what it does not know
+        own = inspect.signature(kind).parameters
+        plain = {name: value for name, value in plain.items() if name not in own} | {'type': 'OptimWrapper'}
     check_arguments({'type': 'OptimWrapper'} | plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
     clip = wrapper.get('clip_grad')
     if clip is not None:
@@ -324,9 +337,11 @@ def _check_classes(model: nn.Module, config: dict, classes: dict[str, Sequence[s
     Raises:
         UserError: They are for more or less: labels beyond would crash on a GPU without a reason, or never be learned.
     """
+    if any(type(module).__name__ == 'PanopticFPNHead' for module in model.modules()):
+        return  # things and stuff have heads of their own
     heads = {f'model.{name}': module.num_classes for name, module in model.named_modules()
              if isinstance(getattr(module, 'num_classes', None), int) and not name.startswith('backbone')
-             and not name.endswith('rpn_head') and type(module).__name__ != 'FusedSemanticHead'}
+             and 'rpn_head' not in name.split('.') and type(module).__name__ != 'FusedSemanticHead'}
     for key, names in classes.items():
         wrong = {head: number for head, number in heads.items() if number != len(names)}
         if wrong:

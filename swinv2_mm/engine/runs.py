@@ -11,7 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.amp import set_precision
-from swinv2_mm.engine.bad_data import check_samples, named_annotations
+from swinv2_mm.engine.bad_data import named_annotations, policy_of, watch_loading
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading
 from swinv2_mm.engine.compilation import compile_backbone
 from swinv2_mm.engine.config import add_default_hook, add_hook, load_config
@@ -83,7 +83,6 @@ def prepare_training(
     if cfg.get('load_from') and not cfg.get('resume'):
         check_weights(model, cfg.load_from, whole=False)
     tell_input_size(cfg)
-    check_samples(cfg, splits)
     log_to_tensorboard(cfg)
     return cfg
 
@@ -156,7 +155,6 @@ def prepare_test(
             backbone.set_window_size(window_size)
         except ValueError as error:
             raise UserError(f'--window-size: {error}') from error
-    check_samples(cfg, ('test',))
     return cfg
 
 
@@ -165,7 +163,9 @@ def build_runner(cfg: Config) -> Runner:
     protect_loading()
     protect_saving()
     start_processes(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    watch_loading(runner)
+    return runner
 
 
 def train(cfg: Config) -> Runner:
@@ -216,6 +216,7 @@ def _load(config: str, work_dir: str | None, cfg_options: dict[str, Any] | None,
     cfg = load_config(config, cfg_options)
     check_form(cfg)
     check_numbers(cfg)
+    policy_of(cfg)
     cfg.launcher = launcher
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem)).expanduser())
     check_work_dir(cfg.work_dir)

@@ -76,6 +76,8 @@ def told(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (ENOSPC, EDQUOT, EROFS):
             raise
+        if size is None and error.filename:
+            path = error.filename
         folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
         # What a quota leaves is not known.
         free = f', and {_bytes(disk_usage(folder).free)} are free there' if error.errno == ENOSPC else ''
