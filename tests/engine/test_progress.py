@@ -8,6 +8,7 @@ import signal
 import struct
 import sys
 import termios
+import time
 import traceback
 
 from mmengine.hooks import Hook
@@ -43,7 +44,8 @@ class SpeakHook(Hook):
             raise RuntimeError('broken')
         if runner.iter == self.wait:
             print(WAITING)
-            signal.pause()
+            time.sleep(60)
+            raise RuntimeError('no signal came')
 
 
 def in_terminal(work, keys=None):
@@ -62,6 +64,7 @@ def in_terminal(work, keys=None):
         try:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))
             os.environ['TERM'] = 'xterm'
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             sys.stdout, sys.stderr = os.fdopen(1, 'w', 1), os.fdopen(2, 'w', 1)  # pytest has taken the old ones
             status = work() or 0
         except BaseException:
