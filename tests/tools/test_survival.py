@@ -36,7 +36,7 @@ def left_in(work_dir):
     files = {path.name: path for path in Path(work_dir).iterdir() if path.is_file()}
     note = Path(files.pop('last_checkpoint').read_text()).name
     return {'last_checkpoint': note} | {
-        name: torch.load(path, weights_only=False) if path.suffix == '.pth' else None for name, path in files.items()
+        name: read_checkpoint(path) if path.suffix == '.pth' else None for name, path in files.items()
     }
 
 
@@ -203,11 +203,12 @@ def test_a_run_that_goes_on_elsewhere_removes_nothing_there(run_tool, tmp_path, 
     """Bug: the best checkpoint of the run that was resumed is removed from its folder when a better one is found."""
     write_config(tmp_path)
     shutil.copytree(trained, 'first')
-    checkpoint = torch.load('first/epoch_1.pth', weights_only=False)
+    checkpoint = read_checkpoint('first/epoch_1.pth')
     information = checkpoint['message_hub']['runtime_info']
     information.update(best_score=1e9, best_ckpt=str(Path('first/best_error_epoch_1.pth').absolute()))
     Path('first/best_error_epoch_1.pth').touch()
-    torch.save(checkpoint, 'first/epoch_1.pth')
+    torch.save(checkpoint, 'first/changed.pth')
+    os.replace('first/changed.pth', 'first/epoch_1.pth')  # what was read is mapped
     before = sorted(Path('first').iterdir())
     assert run_tool('train', 'tiny.py', '--work-dir', 'second', '--resume', 'first/epoch_1.pth') == 0
     assert sorted(Path('first').iterdir()) == before
