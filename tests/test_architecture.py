@@ -18,7 +18,9 @@ ALLOWED = {
     'models/products': PLAIN,
     'models/tokenwise': PLAIN | {'swinv2_mm.models.products'},
     'models/layers': PLAIN | {'swinv2_mm.models.tokenwise', 'swinv2_mm.models.window'},
-    'models/cosine_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cpb', 'products', 'window')},
+    'models/cosine_attention': PLAIN
+    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'native_attention', 'products', 'window')},
+    'models/native_attention': PLAIN | {'swinv2_mm.models.window'},
     'models/compiled_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'window')},
     'models/triton_kernels': {'triton'},
     'models/triton_attention': PLAIN,

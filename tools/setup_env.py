@@ -414,7 +414,8 @@ def pinned(name: str) -> str:
 def inputs_hash() -> str:
     """Changes when anything that decides what the environment holds changes."""
     digest = hashlib.sha256()
-    for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.py'):
+    for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'swinv2_mm/csrc/window_attention.cpp',
+                 'tools/setup_env.py'):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+import swinv2_mm.models.native_attention as native_attention
 from swinv2_mm.models.cpb import spread_over_slots, sum_over_slots
 from swinv2_mm.models.products import product_dtype
 from swinv2_mm.models.window import WindowGroup
@@ -94,6 +95,8 @@ class _CosineAttention(torch.autograd.Function):
     def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
         ctx.save_for_backward(qkv, scale, table)
         ctx.groups, ctx.attn_chunk = groups, attn_chunk
+        if native_attention.takes(qkv, scale, table):
+            return native_attention.forward(qkv, scale, table, groups)
         G, N, _, nH, d = qkv.shape
         out = qkv.new_empty(G, N, nH, d)
         # The fused kernel takes one mask for all windows.
@@ -119,6 +122,8 @@ class _CosineAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         qkv, scale, table = ctx.saved_tensors
+        if native_attention.takes(qkv, scale, table):
+            return *native_attention.backward(grad, qkv, scale, table, ctx.groups), None, None
         G, N, _, nH, d = qkv.shape
         exact = torch.promote_types(qkv.dtype, torch.float32)
         qkv_grad = torch.empty_like(qkv)

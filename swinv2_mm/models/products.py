@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-# oneDNN sums over up to 1024 channels in one chain of float32 additions, MKL over some 200: rounding errors are 2.3
-# times as large. Up to this many, 1.4 times.
-MAX_CHAIN = 384
+# oneDNN sums over all channels in one chain of float32 additions, MKL over some 200: at 3072 channels its rounding
+# errors are 2.2 times as large. Up to this many, 1.4 times.
+MAX_CHAIN = 768
+
+
+if torch.ops.mkldnn._linear_pointwise not in flop_registry:
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _flops(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size | None = None, **__: Any) -> int:
+        """What torch's counter is to add for oneDNN's linear layer, which it does not know."""
+        return 2 * x.numel() * weight[0]
 
 
 @lru_cache(maxsize=1)
@@ -37,9 +45,13 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
 
 
-def _convolves(x: Tensor) -> bool:
-    """Whether products with ``x`` go through oneDNN's convolution instead of MKL, which uses AVX-512 on Intel only."""
-    return x.dtype == torch.float32 and _has_onednn()
+def _by_onednn(x: Tensor) -> bool:
+    return x.dtype in (torch.float32, torch.bfloat16) and _has_onednn()
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # Where rows are apart it is slow, by orders of magnitude where those of the weight are.
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
 
 
 def _as_image(x: Tensor) -> Tensor:
@@ -47,29 +59,21 @@ def _as_image(x: Tensor) -> Tensor:
     return x[None, None].permute(0, 3, 1, 2)
 
 
-def _as_tokens(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).view(x.shape[3], x.shape[1])
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
     fast = product_dtype(x)
     if fast != x.dtype:
         return product(*cast(fast, x, weight, bias)).to(x.dtype)
-    if _convolves(x):
-        count = -(-x.shape[1] // MAX_CHAIN)
-        channels = -(-x.shape[1] // count // 64) * 64 if count > 1 else x.shape[1]
-        y = None
-        for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
-            part = F.conv2d(_as_image(some), w[:, :, None, None], bias if y is None else None)   # (1, D, 1, M)
-            y = part if y is None else y.add_(part)
-        return _as_tokens(y)
-    if bias is None:
-        return torch.mm(x, weight.t())
-    if x.dtype == torch.bfloat16 and _has_onednn():
-        # addmm would write the bias into the result, to read it again. Where rows are apart, oneDNN is slow.
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
-    return torch.addmm(bias, x, weight.t())
+    if not _by_onednn(x):
+        return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    count = -(-x.shape[1] // MAX_CHAIN) if x.dtype == torch.float32 else 1
+    if count == 1:
+        return _onednn_linear(x, weight, bias)
+    channels, y = -(-x.shape[1] // count // 64) * 64, None
+    for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
+        part = _onednn_linear(some, w.contiguous(), bias if y is None else None)
+        y = part if y is None else y.add_(part)
+    return y
 
 
 def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
@@ -77,10 +81,23 @@ def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -
     fast = product_dtype(x)
     if fast != x.dtype:
         return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted))
-    if not _convolves(x):
-        return [torch.mm(grad, weight) if wanted[0] else None, grad.t() @ x if wanted[1] else None,
-                grad.sum(0) if wanted[2] else None]
-    x_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
-        _as_image(grad), _as_image(x), weight[:, :, None, None], [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0],
-        1, list(wanted))
-    return [_as_tokens(x_grad) if wanted[0] else None, weight_grad[:, :, 0, 0] if wanted[1] else None, bias_grad]
+    x_grad = weight_grad = None
+    if wanted[0]:
+        x_grad = _onednn_linear(grad, weight.t(), None) if _by_onednn(x) else grad @ weight
+    if wanted[1]:
+        weight_grad = _weight_gradient(grad, x)
+    return [x_grad, weight_grad, grad.sum(0) if wanted[2] else None]
+
+
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad^T x``, ``(D, C)``."""
+    if not _by_onednn(x):
+        return grad.t() @ x
+    if x.dtype == torch.bfloat16:  # faster with the more columns in the result
+        return grad.t() @ x if x.shape[1] >= grad.shape[1] else (x.t() @ grad).t()
+    if len(x) <= MAX_CHAIN:
+        return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, 'none', [], '')
+    weight = grad.new_empty(grad.shape[1], x.shape[1], 1, 1)  # of which only the shape is read
+    return torch.ops.aten.convolution_backward(
+        _as_image(grad), _as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+        [False, True, False])[1][:, :, 0, 0]

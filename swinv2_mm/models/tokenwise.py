@@ -95,10 +95,11 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
         w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
-        hidden, out = [], _Rows(len(x))
+        hidden, out, active = [], _Rows(len(x)), None
         for piece in x.split(tokens_at_a_time(len(w1), x.element_size())):
             h = product(piece, w1, b1)
-            out.append(product(F.gelu(h), w2, b2))
+            active = _gelu(h, active)
+            out.append(product(active, w2, b2))
             if keep:
                 hidden.append(h)
         if keep:
@@ -110,10 +111,11 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, w1, w2, *hidden = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        n, x_grad, sums = len(hidden[0]), _Rows(len(x)), [None] * 4
+        n, x_grad, sums, active = len(hidden[0]), _Rows(len(x)), [None] * 4, None
         for some, g, h in zip(x.split(n), grad.contiguous().split(n), hidden, strict=True):
-            h_grad, *second = gradients(g, F.gelu(h), w2, (True, *wanted[3:5]))
-            h_grad = torch.ops.aten.gelu_backward(h_grad, h)
+            active = _gelu(h, active)
+            h_grad, *second = gradients(g, active, w2, (True, *wanted[3:5]))
+            torch.ops.aten.gelu_backward.grad_input(h_grad, h, grad_input=h_grad)
             some_grad, *first = gradients(h_grad, some, w1, wanted[:3])
             if wanted[0]:
                 x_grad.append(some_grad)
@@ -140,6 +142,11 @@ class _Rows:
             self.whole = rows.new_empty(self._count, rows.shape[1])
         self.whole[self._filled:self._filled + len(rows)] = rows
         self._filled += len(rows)
+
+
+def _gelu(x: Tensor, out: Tensor | None) -> Tensor:
+    """Into the memory of the piece before, if it had as many rows: new memory costs more than the function."""
+    return torch.ops.aten.gelu.out(x, out=x.new_empty(x.shape) if out is None or len(out) != len(x) else out)
 
 
 def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
