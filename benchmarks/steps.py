@@ -16,18 +16,21 @@ import torch
 from backbone import title
 from backbones import about, build
 
-from swinv2_mm.models import cosine_attention, products, swin_v2, tokenwise
+from swinv2_mm.models import cosine_attention, native_attention, products, swin_v2, tokenwise
 
 NEVER = 2**62
 # Each a list of (module, name, value): what to replace to be without the step.
 STEPS = {
     'as it is': [],
     'float32 products by MKL': [(products, '_has_onednn', lambda: False)],
-    'MLP and linear layers on whole maps': [(tokenwise, 'MIN_TOKENS', NEVER)],
-    'all logits at once': [(cosine_attention, 'CACHE_BYTES', NEVER)],
+    'MLP on whole maps': [(tokenwise, 'MIN_TOKENS', NEVER)],
+    "attention by torch's operations": [(native_attention, 'library', lambda: None)],
+    'the same, all logits at once': [(native_attention, 'library', lambda: None),
+                                     (cosine_attention, 'CACHE_BYTES', NEVER)],
     'attention and MLP of a block apart': [(swin_v2, 'in_pieces', lambda x: False)],
     'none of these': [(products, '_has_onednn', lambda: False), (tokenwise, 'MIN_TOKENS', NEVER),
-                      (cosine_attention, 'CACHE_BYTES', NEVER), (swin_v2, 'in_pieces', lambda x: False)],
+                      (native_attention, 'library', lambda: None), (cosine_attention, 'CACHE_BYTES', NEVER),
+                      (swin_v2, 'in_pieces', lambda x: False)],
 }
 
 

@@ -10,7 +10,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 namespace {
@@ -218,11 +217,11 @@ struct Problem {
     }
 };
 
-// Memory of one thread, kept from call to call.
+// Memory of one thread, kept from call to call; from the start of a cache line, as all that is taken off it.
 float* scratch(size_t floats) {
     thread_local std::vector<float> memory;
-    if (memory.size() < floats) memory.resize(floats);
-    return memory.data();
+    if (memory.size() < floats + 16) memory.resize(floats + 16);
+    return (float*)(((uintptr_t)memory.data() + 63) / 64 * 64);
 }
 
 // The bias of one head over pairs of slots, (N, ld); -inf in the columns beyond N.
