@@ -97,7 +97,8 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         return grad.t() @ x if x.shape[1] >= grad.shape[1] else (x.t() @ grad).t()
     if len(x) <= MAX_CHAIN:
         return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, 'none', [], '')
-    weight = grad.new_empty(grad.shape[1], x.shape[1], 1, 1)  # of which only the shape is read
+    # Of the weight only the shape is read; in another order it would be laid out anew.
+    weight = torch.empty(grad.shape[1], x.shape[1], 1, 1, memory_format=torch.channels_last)
     return torch.ops.aten.convolution_backward(
         _as_image(grad), _as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
         [False, True, False])[1][:, :, 0, 0]

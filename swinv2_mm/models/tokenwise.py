@@ -20,6 +20,9 @@ from swinv2_mm.models.products import cast, gradients, product
 # The largest intermediate of a piece: 2 to 8 MiB are alike where they were measured, with 1 MiB of second-level cache
 # per core.
 PIECE_BYTES = 4 * 2**20
+# The same where the intermediate is kept for a backward pass, so that it goes out to memory in any case: pieces make
+# reading it again cheap, and their gradients of the weights are faster the longer they are.
+KEPT_BYTES = 16 * 2**20
 # Below this many tokens a matrix product is slower per token.
 MIN_TOKENS = 1024
 
@@ -33,9 +36,9 @@ def _compiles(x: Tensor) -> bool:
     return x.is_cpu and torch.compiler.is_dynamo_compiling()
 
 
-def tokens_at_a_time(channels: int, itemsize: int) -> int:
+def tokens_at_a_time(channels: int, itemsize: int, keep: bool = False) -> int:
     """How many tokens a piece has whose widest intermediate has so many channels of ``itemsize`` bytes."""
-    return max(MIN_TOKENS, PIECE_BYTES // (channels * itemsize))
+    return max(MIN_TOKENS, (KEPT_BYTES if keep else PIECE_BYTES) // (channels * itemsize))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -96,7 +99,7 @@ class _Mlp(torch.autograd.Function):
         ctx.given = w1.dtype
         w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
         hidden, out, active = [], _Rows(len(x)), None
-        for piece in x.split(tokens_at_a_time(len(w1), x.element_size())):
+        for piece in x.split(tokens_at_a_time(len(w1), x.element_size(), keep)):
             h = product(piece, w1, b1)
             active = _gelu(h, active)
             out.append(product(active, w2, b2))

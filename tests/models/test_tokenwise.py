@@ -24,6 +24,7 @@ def random_layer(tokens, channels, dtype=torch.float32, hidden=None):
 def small_pieces(monkeypatch):
     monkeypatch.setattr(tokenwise, 'MIN_TOKENS', 3)
     monkeypatch.setattr(tokenwise, 'PIECE_BYTES', 1)
+    monkeypatch.setattr(tokenwise, 'KEPT_BYTES', 1)
 
 
 def test_gradients_by_finite_differences(small_pieces):
