@@ -149,6 +149,17 @@ def test_another_version_is_a_warning(machine):
     assert rows['mmengine'].status == doctor.OK
 
 
+@pytest.mark.parametrize('capability, found, remedy', [
+    ('AVX512', 'not compiled', 'install a C++ compiler'), ('AVX2', 'no AVX-512', '')])
+def test_attention_that_is_not_compiled_is_told(capability, found, remedy, monkeypatch):
+    """Bug: an installation without a compiler is slow, and nothing says why."""
+    monkeypatch.setattr('swinv2_mm.models.native_attention.library', lambda: None)
+    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: capability)
+    row = doctor.check_attention()
+    assert row.status == doctor.OK and found in row.found
+    assert row.remedy.startswith(remedy) and bool(row.remedy) == bool(remedy)
+
+
 def test_without_torch_every_row_is_still_there(machine, monkeypatch):
     """Bug: the doctor needs what it examines."""
     monkeypatch.setattr(doctor, 'check_gpu', lambda: importlib.import_module('no_such_torch'))
