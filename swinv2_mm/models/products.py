@@ -50,7 +50,9 @@ def _by_onednn(x: Tensor) -> bool:
 
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # Where rows are apart it is slow, by orders of magnitude where those of the weight are.
+    # Rows that are apart make it slow, those of a weight by orders of magnitude; a transposed one is as good as any.
+    if not weight.t().is_contiguous():
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
 
 
@@ -71,7 +73,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _onednn_linear(x, weight, bias)
     channels, y = -(-x.shape[1] // count // 64) * 64, None
     for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
-        part = _onednn_linear(some, w.contiguous(), bias if y is None else None)
+        part = _onednn_linear(some, w, bias if y is None else None)
         y = part if y is None else y.add_(part)
     return y
 
