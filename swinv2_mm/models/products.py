@@ -14,10 +14,10 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 # errors are 2.2 times as large. Up to this many, 1.4 times.
 MAX_CHAIN = 768
 
-
-if torch.ops.mkldnn._linear_pointwise not in flop_registry:
+# A torch that was built without oneDNN does not have it.
+if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise not in flop_registry:
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size | None = None, **__: Any) -> int:
+    def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
         """What torch's counter is to add for oneDNN's linear layer, which it does not know."""
         return 2 * x.numel() * weight[0]
 
