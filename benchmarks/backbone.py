@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -121,6 +122,7 @@ def work(name: str, case: Case) -> None:
         run, images = backbone(name, case), images_of(case)
         gib = peak(run, images)
         run(images)
+        give_back()
         answer(gib=gib)
         for _ in sys.stdin:
             run(images)  # what had to wait for its turn has lost caches and memory
@@ -128,9 +130,17 @@ def work(name: str, case: Case) -> None:
             start = time.perf_counter()
             run(images)
             wait(case)
-            answer(seconds=time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            give_back()
+            answer(seconds=seconds)
     except Exception as error:  # a peer that cannot take a size, or out of memory: the others go on
         answer(failed=f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}')
+
+
+def give_back() -> None:
+    """To the system what this process has freed, so that others can have it in their turns; glibc keeps some."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak(run: Callable[[torch.Tensor], None], images: torch.Tensor) -> float:
@@ -152,8 +162,7 @@ def take_turns(names: list[str], case: Case, rounds: int, microsoft: str | None 
     try:
         for name in names:
             workers[name] = Worker(name, case, microsoft)
-        for worker in workers.values():
-            worker.wait()
+            workers[name].wait()  # one at a time: a call of a large case can take half of the machine's memory
         seconds = {name: [] for name in names}
         for _ in range(rounds):
             for name, worker in workers.items():
@@ -219,19 +228,21 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                   attn_backend=args.attn_backend)
              for a, s, b, w, m, d in itertools.product(
                  args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes)]
-    rows = measured(args.json) if args.resume else []
+    rows, here = [], about([name for name in names if name != 'ours'])
+    if args.resume and args.json and Path(args.json).exists():
+        before = json.loads(Path(args.json).read_text())
+        others = [f'{key} {value}' for key, value in before['about'].items() if here.get(key, value) != value]
+        if others:
+            raise SystemExit(f'{args.json} was measured with {", ".join(others)}. Two machines do not belong into one '
+                             'file: give --json another.')
+        rows, here = before['rows'], before['about'] | here
     cases = [case for case in cases if all(any(row[key] != case[key] for key in case) for row in rows)]
     start = time.monotonic()
     for done, case in enumerate(cases):
         left = f', about {(time.monotonic() - start) / done * (len(cases) - done) / 60:.0f} min left' if done else ''
         print(f'{done}/{len(cases)}{left}; now {title(case)}', file=sys.stderr, flush=True)
         rows.append(dict(case, **take_turns(names, case, args.rounds, args.microsoft), floor=floor(case)))
-        yield dict(about=about([name for name in names if name != 'ours']), rows=rows)
-
-
-def measured(file: str | None) -> list[dict[str, Any]]:
-    """The rows of an earlier report, if there is one."""
-    return json.loads(Path(file).read_text())['rows'] if file and Path(file).exists() else []
+        yield dict(about=here, rows=rows)
 
 
 def title(case: Case) -> str:

@@ -95,6 +95,21 @@ def test_a_run_goes_on_where_it_was_stopped(backbone, tmp_path, monkeypatch):
     assert found[1][0] == found[0][0]
 
 
+def test_what_was_measured_elsewhere_is_not_continued(backbone, tmp_path, monkeypatch):
+    """Prevents: two machines in one table; or the loss of the version of a peer that is left out now."""
+    file = tmp_path / 'found.json'
+    monkeypatch.setattr(sys, 'argv', ['backbone.py', '--sizes', '32x32', '--windows', '2', '--dtypes', 'float32',
+                                      '--modes', 'inference', '--rounds', '1', '--peers', '--resume', '--json',
+                                      str(file)])
+    here = backbone.about([])
+    file.write_text(json.dumps(dict(rows=[], about=here | dict(cpu='another', timm='1.0'))))
+    with pytest.raises(SystemExit, match=r'found\.json was measured with cpu another\.'):
+        backbone.main()
+    file.write_text(json.dumps(dict(rows=[], about=here | dict(timm='1.0'))))
+    backbone.main()
+    assert json.loads(file.read_text())['about'] == here | dict(timm='1.0')
+
+
 def test_all_ways_do_the_same_job(benchmark, monkeypatch, capsys):
     """On a small padded map, shifted along one axis, and printed. Prevents: times of three different things."""
     rows = benchmark.measure(benchmark.Case(1, 7, 3, 2, 16, 4), torch.float32, DEVICE, 1)
