@@ -118,7 +118,9 @@ RUN = [
     ('optim_wrapper.optimizer.lr=-1', 'lr=-1'),
     ('optim_wrapper.optimizer.betas=(2,3)', 'optim_wrapper.optimizer: AdamW cannot be built: Invalid beta'),
     ('optim_wrapper.constructor=LayerDecay', 'optim_wrapper.constructor=LayerDecay is no registered'),
+    ('optim_wrapper.bogus=1', 'bogus'),
     ('optim_wrapper.clip_grad.bogus=1', 'clip_grad'),
+    ('optim_wrapper.clip_grad.max_norm=-1', 'max_norm=-1'),
     ('param_scheduler.0.type=LinaerLR', 'Did you mean LinearLR'),
     ('param_scheduler.0.begin=9', 'param_scheduler.0: LinearLR'),
     ('param_scheduler.1.milestones=text', 'milestones'),
@@ -152,6 +154,7 @@ ARGUMENTS = [
     *(('train', [config, '--work-dir', 'run'], hint) for config, hint in [
         ('folder.py', 'does not exist'), ('noise.py', 'noise.py'), ('list.json', 'list.json'),
         ('raises.py', 'line 2'), ('exits.py', 'line 2'), ('orphan.py', 'gone.py')]),
+    ('train', ['tiny.py', '--work-dir', 'run', '--amp', '--cfg-options', 'optim_wrapper.bogus=1'], 'bogus'),
     ('train', ['tiny.py', '--work-dir', '/proc/nonexistent/run'], 'cannot be written to'),
     ('train', ['tiny.py', '--work-dir', 'tiny.py/run'], 'is a file'),
     *(('test', ['tiny.py', name], name) for name in

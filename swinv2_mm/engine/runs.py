@@ -26,8 +26,8 @@ from swinv2_mm.engine.progress import screen_given_back
 from swinv2_mm.engine.rehearsal import check_form, check_weights, rehearse
 from swinv2_mm.engine.saving import protect_saving, save_safely, told
 from swinv2_mm.engine.tensorboard import log_to_tensorboard
+from swinv2_mm.engine.window_size import set_window_size
 from swinv2_mm.errors import Stopped, UserError, say
-from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 
 def prepare_training(
@@ -149,12 +149,8 @@ def prepare_test(
     check_data(cfg, ('test',))
     model = rehearse(cfg, ('test',))
     check_weights(model, checkpoint, whole=True)
-    backbone = getattr(model, 'backbone', None)
-    if window_size is not None and isinstance(backbone, SwinTransformerV2):
-        try:
-            backbone.set_window_size(window_size)
-        except ValueError as error:
-            raise UserError(f'--window-size: {error}') from error
+    if window_size is not None:
+        set_window_size(model, window_size)
     return cfg
 
 

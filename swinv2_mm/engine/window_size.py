@@ -4,9 +4,31 @@ from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
+
+
+def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence[int]]) -> list[tuple]:
+    """Set the window of every SwinV2 backbone of a model.
+
+    Returns:
+        The backbones, each with the windows that it had.
+
+    Raises:
+        UserError: The model has no SwinV2 backbone, or the window does not fit its stages.
+    """
+    backbones = [module for module in model.modules() if hasattr(module, 'set_window_size')]
+    if not backbones:
+        raise UserError(f'window_size={window_size}: the model has no swinv2_mm.SwinTransformerV2.')
+    had = [(backbone, backbone.window_size) for backbone in backbones]
+    for backbone in backbones:
+        try:
+            backbone.set_window_size(window_size)
+        except ValueError as error:
+            raise UserError(f'window_size={window_size}: {error}') from error
+    return had
 
 
 @HOOKS.register_module()
@@ -25,15 +47,7 @@ class WindowSizeHook(Hook):
         self._trained: list[tuple] = []  # the backbones and their own windows
 
     def _enter(self, runner: Runner) -> None:
-        backbones = [module for module in runner.model.modules() if hasattr(module, 'set_window_size')]
-        if not backbones:
-            raise UserError(f'window_size={self.window_size}: the model has no swinv2_mm.SwinTransformerV2.')
-        self._trained = [(backbone, backbone.window_size) for backbone in backbones]
-        for backbone in backbones:
-            try:
-                backbone.set_window_size(self.window_size)
-            except ValueError as error:
-                raise UserError(str(error)) from error
+        self._trained = set_window_size(runner.model, self.window_size)
 
     def _leave(self) -> None:
         for backbone, window_size in self._trained:

@@ -1,5 +1,6 @@
 """What is missing is named before anything is written, with a remedy that works."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,8 @@ from mmengine.config import Config
 from tiny_fixtures import ROOT
 
 from swinv2_mm.engine.config import apply_options, load_config
-from swinv2_mm.engine.preflight import check_data, check_work_dir
+from swinv2_mm.engine.preflight import check_data, check_numbers, check_work_dir
+from swinv2_mm.engine.rehearsal import rehearse
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -97,3 +99,19 @@ def test_a_file_in_the_way_of_the_work_dir():
     check_work_dir('new/dir')
     with pytest.raises(UserError, match='file is a file'):
         check_work_dir('file/dir')
+
+
+def test_an_infinite_norm_is_no_mistake():
+    """Bug: max_norm=inf, by which the norm of the gradients is logged and nothing clipped, is refused."""
+    check_numbers(Config(dict(optim_wrapper=dict(clip_grad=dict(max_norm=math.inf)))))
+    with pytest.raises(UserError, match='max_norm=nan'):
+        check_numbers(Config(dict(optim_wrapper=dict(clip_grad=dict(max_norm=math.nan)))))
+
+
+def test_things_and_stuff_are_counted_by_their_own_heads():
+    """Bug: the 80 classes of a panoptic model's boxes are held against the 133 of its data set, and it cannot train."""
+    Path('panoptic.py').write_text("_base_ = 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'")
+    cfg = load_config('panoptic.py')
+    cfg.train_dataloader.dataset.pipeline = []  # which would want panopticapi
+    model = rehearse(cfg, ('train',))
+    assert model.roi_head.bbox_head.num_classes == 80

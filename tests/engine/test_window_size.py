@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import write_config
+from mmengine.model import BaseTTAModel
+from mmengine.registry import DATASETS, MODELS
+from tiny_training import TinyImages, write_config
 from torch import nn
 
 from swinv2_mm import SwinTransformerV2
@@ -66,6 +68,32 @@ def test_one_checkpoint_at_several_windows(tmp_path, randomize):
         assert [hook['window_size'] for hook in hooks] == kept
         errors.append(run_test(cfg)['error'])
     assert errors[0] == errors[1] and len(set(errors)) == 3
+
+
+@MODELS.register_module()
+class Averaged(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return [sum(samples) / len(samples) for samples in data_samples_list]
+
+
+@DATASETS.register_module()
+class PipedImages(TinyImages):
+    def __init__(self, augment, pipeline=()):
+        super().__init__(augment)
+
+
+@pytest.mark.usefixtures('own_process')
+@pytest.mark.parametrize('tta', [False, True])
+def test_a_wrong_window_is_told_before_the_test(tmp_path, tta):
+    """Prevents: a test-time augmented test that sets up everything, and then says that the window cannot be."""
+    config = write_config(tmp_path, extra=(
+        "test_dataloader = dict(val_dataloader, dataset=dict(type='PipedImages', augment=False))\n"
+        "tta_model, tta_pipeline = dict(type='Averaged'), [dict(type='Anything')]\n"))
+    cfg = prepare_training(str(config), work_dir='work')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, 'weights.pth')
+    prepare_test(str(config), 'weights.pth', tta=tta, window_size=[2, 3])
+    with pytest.raises(UserError, match='3 entries for 2 stages'):
+        prepare_test(str(config), 'weights.pth', tta=tta, window_size=[4, 4, 4])
 
 
 def report(*arguments):
