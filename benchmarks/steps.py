@@ -16,7 +16,7 @@ import torch
 from backbone import title
 from backbones import about, build
 
-from swinv2_mm.models import cosine_attention, native_attention, products, swin_v2, tokenwise
+from swinv2_mm.models import cosine_attention, native_attention, products, tokenwise
 
 NEVER = 2**62
 # Each a list of (module, name, value): what to replace to be without the step.
@@ -27,10 +27,8 @@ STEPS = {
     "attention by torch's operations": [(native_attention, 'library', lambda: None)],
     'the same, all logits at once': [(native_attention, 'library', lambda: None),
                                      (cosine_attention, 'CACHE_BYTES', NEVER)],
-    'attention and MLP of a block apart': [(swin_v2, 'in_pieces', lambda x: False)],
     'none of these': [(products, '_has_onednn', lambda: False), (tokenwise, 'MIN_TOKENS', NEVER),
-                      (native_attention, 'library', lambda: None), (cosine_attention, 'CACHE_BYTES', NEVER),
-                      (swin_v2, 'in_pieces', lambda x: False)],
+                      (native_attention, 'library', lambda: None), (cosine_attention, 'CACHE_BYTES', NEVER)],
 }
 
 

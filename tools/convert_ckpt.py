@@ -81,7 +81,7 @@ def verify(loaded: Loaded) -> Difference:
 
 def write(loaded: Loaded, dst: Path, target: str | None) -> list[str]:
     """Write DST; return our names that the layout of another code base has no place for."""
-    weights, lost, container = loaded.conversion.weights, [], 'state_dict'
+    weights, lost, container = loaded.state(), [], 'state_dict'
     if target is not None:
         weights, lost = export_state_dict(weights, target)
         container = LAYOUTS[target].container

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from swinv2_mm.checkpoints.geometry import Geometry, Pair, read_geometry, read_windows, shorten
+from swinv2_mm.checkpoints.geometry import (
+    PRETRAINED_KEY,
+    Geometry,
+    Pair,
+    read_geometry,
+    read_windows,
+    shorten,
+    told_windows,
+)
 from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, Row
 from swinv2_mm.errors import UserError
 
@@ -22,7 +30,7 @@ class Conversion:
         layout: A key of :data:`LAYOUTS`.
         prefix: What stood before every key.
         geometry: The size of the model.
-        window_size: Per stage ``(rows, columns)``, as the coordinate tables say; None where there are none.
+        window_size: Per stage ``(rows, columns)``, as the weights themselves say; None where they do not.
         pretrained_window_sizes: Likewise.
         sources: Our name to their keys.
         dropped: Their keys that were left out, and why.
@@ -142,10 +150,16 @@ def convert_state_dict(
             sources[target] = taken
             (weights if row.learned else tables)[target] = tensor
             if not row.learned:
-                dropped[taken[0]] = 'computed from the windows'
+                dropped[taken[0]] = 'read as the windows'
     geometry = read_geometry(weights)
+    own = tables.pop(PRETRAINED_KEY, None)
     windows, pretrained = read_windows(tables) or (None, None)
-    if windows is not None and len(windows) != len(geometry.depths):
+    if own is not None:
+        windows, pretrained = None, told_windows(sources[PRETRAINED_KEY][0], own)
+        if len(pretrained) != len(geometry.depths):
+            raise UserError(f'{sources[PRETRAINED_KEY][0]} is for {len(pretrained)} stages, not '
+                            f'{len(geometry.depths)}.')
+    elif windows is not None and len(windows) != len(geometry.depths):
         windows = pretrained = None
     norms = [f'norm{i}' for i in range(len(geometry.depths))]
     return Conversion(
@@ -167,6 +181,7 @@ def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[
     """
     if layout not in LAYOUTS:
         raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
+    weights = {key: tensor for key, tensor in weights.items() if key != PRETRAINED_KEY}
     last = str(len(read_geometry(weights).depths) - 1)
     out: dict[str, Tensor] = {}
     used = set()

@@ -14,6 +14,8 @@ from swinv2_mm.errors import UserError
 from swinv2_mm.models.variants import VARIANTS
 
 CPB_HIDDEN = 512
+# Under which name a backbone's state_dict has its pretrained windows: (stages, 2), rows and columns.
+PRETRAINED_KEY = 'pretrained_windows'
 Pair = tuple[int, int]
 
 
@@ -112,6 +114,7 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
         UserError: A tensor is missing, left over, of another shape than the others ask for, not of floating-point
             numbers, or holds NaN or infinity; they are listed.
     """
+    weights = {key: tensor for key, tensor in weights.items() if key != PRETRAINED_KEY}
     geometry = _guess(weights)
     wanted = geometry.shapes()
     norms = {f'norm{i}.{leaf}': (geometry.embed_dims * 2**i,)
@@ -205,6 +208,17 @@ def read_windows(tables: Mapping[str, Tensor]) -> tuple[tuple[Pair, ...], tuple[
         return None
     windows, pretrained = zip(*(found[i] for i in sorted(found)), strict=True)
     return windows, pretrained
+
+
+def told_windows(key: str, tensor: Tensor) -> tuple[Pair, ...]:
+    """The pretrained windows that a state_dict of this backbone holds under ``key``, per stage ``(rows, columns)``.
+
+    Raises:
+        UserError: They are no windows.
+    """
+    if tensor.ndim != 2 or tensor.shape[1] != 2 or tensor.is_floating_point() or not len(tensor) or tensor.min() < 1:
+        raise UserError(f'{key} does not hold pretrained windows: whole numbers from 1, (stages, 2).')
+    return tuple((rows, columns) for rows, columns in tensor.tolist())
 
 
 def _window_of(key: str, table: Tensor) -> tuple[Pair, Pair]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -243,6 +245,7 @@ LAYOUTS = {
             *_rows(_OUR_BLOCK, _OUR_BLOCK, _BLOCK),
             *_rows(_OUR_MERGING, _OUR_MERGING, _MERGING),
             *_rows('norm{i}.', 'norm{i}.', _NORM),
+            Row((PRETRAINED_KEY,), (PRETRAINED_KEY,), save=None, learned=False),
         ),
         container='state_dict',
     ),

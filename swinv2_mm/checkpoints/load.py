@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from swinv2_mm.checkpoints.catalog import find
 from swinv2_mm.checkpoints.convert import Conversion, convert_state_dict
 from swinv2_mm.checkpoints.files import read_file, weights_in, write_file
-from swinv2_mm.checkpoints.geometry import Geometry, Pair
+from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, Geometry, Pair
 from swinv2_mm.checkpoints.sources import Source, cache_dir, locate
 from swinv2_mm.errors import UserError
 
@@ -48,6 +49,10 @@ class Loaded:
     original: dict[str, Tensor]
     container: str
     digest: str
+
+    def state(self) -> dict[str, Tensor]:
+        """A state_dict of the backbone, with its pretrained windows if they are known."""
+        return self.conversion.weights | as_state(self.pretrained_window_sizes)
 
     def meta(self) -> dict[str, Any]:
         """What is written beside the weights, in forms that JSON can hold."""
@@ -111,14 +116,16 @@ def _windows(
     meta = meta if isinstance(meta, Mapping) else {}
     release = source.release if source.release and source.release.arch == geometry.arch else None
     told = (
-        (conversion.window_size, conversion.pretrained_window_sizes, 'its coordinate tables'),
+        (conversion.window_size, conversion.pretrained_window_sizes,
+         'its coordinate tables' if conversion.window_size else 'its weights'),
         (pairs(meta.get('window_size'), stages), pairs(meta.get('pretrained_window_sizes'), stages), 'its meta'),
         (*_from_config_json(source.config, geometry), 'config.json'),
-        (*windows_of_training(meta.get('cfg'), stages), 'the config of its training'),
+        (*windows_of_training(meta.get('cfg'), conversion.prefix, stages), 'the config of its training'),
         *([(pairs(release.window_size, stages), pairs(release.pretrained_window_sizes, stages), 'the catalogue')]
           if release else []),
     )
-    windows, pretrained, teller = next((row for row in told if row[1] is not None), (None, None, 'nothing'))
+    _, pretrained, teller = next((row for row in told if row[1] is not None), (None, None, 'nothing'))
+    windows = next((row[0] for row in told if row[0] is not None), None)
     wanted = pairs(given, stages)
     if given is not None and wanted is None:
         raise UserError(f'pretrained_window_sizes={given!r} must be whole numbers from 1, one for each of the '
@@ -163,37 +170,80 @@ def _from_config_json(config: Mapping[str, Any], geometry: Geometry) -> tuple[Wi
     return pairs(windows, stages), pairs([p or w for p, w in zip(pretrained, windows, strict=True)], stages)
 
 
-def windows_of_training(text: Any, stages: int) -> tuple[Windows | None, Windows | None]:
-    """The backbone's windows in the text of an mmengine config; it is parsed, not run."""
+def as_state(pretrained: Windows | None) -> dict[str, Tensor]:
+    """The entry of a backbone's state_dict for its pretrained windows; none where they are not known."""
+    return {} if pretrained is None else {PRETRAINED_KEY: torch.tensor(pretrained)}
+
+
+def windows_of_training(text: Any, prefix: str, stages: int) -> tuple[Windows | None, Windows | None]:
+    """The windows and pretrained windows of a backbone in the text of an mmengine config; it is parsed, not run.
+
+    Args:
+        text: As mmengine saves it in a checkpoint's meta: assignments of plain values.
+        prefix: What stands before the backbone's keys in the checkpoint, such as ``'backbone.'``: where in
+            ``model`` it is.
+        stages: How many it has.
+    """
+    model = _assigned(text, 'model')
+    backbones = [node for node in _dicts(model) if _is_backbone(node)]
+    node = model
+    for name in prefix.rstrip('.').split('.'):
+        node = node.get(name, {}) if isinstance(node, dict) else {}
+    if _is_backbone(node):
+        backbones = [node]
+    found = {_windows_of_arguments(node, stages) for node in backbones}
+    return found.pop() if len(found) == 1 else (None, None)
+
+
+def _windows_of_arguments(arguments: dict, stages: int) -> tuple[Windows | None, Windows | None]:
+    windows = pairs(arguments.get('window_size', 8), stages)
+    pretrained = arguments.get('pretrained_window_sizes')
+    if pretrained is None and any('Pretrained' in str(node.get('type')) for node in _dicts(arguments.get('init_cfg'))):
+        return None, None  # it was read from the checkpoint that training started from
+    given = pairs(0 if pretrained is None else pretrained, stages, least=0)
+    if windows is None or given is None:
+        return None, None
+    return windows, tuple((p or w, q or v) for (p, q), (w, v) in zip(given, windows, strict=True))
+
+
+def _is_backbone(node: Any) -> bool:
+    kind = node.get('type') if isinstance(node, dict) else None
+    return isinstance(kind, str) and kind.startswith('swinv2_mm.') and kind.endswith('.SwinTransformerV2')
+
+
+def _dicts(node: Any) -> Iterator[dict]:
+    """Every dict in nested dicts and lists."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    for item in node if isinstance(node, list | tuple) else ():
+        yield from _dicts(item)
+
+
+def _assigned(text: Any, name: str) -> Any:
+    """The value that a config's text gives a variable; None if it gives none, ... for what is no plain value."""
     try:
         tree = ast.parse(text) if isinstance(text, str) else ast.Module([], [])
     except (SyntaxError, ValueError):  # the latter for a null character
-        return None, None
-    for node in ast.walk(tree):
-        arguments = _literals(node)
-        if arguments.get('type') == 'swinv2_mm.SwinTransformerV2':
-            windows = pairs(arguments.get('window_size', 8), stages)
-            pretrained = arguments.get('pretrained_window_sizes')
-            if pretrained is None and '.Pretrained' in str(arguments.get('init_cfg')):
-                return None, None  # it was read from the checkpoint that training started from
-            given = pairs(0 if pretrained is None else pretrained, stages, least=0)
-            if windows is None or given is None:
-                return None, None
-            return windows, tuple((p or w, q or v) for (p, q), (w, v) in zip(given, windows, strict=True))
-    return None, None
+        return None
+    values = [node.value for node in tree.body if isinstance(node, ast.Assign)
+              and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)]
+    return _value(values[-1]) if values else None
 
 
-def _literals(node: ast.AST) -> dict[str, Any]:
-    """The keywords of ``dict(…)`` that are plain values; others as the text that stands there."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict'):
-        return {}
-    found = {}
-    for keyword in node.keywords:
-        try:
-            found[keyword.arg] = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError):
-            found[keyword.arg] = ast.unparse(keyword.value)
-    return found
+def _value(node: ast.AST) -> Any:
+    """Evaluate ``dict(…)``, brackets and literals; ``...`` for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return ...
 
 
 def fetch(name: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
-from swinv2_mm.checkpoints.load import plain, windows_of_training
+from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
+from swinv2_mm.checkpoints.load import as_state, plain, windows_of_training
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
@@ -21,8 +22,9 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         wanted: That of the model.
     """
     loaded = {re.sub(r'^module\.', '', key): tensor for key, tensor in loaded.items() if isinstance(tensor, Tensor)}
-    # Counters of batches were added to PyTorch later than BatchNorm.
-    wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith('num_batches_tracked')}
+    # Counters of batches were added to PyTorch later than BatchNorm, the pretrained windows to our weights later, too.
+    wanted = {key: tensor for key, tensor in wanted.items()
+              if not key.endswith(('num_batches_tracked', PRETRAINED_KEY))}
     missing = [key for key in wanted if key not in loaded]
     reshaped = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
     faults = []
@@ -36,9 +38,45 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     return '; '.join(faults)
 
 
+def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Check the pretrained windows of a checkpoint against those that a model was given.
+
+    Those of an older checkpoint, whose weights do not tell them, are in the config that it was saved with; they are
+    added to its weights, so that a model that was given none takes them over.
+
+    Args:
+        model: Of the config, before the weights are loaded.
+        checkpoint: Edited in place.
+        path: Where it is from.
+
+    Raises:
+        UserError: The model was given others.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    before = 'module.' if any(str(key).startswith('module.') for key in state) else ''
+    for name, module in model.named_modules():
+        if not hasattr(module, 'windows_given'):
+            continue
+        prefix = f'{name}.' if name else ''
+        key = f'{before}{prefix}{PRETRAINED_KEY}'
+        own = module.pretrained_window_sizes
+        if key in state:
+            told = told_windows(key, state[key])
+        else:
+            _, told = windows_of_training((checkpoint.get('meta') or {}).get('cfg'), prefix, len(own))
+            state.update({f'{before}{prefix}{entry}': windows for entry, windows in as_state(told).items()})
+        if told is not None and module.windows_given and own != told[:len(own)]:
+            raise UserError(
+                f'{path} was trained with pretrained_window_sizes={plain(told)}; this config has {plain(own)}. Leave '
+                f'it out, since the weights know it, or pass --cfg-options '
+                f'"model.{prefix}pretrained_window_sizes={plain(told)}".'
+            )
+
+
 @HOOKS.register_module()
 class CheckpointMatchHook(Hook):
-    """Refuse to test or resume with a checkpoint that does not fill every parameter and buffer of the model."""
+    """Refuse to test or resume with a checkpoint that does not fill every parameter and buffer of the model, or that
+    was trained with other pretrained windows than the config gives."""
 
     # Before EMAHook and others that use what is in the checkpoint.
     priority = 'HIGHEST'
@@ -53,12 +91,4 @@ class CheckpointMatchHook(Hook):
                 f'{runner._load_from} does not fit this config: {faults}. It belongs to another config, or holds a '
                 'backbone alone.'
             )
-        text = (checkpoint.get('meta') or {}).get('cfg')
-        for name, module in model.named_modules():
-            windows = getattr(module, 'pretrained_window_sizes', None)
-            _, trained = windows_of_training(text, len(windows)) if windows is not None else (None, None)
-            if trained is not None and trained != tuple(windows):
-                raise UserError(
-                    f'{runner._load_from} was trained with pretrained_window_sizes={plain(trained)}; this config has '
-                    f'{plain(windows)}. Pass --cfg-options "model.{name}.pretrained_window_sizes={plain(trained)}".'
-                )
+        match_windows(model, checkpoint, runner._load_from)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
 from swinv2_mm.checkpoints.adapt import adapt_channels, adapt_patch
-from swinv2_mm.checkpoints.load import fetch, pairs, plain, windows_of
+from swinv2_mm.checkpoints.geometry import read_geometry
+from swinv2_mm.checkpoints.load import as_state, fetch, pairs, plain, windows_of
 from swinv2_mm.engine.checkpoint_match import misfits
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import WEIGHT_INITIALIZERS
@@ -48,28 +50,39 @@ class Pretrained:
         self.options = dict(layout=source, prefix=prefix, ema=ema)
         self.input_size = input_size
 
-    def pretrained_window_sizes(self) -> list:
+    def told_windows(self) -> tuple[list | None, str]:
         """What the checkpoint says of its pretrained windows, per stage; a backbone that is given none asks for it.
 
-        Raises:
-            UserError: The checkpoint is not there, or does not say.
+        Returns:
+            The windows and an empty text; or None, and why they are not known: the checkpoint is not there, or does not
+            say. The backbone can be built all the same, to be filled from another file.
         """
-        remedy = 'Give the backbone its pretrained_window_sizes, the windows that the weights were first trained with.'
+        remedy = 'give the backbone its pretrained_window_sizes, the windows that the weights were first trained with.'
         try:
             known = windows_of(self.checkpoint, **self.options)
         except UserError as error:
-            raise UserError(f'{error} If it is gone for good: {remedy[0].lower()}{remedy[1:]}') from None
+            return None, f'{error} If it is gone for good: {remedy}'
         if known is None:
-            raise UserError(f'{self.checkpoint} does not tell its pretrained windows. {remedy}')
-        return plain(known)
+            return None, f'{self.checkpoint} does not tell its pretrained windows. {remedy.capitalize()}'
+        return plain(known), ''
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the backbone that the checkpoint is of.
+
+        Raises:
+            UserError: The checkpoint cannot be had or read.
+        """
+        weights, meta = fetch(self.checkpoint, **self.options)
+        geometry = read_geometry(weights)
+        windows = meta['window_size'] or meta['pretrained_window_sizes']
+        return dict(geometry.arguments(), out_indices=tuple(range(len(geometry.depths))),
+                    **(dict(window_size=windows) if windows else {}))
 
     def __call__(self, module: nn.Module) -> None:
-        if not hasattr(module, 'pretrained_window_sizes') or not hasattr(module, 'patch_embed'):
-            raise UserError(f"init_cfg=dict(type='swinv2_mm.Pretrained') belongs into a swinv2_mm.SwinTransformerV2, "
-                            f'as model.backbone.init_cfg, not into a {type(module).__name__}.')
+        self._check_module(module)
         weights, meta = fetch(self.checkpoint, **self.options)
         known = pairs(meta['pretrained_window_sizes'], len(meta['depths']))
-        weights = dict(weights)
+        weights = weights | as_state(known and known[:len(module.pretrained_window_sizes)])
         _adapt_patch_embedding(module, weights, self.checkpoint)
         new = self._check_size(module, weights)
         self._check_windows(module, known)
@@ -85,6 +98,11 @@ class Pretrained:
             logger='current',
         )
 
+    def _check_module(self, module: nn.Module) -> None:
+        if not hasattr(module, 'pretrained_window_sizes') or not hasattr(module, 'patch_embed'):
+            raise UserError(f"init_cfg=dict(type='swinv2_mm.Pretrained') belongs into a swinv2_mm.SwinTransformerV2, "
+                            f'as model.backbone.init_cfg, not into a {type(module).__name__}.')
+
     def check(self, module: nn.Module) -> None:
         """Check that the checkpoint can be had and fits a backbone, which may be on the meta device.
 
@@ -97,7 +115,10 @@ class Pretrained:
         self._check_windows(module, pairs(meta['pretrained_window_sizes'], len(meta['depths'])))
 
     def _check_windows(self, module: nn.Module, known: tuple | None) -> None:
-        if known is not None and tuple(module.pretrained_window_sizes) != known[:len(module.pretrained_window_sizes)]:
+        own = module.pretrained_window_sizes
+        if known is None and not module.windows_given:
+            raise UserError(self.told_windows()[1])
+        if known is not None and module.windows_given and own != known[:len(own)]:
             raise UserError(
                 f'pretrained_window_sizes={plain(module.pretrained_window_sizes)} of the backbone contradicts '
                 f'{self.checkpoint}, whose position bias was trained for {plain(known)}. Set '

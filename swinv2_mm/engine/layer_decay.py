@@ -1,7 +1,6 @@
 """Layer-wise learning-rate decay: the further a block is from the heads, the smaller its learning rate."""
 
 import logging
-from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -17,9 +16,9 @@ from swinv2_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor, with a learning rate that decays from the heads down to the patch embedding.
 
-    The layers are :func:`layer_id`'s; their number ``n + 1``, with ``n`` blocks in the backbone, is read off the model.
-    A parameter of layer ``k`` gets ``lr * decay_rate ** (n + 1 - k)``, times its ``lr_mult`` if ``paramwise_cfg`` has
-    one for it. Whatever is not in the backbone has layer ``n + 1``, hence the full rate. This is the convention of BEiT
+    The layers are those of ``SwinTransformerV2.get_layer_depth``; their number ``n + 1``, with ``n`` blocks in the
+    backbone, is read off the model. A parameter of layer ``k`` gets ``lr * decay_rate ** (n + 1 - k)``, times its
+    ``lr_mult`` if ``paramwise_cfg`` has one for it. Whatever is not in the backbone has layer ``n + 1``, hence the full rate. This is the convention of BEiT
     (arXiv 2106.08254) and of Microsoft's fine-tuning code (``get_swin_layer`` in its optimizer.py).
 
     Parameters with less than two dimensions (norms and biases, ``q_bias`` and ``v_bias`` included), ``cpb_mlp`` and
@@ -88,29 +87,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return [dict(settings, params=members) for _, settings, members in groups]
 
 
-def layer_id(name: str, depths: Sequence[int]) -> int:
-    """The layer of a parameter of the backbone.
-
-    The patch embedding is layer 0, block ``k``, counted from 0 through all stages, layer ``k + 1``. A stage's
-    ``downsample`` belongs to the block in front of it, as in Microsoft's code, where it ends the stage before. The
-    output norms ``norm{i}`` belong to the heads, layer ``n + 1`` for ``n`` blocks, as Microsoft's last norm and
-    MMDetection's ConvNeXt have it: they are read by the heads alone, and of a released classifier's weights only the
-    last exists.
-
-    Args:
-        name: In the backbone's own terms, such as ``stages.1.blocks.0.norm1.weight``.
-        depths: Blocks per stage.
-    """
-    match name.split('.'):
-        case 'patch_embed', *_:
-            return 0
-        case 'stages', stage, 'downsample', *_:
-            return sum(depths[: int(stage)])
-        case 'stages', stage, 'blocks', block, *_:
-            return sum(depths[: int(stage)]) + int(block) + 1
-    return sum(depths) + 1
-
-
 def check_layer_decay(cfg: Config) -> None:
     """Check what a config says of layer-wise decay, before a model is built.
 
@@ -143,12 +119,10 @@ def _layers(model: nn.Module) -> tuple[dict[Tensor, tuple[int, int]], int]:
     found, last = {}, 0
     for module in model.modules():
         if isinstance(module, SwinTransformerV2):
-            depths = [len(stage.blocks) for stage in module.stages]
-            heads = sum(depths) + 1
-            last = max(last, heads)
             for name, parameter in module.named_parameters():
-                layer = layer_id(name, depths)
-                found[parameter] = layer, heads - layer
+                layer, count = module.get_layer_depth(name)
+                found[parameter] = layer, count - 1 - layer
+                last = max(last, count - 1)
     if not found:
         raise UserError('LayerDecayOptimWrapperConstructor: the model has no swinv2_mm.SwinTransformerV2; leave '
                         'optim_wrapper.constructor out of the config, or take its backbone.')

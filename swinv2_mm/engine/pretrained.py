@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from torch import nn
 
 from swinv2_mm.checkpoints.convert import recognise
 from swinv2_mm.checkpoints.files import weights_in
+from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.checkpoint_match import misfits
@@ -55,6 +57,8 @@ def check_pretrained(cfg: Config) -> None:
         UserError: One is missing, damaged, wants to run code, or is for another backbone.
     """
     for key, init_cfg, module in _pretrained(cfg.get('model'), 'model'):
+        if cfg.get('resume') and init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
+            continue  # see skip_pretrained
         path = init_cfg.get('checkpoint')
         if not path:
             raise UserError(
@@ -77,10 +81,15 @@ def check_pretrained(cfg: Config) -> None:
             _refuse_backbone(checkpoint, cfg.load_from)
 
 
-def _fit(module: dict, initializer: Pretrained) -> None:
-    """Check that a checkpoint fits the backbone, and write its windows into the config.
+def skip_pretrained(model: nn.Module) -> None:
+    """Have a model that is filled from a checkpoint not fetch the ImageNet weights first, which may be gone."""
+    for module in model.modules():
+        if hasattr(module, 'windows_given'):
+            module._init_cfg = None
 
-    They are then in the config that a run saves: a normaliser that only the checkpoint knew would be lost with it.
+
+def _fit(module: dict, initializer: Pretrained) -> None:
+    """Check that a checkpoint fits the backbone.
 
     Raises:
         UserError: It does not.
@@ -92,10 +101,6 @@ def _fit(module: dict, initializer: Pretrained) -> None:
             backbone = MODELS.build({**module, 'init_cfg': None})
     except (TypeError, ValueError):
         return  # a wrong argument: building the model will say so
-    if module.get('pretrained_window_sizes') is None:
-        stages = len(backbone.stages)
-        module['pretrained_window_sizes'] = initializer.pretrained_window_sizes()[:stages]
-        backbone.pretrained_window_sizes = pairs(module['pretrained_window_sizes'], stages)
     initializer.check(backbone)
 
 
@@ -129,7 +134,13 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
     except (TypeError, ValueError):
         return  # a wrong argument: building the model will say so
     windows = backbone.pretrained_window_sizes
+    loaded = checkpoint.get('state_dict', checkpoint)
+    if prefix:
+        start = prefix.rstrip('.') + '.'
+        loaded = {key.removeprefix(start): tensor for key, tensor in loaded.items() if key.startswith(start)}
     told = pairs((checkpoint.get('meta') or {}).get('pretrained_window_sizes'), len(windows))
+    if PRETRAINED_KEY in loaded:  # mmengine's loader hands them to the backbone
+        told = told_windows(PRETRAINED_KEY, loaded[PRETRAINED_KEY])[:len(windows)] if backbone.windows_given else None
     if told is not None and told != windows:
         raise UserError(
             f'{name} was trained for pretrained_window_sizes={plain(told)}; the backbone has {plain(windows)}. Set '
@@ -137,10 +148,6 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
         )
     wanted = backbone.state_dict()
     wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith('norm')}
-    loaded = checkpoint.get('state_dict', checkpoint)
-    if prefix:
-        start = prefix.rstrip('.') + '.'
-        loaded = {key.removeprefix(start): tensor for key, tensor in loaded.items() if key.startswith(start)}
     faults = misfits(loaded, wanted)
     if not faults:
         return

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from swinv2_mm.engine.annotations import check_annotations
 from swinv2_mm.engine.blame import SEE_MORE, blamed, check_arguments, find_class
-from swinv2_mm.engine.checkpoint_match import misfits
+from swinv2_mm.engine.checkpoint_match import match_windows, misfits
 from swinv2_mm.engine.complexity import forward_on_meta
 from swinv2_mm.engine.preflight import datasets_of, is_local
 from swinv2_mm.engine.pretrained import check_checkpoint
@@ -80,7 +80,7 @@ def check_weights(model: nn.Module, path: str, whole: bool) -> None:
         whole: Every tensor of the model has to be in it; else one.
 
     Raises:
-        UserError: It is another model's.
+        UserError: It is another model's, or was trained with other pretrained windows.
     """
     checkpoint = check_checkpoint(path)
     if checkpoint is None:
@@ -95,6 +95,7 @@ def check_weights(model: nn.Module, path: str, whole: bool) -> None:
     if faults and (whole or not fits):
         raise UserError(f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone '
                         'alone.')
+    match_windows(model, checkpoint, path)
 
 
 def build_model(config: Any, key: str = 'model') -> nn.Module:

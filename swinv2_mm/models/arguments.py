@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -85,8 +87,53 @@ def checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
 
 def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
     indices = tuple(value) if is_sequence(value) else ()
-    if not indices or any(type(i) is not int or i not in range(stages) for i in indices) \
-            or list(indices) != sorted(set(indices)):
+    whole = bool(indices) and all(type(i) is int and i in range(-stages, stages) for i in indices)
+    stage_indices = tuple(i % stages for i in indices) if whole else ()
+    if not whole or list(stage_indices) != sorted(set(stage_indices)):
         raise ValueError(f'out_indices={value!r} must list stages in rising order, each once, out of '
-                         f'{list(range(stages))}.')
-    return indices
+                         f'{list(range(stages))}, or counted from the last, {list(range(-stages, 0))}.')
+    return stage_indices
+
+
+_ANY_SIZE = 'nothing: images of any size are taken'
+_NORM = 'nothing: SwinV2 has LayerNorms, in fixed places'
+# Arguments of Swin V1's backbones (MMDetection, MMSegmentation, MMPretrain), of MMPretrain's SwinTransformerV2, timm's
+# and Microsoft's, and what takes their place.
+_REPLACED = {
+    'pretrained': "init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...)",
+    'convert_weights': "nothing: init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...) recognises the layout",
+    'pretrain_img_size': _ANY_SIZE, 'img_size': _ANY_SIZE, 'strict_img_size': _ANY_SIZE,
+    'interpolate_mode': 'nothing: the position bias is continuous',
+    'pad_small_map': 'nothing: a window larger than the map is shrunk to it',
+    'always_partition': 'nothing: a window larger than the map is shrunk to it', 'dynamic_mask': _ANY_SIZE,
+    'use_abs_pos_embed': 'nothing: SwinV2 has no absolute positions',
+    'ape': 'nothing: SwinV2 has no absolute positions',
+    'qk_scale': 'nothing: SwinV2 learns the scale of its logits',
+    'patch_norm': _NORM, 'norm_cfg': _NORM, 'norm_layer': _NORM,
+    'out_after_downsample': 'nothing: maps are emitted as they leave their stage',
+    'act_cfg': 'nothing: the activation is GELU', 'act_layer': 'nothing: the activation is GELU',
+    'strides': 'patch_size; each stage then halves the map', 'patch_cfg': 'patch_size',
+    'stage_cfgs': 'arguments of the backbone, which hold for all stages',
+    'drop_after_pos': 'drop_rate', 'proj_drop_rate': 'drop_rate', 'pos_drop_rate': 'drop_rate',
+    'embed_dim': 'embed_dims', 'in_chans': 'in_channels', 'use_checkpoint': 'with_cp',
+    'features_only': 'out_indices', 'num_classes': 'nothing: this is a backbone',
+    'global_pool': 'nothing: this is a backbone',
+    'extra_norm_every_n_blocks': 'arch', 'norm_period': 'arch',
+}
+
+
+def refuse_unknown(function: Callable, unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that a function does not have: all of them at once, each with what to write in its place.
+
+    Raises:
+        TypeError: There are any.
+    """
+    if not unknown:
+        return
+    known = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    said = []
+    for name in unknown:
+        close = get_close_matches(name, known, n=1)
+        instead = f'write {_REPLACED[name]}' if name in _REPLACED else f'did you mean {close[0]}?' if close else ''
+        said.append(f"{name!r}{f' ({instead})' if instead else ''}".replace('write nothing', 'leave it out'))
+    raise TypeError(f'SwinTransformerV2 got an unexpected keyword argument {", ".join(said)}')

@@ -13,9 +13,17 @@ from torch.utils.checkpoint import checkpoint
 from swinv2_mm.models.compiled_attention import map_attention
 from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
-from swinv2_mm.models.tokenwise import linear
+from swinv2_mm.models.recording import is_ordinary, is_recorded, is_traced
+from swinv2_mm.models.tokenwise import call, untouched, untouched_linear
 from swinv2_mm.models.triton_attention import fused_window_attention
-from swinv2_mm.models.window import WindowGroup
+from swinv2_mm.models.window import (
+    WindowGroup,
+    is_symbolic,
+    shift_of,
+    window_layout,
+    window_partition,
+    window_reverse,
+)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -32,8 +40,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, d
     """
     if mask is not None:
         bias = bias.masked_fill(~mask, -math.inf)
-    probs = F.dropout((q @ k.transpose(-2, -1) + bias).softmax(dim=-1), dropout)
-    return probs @ v
+    probs = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1)
+    return (F.dropout(probs, dropout) if dropout else probs) @ v
 
 
 class WindowAttention(nn.Module):
@@ -101,80 +109,95 @@ class WindowAttention(nn.Module):
         """The bias ``16 * sigmoid(mlp(coordinates))`` of every offset in a window, ``(nH, 2 Wh - 1, 2 Ww - 1)``.
 
         In eval it is kept until a weight of the MLP changes. Values are compared rather than version counters:
-        ``param.data.copy_`` (that is how mmengine swaps EMA weights in) does not count as a new version.
+        ``param.data.copy_`` (that is how mmengine swaps EMA weights in) does not count as a new version. It is neither
+        kept nor used where somebody records what is done, or has put something else in the place of the MLP's layers.
         """
         weights = list(self.cpb_mlp.parameters())
         needs_grad = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
-        if self.training or needs_grad or torch.compiler.is_compiling():
+        if self.training or needs_grad or is_recorded() or not self._has_own_mlp():
             return self._bias_table(window)
         if self._kept_bias is not None:
             kept_window, kept_weights, kept = self._kept_bias
-            if kept_window == window and all(map(_same, kept_weights, weights)):
+            if kept_window == (window, self.pretrained_window_size) and all(map(_same, kept_weights, weights)):
                 return kept
         with torch.inference_mode(False), torch.no_grad():
             kept = self._bias_table(window)
-        self._kept_bias = (window, [w.detach().clone() for w in weights], kept)
+            self._kept_bias = ((window, self.pretrained_window_size), [w.detach().clone() for w in weights], kept)
         return kept
 
     def _bias_table(self, window: tuple[int, int]) -> Tensor:
-        first, _, last = self.cpb_mlp
+        weight = next(self.cpb_mlp.parameters(), self.logit_scale)  # int8 layers have no parameters
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, for a table that costs next to nothing.
-        dtype = torch.promote_types(first.weight.dtype, torch.float32)
-        coords = _coords(window, self.pretrained_window_size, dtype, first.weight.device)
-        with torch.autocast(first.weight.device.type, enabled=False):
-            hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()
-            table = 16 * torch.sigmoid(F.linear(hidden, last.weight.to(dtype)))     # (2 Wh - 1, 2 Ww - 1, nH)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        coords = log_spaced_coords(window, self.pretrained_window_size, dtype, weight.device)
+        with torch.autocast(weight.device.type, enabled=False):
+            if self._has_own_mlp():
+                first, _, last = self.cpb_mlp
+                hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()
+                table = F.linear(hidden, last.weight.to(dtype))
+            else:
+                table = self.cpb_mlp(coords.to(weight.dtype)).to(dtype)
+            table = 16 * torch.sigmoid(table)                        # (2 Wh - 1, 2 Ww - 1, nH)
         return table.permute(2, 0, 1)
 
-    def forward(self, x: Tensor, window: tuple[int, int], groups: tuple[WindowGroup, ...]) -> Tensor:
-        """Attend inside each window.
+    def _has_own_mlp(self) -> bool:
+        """Whether the MLP of the position bias is what was built."""
+        if not untouched(self.cpb_mlp, nn.Sequential) or len(self.cpb_mlp) != 3:
+            return False
+        first, act, last = self.cpb_mlp
+        return (untouched_linear(first) and untouched(act, nn.ReLU) and untouched_linear(last)
+                and first.bias is not None and last.bias is None)
 
-        Args:
-            x: Windows, ``(B * nW, N, C)``.
-            window: ``(Wh, Ww)`` with ``N = Wh * Ww``.
-            groups: Which windows share which mask, see :class:`WindowGroup`.
-
-        Returns:
-            ``(B * nW, N, C)``.
-        """
-        qkv = self._qkv(x)                                           # (G, N, 3, nH, d)
-        scale, bias = self._scale(), self.position_bias(window)
-        if self.dropout or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            out = _written_out(qkv, scale, bias, groups, self.attn_chunk, self.dropout)
-        else:
-            out = cosine_attention(qkv, scale, bias, groups, self.attn_chunk)
-        return self._project(out.reshape(x.shape))
-
-    def as_one_operation(
-        self, x: Tensor, size: tuple[int, int], window: tuple[int, int], largest: tuple[int, int], shifted: bool
+    def forward(
+        self, x: Tensor, window: tuple[int, int], shifted: bool, size: tuple[int, int], largest: tuple[int, int]
     ) -> Tensor:
-        """As :meth:`forward` on a feature map, in a form that compiles once for all sizes.
+        """Attend inside the windows of a feature map.
 
         Args:
-            x: ``(B, Hp, Wp, C)``.
-            size: ``(H, W)``, the part of the map that is wanted.
-            window: ``(Wh, Ww)``, at most ``largest``: it may depend on the size of the map.
-            largest: Of which window to make the position bias: it must not.
+            x: ``(B, Hp, Wp, C)``; padding that completes the last windows is not part of it, and masked.
+            window: ``(Wh, Ww)``, in tokens, at most ``(Hp, Wp)`` if no padding beyond the last window is wanted.
             shifted: Shift by half a window along each axis that has more than one window.
+            size: ``(H, W)``, the part of the map that is wanted.
+            largest: The configured window, at least ``window``: where a compiler means maps of any size, the position
+                bias is made for this one, since that may not depend on the map.
 
         Returns:
             ``(B, H, W, C)``.
         """
-        out = map_attention(
-            self._qkv(x), self._scale(), self.position_bias(largest), size, window, shifted, self.attn_chunk)
-        return self._project(out.flatten(3))
+        if torch.compiler.is_dynamo_compiling() and self.dropout:  # the one operation has none
+            return self._forward_uncompiled(x, window, shifted, size, largest)
+        H, W = size
+        if self.fused:
+            shift = shift_of(x.shape[1:3], window, shifted)
+            out = fused_window_attention(
+                self._qkv(x), self.position_bias(window), self._scale().flatten(), window, shift)
+            return self._project(out[:, :H, :W])
+        if is_symbolic(*x.shape[:3]):
+            out = map_attention(
+                self._qkv(x), self._scale(), self.position_bias(largest), size, window, shifted, self.attn_chunk)
+            return self._project(out.flatten(3))                     # (B, H, W, C)
+        B, Hp, Wp = map(int, x.shape[:3])                            # torch.jit.trace has tensors for sizes
+        layout = window_layout(B, Hp, Wp, (int(window[0]), int(window[1])), shifted, x.device)
+        qkv = self._qkv(window_partition(x, layout))                 # (G, N, 3, nH, d)
+        scale, bias = self._scale(), self.position_bias(layout.window)
+        if self.dropout or is_traced() or not is_ordinary(qkv):
+            out = _written_out(qkv, scale, bias, layout.groups, self.attn_chunk, self.dropout)
+        else:
+            out = cosine_attention(qkv, scale, bias, layout.groups, self.attn_chunk)
+        out = self._project(out.flatten(2))                          # (G, N, C)
+        return window_reverse(out, layout, (Hp, Wp))[:, :H, :W]
 
-    def on_map(self, x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-        """As :meth:`forward` on a feature map ``(B, H, W, C)``, by the fused kernels; see their ``shift``."""
-        out = fused_window_attention(self._qkv(x), self.position_bias(window), self._scale().flatten(), window, shift)
-        return self._project(out)
+    @torch.compiler.disable
+    def _forward_uncompiled(self, *args: Any) -> Tensor:
+        return self.forward(*args)
 
     def _qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of tokens ``(..., C)``: ``(..., 3, nH, d)``."""
         bias = None
         if self.q_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         C = x.shape[-1]
-        return linear(x, self.qkv.weight, bias).view(*x.shape[:-1], 3, self.num_heads, C // self.num_heads)
+        return call(self.qkv, x, bias).view(*x.shape[:-1], 3, self.num_heads, C // self.num_heads)
 
     def _scale(self) -> Tensor:
         # A Python number: a tensor would have to follow the module to its device. Here, since torch.compile takes a
@@ -182,7 +205,7 @@ class WindowAttention(nn.Module):
         return self.logit_scale.clamp(max=math.log(100)).exp()       # (nH, 1, 1)
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.proj_drop(linear(x, self.proj.weight, self.proj.bias))
+        return self.proj_drop(call(self.proj, x))
 
 
 def _written_out(
@@ -206,12 +229,6 @@ def _written_out(
         else:
             parts.append(checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False))
     return torch.cat(parts).transpose(1, 2)                      # (G, N, nH, d)
-
-
-@torch.compiler.assume_constant_result
-def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Those that are kept; part of a compiled graph, which would make them anew each time."""
-    return log_spaced_coords(window, pretrained, dtype, device)
 
 
 def _same(kept: Tensor, weight: Tensor) -> bool:

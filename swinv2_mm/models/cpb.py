@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swinv2_mm.models.recording import is_recorded
 
-@lru_cache(maxsize=64)  # one per stage, window and pretrained window in use
+
 def log_spaced_coords(
     window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -27,13 +28,22 @@ def log_spaced_coords(
         ``(2 * Wh - 1, 2 * Ww - 1, 2)``; entry ``[i, j]`` belongs to the offset ``(i - Wh + 1, j - Ww + 1)``.
     """
 
+    return (_coords if is_recorded() else _kept_coords)(window, pretrained, dtype, device)
+
+
+def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    exact = 'cpu' if device.type == 'mps' else device  # which has no float64
+
     def axis(size: int, p: int) -> Tensor:
-        offsets = torch.arange(-(size - 1), size, dtype=torch.float64) * 8 / max(p - 1, 1)
+        offsets = torch.arange(-(size - 1), size, dtype=torch.float64, device=exact) * 8 / max(p - 1, 1)
         return offsets.sign() * torch.log2(1 + offsets.abs()) / math.log2(8)
 
     with torch.inference_mode(False):
         coords = torch.meshgrid(axis(window[0], pretrained[0]), axis(window[1], pretrained[1]), indexing='ij')
         return torch.stack(coords, dim=-1).to(device=device, dtype=dtype)
+
+
+_kept_coords = lru_cache(maxsize=64)(_coords)  # one per stage, window and pretrained window in use
 
 
 def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.models.tokenwise import linear, mlp
+from swinv2_mm.models.tokenwise import call, call_mlp
 from swinv2_mm.models.window import is_padding
 
 
@@ -17,13 +17,12 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
         self.act = nn.GELU()
+        self.drop1 = nn.Dropout(drop_rate)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop2 = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.drop.p:
-            return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return call_mlp(self.fc1, self.act, self.drop1, self.fc2, self.drop2, x)
 
 
 class DropPath(nn.Module):
@@ -87,7 +86,7 @@ class PatchMerging(nn.Module):
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5)                   # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
         x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)
-        return self.norm(linear(x, self.reduction.weight))
+        return self.norm(call(self.reduction, x))
 
 
 def init_linear(module: nn.Module) -> None:

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from swinv2_mm.models.recording import is_ordinary, is_recorded
 from swinv2_mm.models.window import WindowGroup
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -47,8 +47,8 @@ def takes(qkv: Tensor, scale: Tensor, table: Tensor) -> bool:
 
     Not where somebody watches torch's operations: a counter would miss these, and a fake tensor has no memory.
     """
-    return (qkv.is_cpu and qkv.dtype in _TYPES and scale.dtype == table.dtype == torch.float32
-            and qkv.shape[4] == HEAD_WIDTH and qkv.shape[1] <= MAX_SLOTS and _get_current_dispatch_mode() is None
+    return (qkv.is_cpu and is_ordinary(qkv) and qkv.dtype in _TYPES and scale.dtype == table.dtype == torch.float32
+            and qkv.shape[4] == HEAD_WIDTH and qkv.shape[1] <= MAX_SLOTS and not is_recorded()
             and library() is not None)
 
 

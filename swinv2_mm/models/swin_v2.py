@@ -22,21 +22,18 @@ from swinv2_mm.models.arguments import (
     integers,
     is_sequence,
     probability,
+    refuse_unknown,
     windows_per_stage,
 )
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
-from swinv2_mm.models.tokenwise import compute_dtype, in_pieces, tokens_at_a_time
+from swinv2_mm.models.recording import is_ordinary, is_recorded
 from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
     effective_window,
     fit_window,
     pad_bottom_right,
     padding_to_windows,
-    shift_of,
-    window_layout,
-    window_partition,
-    window_reverse,
 )
 from swinv2_mm.registry import MODELS, WEIGHT_INITIALIZERS
 
@@ -88,18 +85,14 @@ class SwinTransformerV2Block(nn.Module):
         self.norm1 = nn.LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
         self.norm2 = nn.LayerNorm(embed_dims)
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path1 = DropPath(drop_path_rate)
+        self.drop_path2 = DropPath(drop_path_rate)
         self.norm3 = nn.LayerNorm(embed_dims) if extra_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same shape."""
-        evaluates = not self.training and not torch.is_grad_enabled()
-        # Under autocast each piece would cast the weights anew.
-        if evaluates and in_pieces(x) and not self.attn.fused and compute_dtype(x) == x.dtype:
-            x = self._forward_in_pieces(x)
-        else:
-            x = self.drop_path(x, self.norm1(self._attend(x)))
-            x = self.drop_path(x, self.norm2(self.mlp(x)))
+        x = self.drop_path1(x, self.norm1(self._attend(x)))
+        x = self.drop_path2(x, self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
 
     def window_on(self, size: Pair) -> Pair:
@@ -107,51 +100,12 @@ class SwinTransformerV2Block(nn.Module):
         window = fit_window(size, self.window_size, self.window_fit == 'balanced')
         return effective_window(size, window) if self.mask_padding else window
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, Pair]:
-        """The map that is cut into windows, ``(B, Hp, Wp, C)``, and the window."""
+    def _attend(self, x: Tensor) -> Tensor:
         size = x.shape[1:3]
         window = self.window_on(size)
         if not self.mask_padding:  # zero tokens take part as real ones, so the map as padded is the map
             x = pad_bottom_right(x, *padding_to_windows(size, window))
-        return x, window
-
-    @torch.compiler.disable
-    def _attend_uncompiled(self, x: Tensor) -> Tensor:
-        return self._attend(x)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_dynamo_compiling() and self.attn.dropout:  # the one operation has none
-            return self._attend_uncompiled(x)
-        H, W = x.shape[1:3]
-        x, window = self._padded(x)
-        B, Hp, Wp, _ = x.shape
-        if self.attn.fused:
-            x = self.attn.on_map(x, window, shift_of((Hp, Wp), window, self.shifted))
-        elif torch.compiler.is_dynamo_compiling():
-            return self.attn.as_one_operation(x, (H, W), window, self.window_size, self.shifted)
-        else:
-            layout = window_layout(B, Hp, Wp, window, self.shifted, x.device)
-            windows = self.attn(window_partition(x, layout), window, layout.groups)        # (B * nW, N, C)
-            x = window_reverse(windows, layout, (Hp, Wp))
-        return x[:, :H, :W]                                                                # (B, H, W, C)
-
-    def _forward_in_pieces(self, x: Tensor) -> Tensor:
-        """The two branches on pieces of the map that stay in a CPU's cache from the first product to the sum."""
-        B, H, W, C = x.shape
-        x, window = self._padded(x)
-        layout = window_layout(*x.shape[:3], window, self.shifted, x.device)
-        tokens = x.reshape(-1, C)
-        out = tokens.clone()
-        N = window[0] * window[1]
-        windows = max(tokens_at_a_time(4 * C, x.element_size()) // N, 8)
-        for gather, pads, groups in layout.pieces(windows):
-            piece = tokens.index_select(0, gather).view(-1, N, C)
-            branch = self.norm1(self.attn(piece, window, groups)).view(-1, C)
-            out.index_add_(0, gather, branch.to(out.dtype).index_fill_(0, pads, 0))
-        out = out.view(x.shape)[:, :H, :W].reshape(-1, C)
-        for piece in out.split(tokens_at_a_time(self.mlp.fc1.out_features, x.element_size())):
-            piece += self.norm2(self.mlp(piece))
-        return out.view(B, H, W, C)
+        return self.attn(x, window, self.shifted, size, self.window_size)
 
 
 class SwinTransformerV2Stage(nn.Module):
@@ -217,14 +171,15 @@ class SwinTransformerV2(BaseModule):
         patch_size: Side of a patch, in pixels.
         window_size: Side of the windows, in tokens: one number, or per stage a number or a pair ``(Wh, Ww)``.
         pretrained_window_sizes: The windows of the *first* pre-training of the weights, in the same form; they
-            normalise the position bias and belong to the checkpoint. None: what the checkpoint of ``init_cfg`` says
-            if that is a ``swinv2_mm.Pretrained``, else ``window_size``; 0 for a stage: its ``window_size``.
+            normalise the position bias, belong to the weights, and travel with them in the state_dict, as
+            ``pretrained_windows``. None: what the weights say that are loaded, by ``init_cfg`` or otherwise; as long as
+            nothing says, ``window_size``. 0 for a stage: its ``window_size``.
         mlp_ratio: Width of the MLP relative to the channels.
         qkv_bias: Learn a bias for queries and values.
         drop_rate: Dropout after the patch embedding, the projections and in the MLP.
         attn_drop_rate: Dropout of the attention probabilities.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_indices: Stages whose features are emitted.
+        out_indices: Stages whose features are emitted, in rising order; negative ones count from the last.
         frozen_stages: -1 freezes nothing, 0 the patch embedding, ``i`` also the first ``i`` stages.
         with_cp: Activation checkpointing: True recomputes every block in the backward pass, a list of stages the blocks
             of those. Less memory, about a third more time.
@@ -243,7 +198,9 @@ class SwinTransformerV2(BaseModule):
             any layout.
 
     Raises:
-        ValueError: A value is out of range; the message names the argument, the value and the remedy.
+        ValueError: A value is out of range; the message names the argument, the value and the remedy. When weights are
+            loaded: they were trained with other pretrained windows than the ones given.
+        TypeError: An argument that there is not; for one of Swin V1's or MMPretrain's, with what replaces it.
 
     Example:
         >>> backbone = SwinTransformerV2('tiny', window_size=8)
@@ -274,7 +231,9 @@ class SwinTransformerV2(BaseModule):
         attn_chunk: int | str | None = None,
         attn_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
+        **unknown: Any,
     ) -> None:
+        refuse_unknown(type(self).__init__, unknown)
         variant = get_variant(arch)
         embed_dims = integer('embed_dims', variant.embed_dims if embed_dims is None else embed_dims, 1)
         depths = integers('depths', variant.depths if depths is None else depths, 1)
@@ -285,9 +244,10 @@ class SwinTransformerV2(BaseModule):
         integer('in_channels', in_channels, 1)
         integer('patch_size', patch_size, 1)
         windows = windows_per_stage('window_size', window_size, stages, minimum=1)
-        pretrained = windows
-        if pretrained_window_sizes is None:
-            pretrained_window_sizes = _windows_of_weights(init_cfg, stages)
+        pretrained, unknown_windows = windows, ''
+        given = pretrained_window_sizes is not None
+        if not given:
+            pretrained_window_sizes, unknown_windows = _windows_of_weights(init_cfg, stages)
         if pretrained_window_sizes is not None:
             pretrained = windows_per_stage('pretrained_window_sizes', pretrained_window_sizes, stages, minimum=0)
             pretrained = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pretrained, windows, strict=True)]
@@ -319,7 +279,8 @@ class SwinTransformerV2(BaseModule):
         self.num_features = dims
         self.patch_size = patch_size
         self.window_size = tuple(windows)
-        self.pretrained_window_sizes = tuple(pretrained)
+        self.windows_given, self._windows_unknown = given, unknown_windows
+        self.register_buffer('pretrained_windows', torch.tensor(pretrained))
         self._logged: set[tuple[Pair, tuple[Pair, ...]]] = set()
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
         self.pos_drop = nn.Dropout(drop_rate)
@@ -374,9 +335,73 @@ class SwinTransformerV2(BaseModule):
         self._freeze()
         return self
 
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str, *, prefix: str | None = None, source: str | None = None, ema: bool = False,
+        **arguments: Any,
+    ) -> SwinTransformerV2:
+        """Build the backbone that a checkpoint is of, filled, in eval mode.
+
+        Args:
+            checkpoint, prefix, source, ema: Those of ``swinv2_mm.Pretrained``: a released name, a file or folder, a URL
+                or ``hf://owner/name``.
+            **arguments: Of the constructor, such as ``window_size`` or ``out_indices``, in the place of the
+                checkpoint's own; by default the windows are those it was trained with, and all stages are emitted.
+
+        Raises:
+            UserError: The checkpoint cannot be had or read, or does not fill the backbone.
+        """
+        init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(checkpoint), prefix=prefix, source=source, ema=ema)
+        size = WEIGHT_INITIALIZERS.parent.build(dict(init_cfg)).arguments()
+        backbone = cls(**{**size, **arguments}, init_cfg=init_cfg)
+        backbone.init_weights()
+        return backbone.eval()
+
+    @property
+    def pretrained_window_sizes(self) -> tuple[Pair, ...]:
+        """The normaliser of the position bias, per stage; it follows the weights that are loaded."""
+        return tuple(stage.blocks[0].attn.pretrained_window_size for stage in self.stages)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:  # the numbers in use: whoever averages buffers, or empties them, may have changed the copy
+            destination[f'{prefix}pretrained_windows'] = torch.tensor(
+                self.pretrained_window_sizes, device=self.pretrained_windows.device)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:
+        """As torch's, and mmengine's, that call it; the pretrained windows are taken over, or a contradiction told."""
+        key = f'{prefix}pretrained_windows'
+        told = state_dict.pop(key, None)  # it is a copy, to be edited here
+        if told is not None and is_ordinary(told) and not told.is_meta and len(told) >= len(self.stages):
+            self._take_windows([tuple(pair) for pair in told[:len(self.stages)].tolist()], prefix)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if key in missing_keys:  # weights of other code bases, and of times before
+            missing_keys.remove(key)
+
+    def _take_windows(self, told: Sequence[Pair], prefix: str) -> None:
+        own = self.pretrained_window_sizes
+        if self.windows_given and own != tuple(told):
+            raise ValueError(
+                f'{prefix}pretrained_window_sizes={_plain(own)} of the model contradicts the weights that are loaded, '
+                f'whose position bias was trained with {_plain(told)}. Set it to that, or leave it out: the weights '
+                'know it. window_size may be any.')
+        for stage, pair in zip(self.stages, told, strict=True):
+            for block in stage.blocks:
+                block.attn.pretrained_window_size = pair
+        with torch.inference_mode(False):
+            self.pretrained_windows = torch.tensor(told, device=self.pretrained_windows.device)
+        self._windows_unknown = ''
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
-        if not torch.compiler.is_compiling():
+        if self._windows_unknown:
+            raise RuntimeError(f'pretrained_window_sizes of the backbone was left to the weights, which have not told '
+                               f'it: {self._windows_unknown}')
+        if not is_recorded():
             self._log_padding(tuple(x.shape[-2:]))
         x = self.pos_drop(self.patch_embed(x))
         outs = []
@@ -386,6 +411,48 @@ class SwinTransformerV2(BaseModule):
                 out = getattr(self, f'norm{i}')(x)
                 outs.append(out.permute(0, 3, 1, 2).contiguous())  # (B, C, h, w)
         return tuple(outs)
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the maps that are emitted: what a neck takes as ``in_channels``."""
+        return tuple(self.num_features[i] for i in self.out_indices)
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, stride and stage of the maps that are emitted, in timm's words."""
+        return [dict(num_chs=self.num_features[i], reduction=self.patch_size * 2**i, module=f'stages.{i}', index=i)
+                for i in self.out_indices]
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that Microsoft's training does not decay, beside norms and biases; timm asks for them by this."""
+        return {name for name, _ in self.named_parameters() if 'cpb_mlp' in name or 'logit_scale' in name}
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The layer of a parameter, for layer-wise learning-rate decay, and the number of layers.
+
+        The patch embedding is layer 0, block ``k``, counted from 0 through all stages, layer ``k + 1``. A stage's
+        ``downsample`` belongs to the block in front of it, as in Microsoft's code, where it ends the stage before. The
+        output norms ``norm{i}`` belong to the heads, the last layer, as Microsoft's last norm and MMDetection's
+        ConvNeXt have it: they are read by the heads alone, and of a released classifier's weights only the last exists.
+
+        Args:
+            param_name: Such as ``backbone.stages.1.blocks.0.norm1.weight``.
+            prefix: In front of the backbone's own names, such as ``backbone.``; other parameters are the heads'.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        last = sum(depths) + 1
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        match param_name[len(prefix):].split('.'):
+            case 'patch_embed', *_:
+                layer = 0
+            case 'stages', stage, 'downsample', *_:
+                layer = sum(depths[:int(stage)])
+            case 'stages', stage, 'blocks', block, *_:
+                layer = sum(depths[:int(stage)]) + int(block) + 1
+            case _:
+                layer = last
+        return layer, last + 1
 
     def set_window_size(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
         """Change the windows of a built model; no parameter changes, nor the normaliser of the position bias.
@@ -462,12 +529,18 @@ class SwinTransformerV2(BaseModule):
 def _fills_backbone(cfg: Any) -> bool:
     """Whether an initialisation loads a checkpoint that tells its windows."""
     kind = WEIGHT_INITIALIZERS.parent.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
-    return hasattr(kind, 'pretrained_window_sizes')
+    return hasattr(kind, 'told_windows')
 
 
-def _windows_of_weights(init_cfg: Any, stages: int) -> Any:
-    """Ask the initialisation for the windows of its checkpoint; None if it has none or is of another kind."""
+def _windows_of_weights(init_cfg: Any, stages: int) -> tuple[Any, str]:
+    """What the checkpoint of the initialisation says of its windows, or None, and why it does not say."""
     for cfg in init_cfg if is_sequence(init_cfg) else [init_cfg]:
         if _fills_backbone(cfg):
-            return WEIGHT_INITIALIZERS.parent.build(cfg).pretrained_window_sizes()[:stages]
-    return None
+            told, reason = WEIGHT_INITIALIZERS.parent.build(cfg).told_windows()
+            return told and told[:stages], reason
+    return None, ''
+
+
+def _plain(windows: Sequence[Pair]) -> list[Any]:
+    """Square windows as numbers, as people write them."""
+    return [rows if rows == columns else (rows, columns) for rows, columns in windows]

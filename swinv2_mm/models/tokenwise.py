@@ -1,5 +1,8 @@
 """Linear layers and the MLP, which treat every token alike, in the form that a CPU computes fast.
 
+The layers are ``torch.nn.Linear`` itself: quantization and pruning look for exactly this class. :func:`call` and
+:func:`call_mlp` compute them here as long as they are what was built, and call them otherwise.
+
 A CPU computes the MLP on pieces of the tokens that stay in its cache: its whole hidden layer would go out to memory and
 back, and memory that is new costs more than what is computed in it. A compiler, which would hand the products to MKL,
 calls the same code as operations. Everywhere else, and where a tracer records, the formula is computed as it is
@@ -12,10 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from swinv2_mm.models.products import cast, gradients, product
+from swinv2_mm.models.recording import is_ordinary, is_traced
 
 # The largest intermediate of a piece: 2 to 8 MiB are alike where they were measured, with 1 MiB of second-level cache
 # per core.
@@ -27,9 +32,54 @@ KEPT_BYTES = 16 * 2**20
 MIN_TOKENS = 1024
 
 
+def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module would do what its class says and nothing more.
+
+    Not so for another class (an adapter, int8, a parametrization), with hooks (pruning is one), or with a ``forward``
+    of its own.
+    """
+    return (type(module) is kind and 'forward' not in module.__dict__ and not module._forward_hooks
+            and not module._forward_pre_hooks and not module._backward_hooks and not module._backward_pre_hooks
+            and not _has_any_global_hook())
+
+
+def untouched_linear(layer: nn.Module) -> bool:
+    """:func:`untouched` for a linear layer, whose weight is an ordinary tensor, too."""
+    return untouched(layer, nn.Linear) and (torch.compiler.is_compiling() or is_ordinary(layer.weight))
+
+
+def call(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``layer(x)``, plus a bias that the layer does not have.
+
+    Args:
+        layer: An ``nn.Linear``, or whatever somebody put in its place.
+        x: ``(..., C)``.
+        bias: ``(D,)``, for a layer without one.
+
+    Returns:
+        ``(..., D)``.
+    """
+    if untouched_linear(layer) and (bias is None or layer.bias is None):
+        return linear(x, layer.weight, layer.bias if bias is None else bias)
+    y = layer(x)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def call_mlp(fc1: nn.Module, act: nn.Module, drop1: nn.Module, fc2: nn.Module, drop2: nn.Module, x: Tensor) -> Tensor:
+    """``drop2(fc2(drop1(act(fc1(x)))))``, at once where these are two linear layers and a GELU, and nothing drops."""
+    if (untouched_linear(fc1) and untouched_linear(fc2) and fc1.bias is not None and fc2.bias is not None
+            and untouched(act, nn.GELU) and act.approximate == 'none' and _passes(drop1) and _passes(drop2)):
+        return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    return drop2(call(fc2, drop1(act(call(fc1, x)))))
+
+
+def _passes(drop: nn.Module) -> bool:
+    return untouched(drop, nn.Dropout) and not (drop.training and drop.p)
+
+
 def in_pieces(x: Tensor) -> bool:
     """Whether to compute on pieces of ``x``: on a CPU, unless a compiler or a tracer records what is done."""
-    return x.is_cpu and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return x.is_cpu and not is_traced() and is_ordinary(x)
 
 
 def _compiles(x: Tensor) -> bool:

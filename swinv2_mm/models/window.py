@@ -7,13 +7,16 @@ the pad, roll and partition copies and their inverses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from swinv2_mm.models.recording import is_recorded
 
 # Codes of a slot along one axis. A window holds several regions only where the roll brought opposite borders together
 # (WRAPPED) or where the map ended (PAD).
@@ -56,16 +59,6 @@ class WindowLayout:
     pads: Tensor
     groups: tuple[WindowGroup, ...]
 
-    def pieces(self, windows: int) -> Iterator[tuple[Tensor, Tensor, tuple[WindowGroup, ...]]]:
-        """Cut the layout after every so many windows: ``gather``, ``pads`` and ``groups`` of each piece."""
-        N = self.window[0] * self.window[1]
-        for start in range(0, self.groups[-1].stop, windows):
-            stop = min(start + windows, self.groups[-1].stop)
-            pads = self.pads[(self.pads >= start * N) & (self.pads < stop * N)] - start * N
-            groups = tuple(WindowGroup(max(group.start, start) - start, min(group.stop, stop) - start, group.regions)
-                           for group in self.groups if group.start < stop and group.stop > start)
-            yield self.gather[start * N:stop * N], pads, groups
-
 
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """Shrink a window to the map where it is larger.
@@ -73,8 +66,13 @@ def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[in
     With padding masked, this changes no result: the bias depends on offsets alone and padding is never attended to.
     """
     # A compiler would take min() for a decision, and compile one side of it.
-    smaller = torch.sym_min if torch.compiler.is_dynamo_compiling() else min
+    smaller = torch.sym_min if is_symbolic(*size) else min
     return smaller(size[0], window[0]), smaller(size[1], window[1])
+
+
+def is_symbolic(*sizes: int) -> bool:
+    """Whether a compiler or an exporter means any size by these: nothing may then be decided by them."""
+    return torch.compiler.is_dynamo_compiling() or any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -> tuple[int, int]:
@@ -113,16 +111,17 @@ def _axis(size: int, window: int, shift: int) -> tuple[list[int], dict[tuple[int
     return tokens, kinds
 
 
-def _regions(rows: Sequence[int], cols: Sequence[int]) -> Tensor | None:
-    """The region ``(N,)`` of each slot of a window with these codes, or None where all are one."""
+def _regions(rows: Sequence[int], cols: Sequence[int]) -> list[int] | None:
+    """The region of each of the ``N`` slots of a window with these codes, or None where all are one."""
     # Padding is a region of its own: never seen by a real token, while its own soft-max stays defined.
     regions = [4 if _PAD in (row, col) else 2 * row + col for row in rows for col in cols]
-    return None if len(set(regions)) == 1 else torch.tensor(regions)
+    return None if len(set(regions)) == 1 else regions
 
 
-@lru_cache(maxsize=64)  # stages x (plain, shifted) x a few image shapes; an entry is two int64 per token
 def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
     """Plan the windows of ``B`` maps of ``H x W`` tokens; padding slots are masked.
+
+    Plans are kept, but for those made while somebody records: their tensors are part of what is recorded.
 
     Args:
         B, H, W: Batch size and map size, each at least 1.
@@ -130,33 +129,43 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
         shifted: Shift by half a window along each axis that has more than one window.
         device: Where the indices live.
     """
+    return (_plan if is_recorded() else _kept_plan)(B, H, W, window, shifted, device)
+
+
+def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
+    """See :func:`window_layout`. Planned in NumPy: a tracer sees constants, and nothing of how they were found."""
     Wh, Ww = window
     N = Wh * Ww
     shift = shift_of((H, W), window, shifted)
     row_tokens, row_kinds = _axis(H, Wh, shift[0])
     col_tokens, col_kinds = _axis(W, Ww, shift[1])
-    rows = torch.tensor(row_tokens).view(-1, Wh)
-    cols = torch.tensor(col_tokens).view(-1, Ww)
-    batch = torch.arange(B).view(B, 1, 1, 1, 1) * (H * W)
+    rows, cols = np.array(row_tokens).reshape(-1, Wh), np.array(col_tokens).reshape(-1, Ww)
+    batch = np.arange(B).reshape(B, 1, 1, 1, 1) * (H * W)
+    gather, real, groups, start = [], [], [], 0
+    for row_codes, row_windows in row_kinds.items():
+        for col_codes, col_windows in col_kinds.items():
+            r = rows[row_windows][:, None, :, None]                      # (nr, 1, Wh, 1)
+            c = cols[col_windows][None, :, None, :]                      # (1, nc, 1, Ww)
+            token = batch + np.minimum(r, H - 1) * W + np.minimum(c, W - 1)   # (B, nr, nc, Wh, Ww)
+            gather.append(token.reshape(-1))
+            real.append(np.broadcast_to((r < H) & (c < W), token.shape).reshape(-1))
+            stop = start + token.size // N
+            groups.append((start, stop, _regions(row_codes, col_codes)))
+            start = stop
+    gather, real = np.concatenate(gather), np.concatenate(real)
+    slots = np.flatnonzero(real)
+    scatter = np.empty(B * H * W, dtype=np.int64)
+    scatter[gather[slots]] = slots
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
-        gather, real, groups, start = [], [], [], 0
-        for row_codes, row_windows in row_kinds.items():
-            for col_codes, col_windows in col_kinds.items():
-                r = rows[row_windows][:, None, :, None]                  # (nr, 1, Wh, 1)
-                c = cols[col_windows][None, :, None, :]                  # (1, nc, 1, Ww)
-                inside = ((r < H) & (c < W)).expand(B, -1, -1, -1, -1)   # (B, nr, nc, Wh, Ww)
-                token = batch + r.clamp(max=H - 1) * W + c.clamp(max=W - 1)
-                gather.append(token.reshape(-1))
-                real.append(inside.reshape(-1))
-                stop = start + token.numel() // N
-                regions = _regions(row_codes, col_codes)
-                groups.append(WindowGroup(start, stop, None if regions is None else regions.to(device)))
-                start = stop
-        gather, real = torch.cat(gather), torch.cat(real)
-        scatter = torch.empty(B * H * W, dtype=torch.long)
-        scatter[gather[real]] = real.nonzero().squeeze(1)
-        pads = (~real).nonzero().squeeze(1)
-        return WindowLayout(window, gather.to(device), scatter.to(device), pads.to(device), tuple(groups))
+
+        def tensor(values: object) -> Tensor:
+            return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
+
+        return WindowLayout(window, tensor(gather), tensor(scatter), tensor(np.flatnonzero(~real)), tuple(
+            WindowGroup(start, stop, None if regions is None else tensor(regions)) for start, stop, regions in groups))
+
+
+_kept_plan = lru_cache(maxsize=64)(_plan)  # stages x (plain, shifted) x a few image shapes; two int64 per token
 
 
 class _ToWindows(torch.autograd.Function):
@@ -223,4 +232,4 @@ def pad_bottom_right(x: Tensor, rows: int, cols: int) -> Tensor:
 
 def is_padding(rows: int, cols: int) -> bool:
     """Whether there is anything to pad. A compiler is told yes: it would compile each answer for each layer anew."""
-    return torch.compiler.is_dynamo_compiling() or rows > 0 or cols > 0
+    return is_symbolic(rows, cols) or rows > 0 or cols > 0

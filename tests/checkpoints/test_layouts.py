@@ -218,9 +218,22 @@ def test_a_detector_of_our_own(randomize):
     state |= {'neck.convs.0.weight': torch.ones(1), 'rpn_head.conv.weight': torch.ones(1)}
     conversion = convert_state_dict(state)
     assert (conversion.layout, conversion.prefix) == ('openmmlab', 'backbone.')
-    assert conversion.weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(conversion.weights[key], value) for key, value in model.state_dict().items())
-    assert set(conversion.dropped) == {'neck.convs.0.weight', 'rpn_head.conv.weight'}
+    weights = dict(model.named_parameters())
+    assert conversion.weights.keys() == weights.keys()
+    assert all(torch.equal(conversion.weights[key], value) for key, value in weights.items())
+    assert conversion.pretrained_window_sizes == ((8, 8), (8, 8))
+    assert set(conversion.dropped) == {'neck.convs.0.weight', 'rpn_head.conv.weight', 'backbone.pretrained_windows'}
+
+
+@pytest.mark.parametrize(('windows', 'words'), [
+    (torch.ones(2, 2), 'whole numbers'), (torch.ones(2, dtype=torch.long), 'whole numbers'),
+    (torch.zeros(2, 2, dtype=torch.long), 'whole numbers'), (torch.ones(3, 2, dtype=torch.long), '3 stages, not 2'),
+])
+def test_pretrained_windows_that_are_none(windows, words):
+    """Prevents: a damaged file that becomes a normaliser, which no shape and no later check would show."""
+    model = SwinTransformerV2(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1))
+    with pytest.raises(UserError, match=f'pretrained_windows.*{words}'):
+        convert_state_dict(model.state_dict() | dict(pretrained_windows=windows))
 
 
 def learned(state):
@@ -251,7 +264,7 @@ def test_round_trip_is_bit_identical(layout, dtype):
 def test_our_weights_survive_every_layout(layout, randomize):
     """Ours to any layout and back is bit-identical. Prevents: a row whose two directions do not match."""
     model = randomize(SwinTransformerV2('giant', embed_dims=16, depths=(1, 7), num_heads=(1, 2), out_indices=(0, 1)))
-    state = model.state_dict()
+    state = dict(model.named_parameters())
     if layout in ('huggingface', 'torchvision'):
         with pytest.raises(UserError, match=r'no place for .*norm3.*another model'):
             export_state_dict(state, layout)
@@ -271,7 +284,7 @@ def test_the_expected_shapes_are_those_of_the_model():
     for arguments in (dict(arch='tiny'), dict(arch='huge'), dict(qkv_bias=False), dict(mlp_ratio=3.0, in_channels=4)):
         with torch.device('meta'):
             model = SwinTransformerV2(**arguments)
-        wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not re.match(r'norm\d', k)}
+        wanted = {k: tuple(v.shape) for k, v in model.named_parameters() if not re.match(r'norm\d', k)}
         meta = {k: torch.ones(1).expand(v) for k, v in wanted.items()}
         from swinv2_mm.checkpoints.geometry import read_geometry
         geometry = read_geometry(meta)

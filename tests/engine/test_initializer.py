@@ -42,7 +42,10 @@ def log(monkeypatch):
 
 @pytest.fixture
 def state(randomize):
-    return randomize(SwinTransformerV2(**{k: v for k, v in BACKBONE.items() if k != 'type'})).state_dict()
+    """Weights of before, which do not tell their pretrained windows."""
+    state = randomize(SwinTransformerV2(**{k: v for k, v in BACKBONE.items() if k != 'type'})).state_dict()
+    del state['pretrained_windows']
+    return state
 
 
 def tables(windows, pretrained):
@@ -120,15 +123,29 @@ def test_a_file_that_does_not_tell_its_windows(state, tmp_path):
     """timm saves no tables. Prevents: a guess."""
     torch.save(export_state_dict(state, 'timm')[0], tmp_path / 'timm.pth')
     with pytest.raises(UserError, match=r'timm\.pth does not tell.*pretrained_window_sizes'):
-        build(tmp_path / 'timm.pth')
+        build(tmp_path / 'timm.pth').init_weights()
+    with pytest.raises(RuntimeError, match=r'was left to the weights, which have not told it.*timm\.pth does not tell'):
+        build(tmp_path / 'timm.pth')(torch.rand(1, 3, 32, 32))
     got = loaded(build(tmp_path / 'timm.pth', pretrained_window_sizes=8))
     assert torch.equal(got['stages.1.blocks.0.attn.qkv.weight'], state['stages.1.blocks.0.attn.qkv.weight'])
 
 
-def test_weights_that_are_gone_when_the_model_is_built_again(tmp_path):
-    """Prevents: a message that does not say why a test run wants the pre-trained weights."""
-    with pytest.raises(UserError, match=r'gone\.pth is neither.*give the backbone its pretrained_window_sizes'):
-        build(tmp_path / 'gone.pth')
+def test_weights_that_are_gone_when_the_model_is_built_again(microsoft, tmp_path):
+    """A model that another file fills needs them no more. Prevents: a detector that cannot be tested without ImageNet
+    weights, or that computes with a guessed normaliser until somebody notices.
+    """
+    model = build(tmp_path / 'gone.pth', window_size=16)
+    with pytest.raises(UserError, match=r'gone\.pth is neither'):
+        model.init_weights()
+    image = torch.rand(1, 3, 64, 64)
+    with pytest.raises(RuntimeError, match=r'have not told.*gone\.pth is neither.*give the backbone its pretrained_'):
+        model(image)
+    trained = build(microsoft, window_size=16)
+    trained.init_weights()
+    model.load_state_dict(trained.state_dict())
+    assert model.pretrained_window_sizes == ((8, 8), (4, 4))
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(model.eval()(image), trained.eval()(image), strict=True))
     build(tmp_path / 'gone.pth', pretrained_window_sizes=8)
 
 
@@ -173,7 +190,7 @@ def test_the_backbone_of_a_detector_and_its_average(state, tmp_path):
     torch.save({'model': trained, 'model_ema': average}, tmp_path / 'run.pth')
     for ema, expected in ((False, trained), (True, average)):
         got = loaded(build(tmp_path / 'run.pth', init=dict(ema=ema), pretrained_window_sizes=8))
-        assert all(torch.equal(got[key], expected[f'backbone.{key}']) for key in got)
+        assert all(torch.equal(got[key], expected[f'backbone.{key}']) for key in state)
 
 
 def test_belongs_into_a_backbone(microsoft):
@@ -257,29 +274,68 @@ def test_loaded_weights_are_not_overwritten(microsoft, state, place):
     assert torch.equal(loaded(model)[key], state[key])
 
 
-def test_the_windows_outlive_the_checkpoint(microsoft, tmp_path):
-    """The config of a run has them written out. Prevents: another normaliser once init_cfg is None or its file gone."""
+def test_the_windows_outlive_the_checkpoint(microsoft):
+    """They are in the weights that a run saves, and its config stays as it was written. Prevents: another normaliser
+    once init_cfg is None or its file gone; a config that contradicts the next weights.
+    """
     cfg = Config(dict(model=dict(type='Detector', backbone=dict(BACKBONE, window_size=16, init_cfg=dict(
         type='swinv2_mm.Pretrained', checkpoint=str(microsoft))))))
     check_pretrained(cfg)
-    assert cfg.model.backbone.pretrained_window_sizes == [8, 4]
-    text = Config(cfg._cfg_dict.to_dict()).pretty_text
-    assert windows_of_training(text, 2) == (((16, 16), (16, 16)), ((8, 8), (4, 4)))
-    cfg.model.backbone.update(depths=(1,), num_heads=(1,), out_indices=(0,), pretrained_window_sizes=None)
+    assert 'pretrained_window_sizes' not in cfg.model.backbone
+    trained = MODELS.build(cfg.model.backbone)
+    trained.init_weights()
+    again = MODELS.build(cfg.model.backbone | dict(init_cfg=None))
+    assert again.pretrained_window_sizes == ((16, 16), (16, 16))
+    again.load_state_dict(trained.state_dict())
+    assert again.pretrained_window_sizes == ((8, 8), (4, 4))
+    cfg.model.backbone.update(depths=(1,), num_heads=(1,), out_indices=(0,))
     assert MODELS.build(cfg.model.backbone).pretrained_window_sizes == ((8, 8),)
 
 
+CONFIG = """
+swinv2_t = dict(type='swinv2_mm.SwinTransformerV2', window_size=16, pretrained_window_sizes=[3, 3])
+model = dict(type='D', detector=dict(backbone=dict(
+    type='swinv2_mm.SwinTransformerV2', window_size=16, pretrained_window_sizes=[8, 4])),
+    backbone=dict(type='swinv2_mm.models.swin_v2.SwinTransformerV2', window_size=[(4, 6), 4], {more}))
+"""
+
+
+@pytest.mark.parametrize(('prefix', 'more', 'expected'), [
+    ('detector.backbone.', '', (((16, 16), (16, 16)), ((8, 8), (4, 4)))),
+    ('backbone.', '', (((4, 6), (4, 4)), ((4, 6), (4, 4)))),
+    ('backbone.', 'pretrained_window_sizes=(0, 5)', (((4, 6), (4, 4)), ((4, 6), (5, 5)))),
+    ('backbone.', "init_cfg=[dict(type='swinv2_mm.Pretrained', checkpoint='x')]", (None, None)),
+    ('backbone.', 'pretrained_window_sizes=f(8)', (None, None)),  # nothing is run
+    ('teacher.', '', (None, None)),  # which of the two is not known
+])
+def test_the_config_of_a_training_is_read_at_its_place(prefix, more, expected):
+    """Prevents: the first backbone of the text taken for the model's, as a variable of the base files is."""
+    assert windows_of_training(CONFIG.format(more=more), prefix, 2) == expected
+    assert windows_of_training('model = [', prefix, 2) == windows_of_training(None, prefix, 2) == (None, None)
+
+
 def test_a_test_with_another_normaliser_is_refused(state):
-    """Prevents: figures of weights under a bias that they were not trained with."""
-    model = SwinTransformerV2(**{k: v for k, v in BACKBONE.items() if k != 'type'}, window_size=16)
-    model = torch.nn.ModuleDict(dict(backbone=model))
-    checkpoint = {'state_dict': {f'backbone.{key}': value for key, value in state.items()}, 'meta': {'cfg':
-                  "model = dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', pretrained_window_sizes=[8, 4]))"}}
-    runner = SimpleNamespace(model=model, _load_from='run.pth')
-    with pytest.raises(UserError, match=r'run\.pth was trained with pretrained_window_sizes=\[8, 4\].*has \[16, 16\]'):
-        CheckpointMatchHook().after_load_checkpoint(runner, checkpoint)
-    checkpoint['meta']['cfg'] = checkpoint['meta']['cfg'].replace('[8, 4]', '16')
-    CheckpointMatchHook().after_load_checkpoint(runner, checkpoint)
+    """Told by the weights, or, of an older file, by its config, whose windows are taken where the config gives none.
+
+    Prevents: figures of weights under a bias that they were not trained with.
+    """
+    plain = {k: v for k, v in BACKBONE.items() if k != 'type'}
+    weights = {f'backbone.{key}': value for key, value in state.items()}
+    of_config = {'state_dict': weights, 'meta': {'cfg': "swinv2_t = dict(type='swinv2_mm.SwinTransformerV2')\nmodel = "
+                 "dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', pretrained_window_sizes=[8, 4]))"}}
+    of_weights = {'state_dict': weights | {'backbone.pretrained_windows': torch.tensor([[8, 8], [4, 4]])}}
+    for checkpoint in (of_config, of_weights):
+        def check(given, checkpoint=checkpoint):
+            backbone = SwinTransformerV2(**plain, window_size=16, pretrained_window_sizes=given)
+            runner = SimpleNamespace(model=torch.nn.ModuleDict(dict(backbone=backbone)), _load_from='run.pth')
+            copy = {key: dict(value) for key, value in checkpoint.items()}
+            CheckpointMatchHook().after_load_checkpoint(runner, copy)
+            runner.model.load_state_dict(copy['state_dict'])
+            return backbone.pretrained_window_sizes
+
+        with pytest.raises(UserError, match=r'run\.pth was trained with pretrained_window_sizes=\[8, 4\].*has \[16'):
+            check(16)
+        assert check([8, 4]) == check(None) == ((8, 8), (4, 4))
 
 
 def test_a_backbone_is_not_a_whole_model(state, tmp_path):

@@ -197,12 +197,12 @@ def test_half_precision_weights_work(randomize):
         assert (a - b.float()).abs().mean() < 0.1 * a.abs().mean()
 
 
-def test_state_dict_holds_learned_parameters_only(randomize):
+def test_state_dict_holds_learned_parameters_and_their_normaliser(randomize):
     """Before and after a forward pass in eval. Prevents: tables and caches in checkpoints, bound to one window."""
     model = build(randomize, window_size=4)
     names = {name for name, _ in model.named_parameters()}
     model.eval()(torch.rand(1, 3, 32, 32))
-    assert set(model.state_dict()) == names
+    assert set(model.state_dict()) == names | {'pretrained_windows'}
 
 
 def test_weights_load_into_another_window(randomize):
@@ -295,14 +295,15 @@ def test_frozen_stages_stay_frozen(frozen, randomize):
 def test_drop_path_grows_linearly_over_depth():
     """From 0 at the first block to the given rate at the last. Prevents: indexing the rates per stage."""
     model = SwinTransformerV2('tiny', drop_path_rate=0.22)
-    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
-    assert rates == pytest.approx([0.02 * i for i in range(12)])
+    for name in ('drop_path1', 'drop_path2'):
+        rates = [getattr(block, name).drop_prob for stage in model.stages for block in stage.blocks]
+        assert rates == pytest.approx([0.02 * i for i in range(12)])
 
 
 def test_drop_path_keeps_the_expectation():
     """A branch is dropped per sample as a whole and scaled by 1 / keep. Prevents: dropping pixels, or a biased mean."""
     block = build(drop_path_rate=0.25).stages[-1].blocks[-1]
-    y = block.drop_path(torch.ones(4000, 2, 2, 1), torch.ones(4000, 2, 2, 1)).flatten(1) - 1
+    y = block.drop_path1(torch.ones(4000, 2, 2, 1), torch.ones(4000, 2, 2, 1)).flatten(1) - 1
     assert torch.equal(y, y[:, :1].expand(-1, 4))
     assert y[:, 0].unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert y.mean().item() == pytest.approx(1, abs=0.05)

@@ -167,6 +167,7 @@ def test_json_accounts_for_every_key(source, target, files, run_tool, capsys):
     assert report['destination'] == 'out.pth' and report['meta']['pretrained_window_sizes'] == [12, 6]
     written = read_file('out.pth')['state_dict']
     if target is None:
+        assert written.pop('pretrained_windows').tolist() == [[12, 12], [6, 6]]
         assert sorted(report['sources']) == sorted(written) and report['lost'] == []
     else:
         assert report['lost'] == (['norm0.weight', 'norm0.bias'] if source == 'detector' else [])
