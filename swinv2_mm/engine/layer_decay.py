@@ -18,8 +18,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     The layers are those of ``SwinTransformerV2.get_layer_depth``; their number ``n + 1``, with ``n`` blocks in the
     backbone, is read off the model. A parameter of layer ``k`` gets ``lr * decay_rate ** (n + 1 - k)``, times its
-    ``lr_mult`` if ``paramwise_cfg`` has one for it. Whatever is not in the backbone has layer ``n + 1``, hence the full rate. This is the convention of BEiT
-    (arXiv 2106.08254) and of Microsoft's fine-tuning code (``get_swin_layer`` in its optimizer.py).
+    ``lr_mult`` if ``paramwise_cfg`` has one for it. Whatever is not in the backbone has layer ``n + 1``, hence the full
+    rate. This is the convention of BEiT (arXiv 2106.08254) and of Microsoft's fine-tuning code (``get_swin_layer`` in
+    its optimizer.py).
 
     Parameters with less than two dimensions (norms and biases, ``q_bias`` and ``v_bias`` included), ``cpb_mlp`` and
     ``logit_scale`` get no weight decay, whatever ``paramwise_cfg`` says; all else gets the optimizer's, times its
