@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from swinv2_mm.engine.lazy_config import name_types
 from swinv2_mm.errors import UserError, say
 
 # What a runner or its strategies look up in the config. A top-level key outside of these is a variable of the file.
@@ -24,6 +25,9 @@ _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
     """Read a config file, merge options into it, and check that its framework is there.
+
+    Types that the config or an option spells as classes or import paths are named as in any other config, see
+    :func:`~swinv2_mm.engine.lazy_config.name_types`.
 
     Args:
         path: The file.
@@ -38,13 +42,18 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise UserError(f'{path} is no config: it is named {path.suffix or "without a suffix"} rather than .py.')
     try:
-        cfg = Config.fromfile(path)
+        cfg = name_types(Config.fromfile(path), _RUNNER_KEYS)
+    except UserError:
+        raise
     except ImportError as error:
-        package = next((name for name in _FRAMEWORKS if (error.name or str(error)).startswith(name)), None)
+        cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
+        package = next((name for name in _FRAMEWORKS if (cause.name or str(cause)).startswith(name)), None)
         raise UserError(_install(package, path, error) if package else _blame(path, error)) from error
     except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
         raise UserError(_blame(path, error)) from error
-    apply_options(cfg, options or {}, path)
+    if options:
+        apply_options(cfg, options, path)
+        cfg = name_types(cfg, _RUNNER_KEYS)
     check_framework(cfg, path)
     return cfg
 
@@ -163,7 +172,7 @@ def _blame(path: Path, error: BaseException) -> str:
     """Say which file of the inheritance chain is wrong, in which line, and why."""
     file, line, reason = str(path), None, f'{type(error).__name__}: {error}'
     for frame, number in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == '_file2dict':
+        if frame.f_code.co_name in ('_file2dict', '_is_lazy_import', '_parse_lazy_import'):
             file = os.path.normpath(frame.f_locals['filename'])
         elif os.path.normpath(frame.f_code.co_filename) == file:
             line = number

@@ -175,9 +175,12 @@ class _ToWindows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
-        ctx.save_for_backward(gather, scatter, pads)
+    def forward(x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
         return x.index_select(0, gather)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -189,9 +192,12 @@ class _FromWindows(torch.autograd.Function):
     """The inverse gather; what stands in padding slots is not read, and its gradient is zero."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
-        ctx.save_for_backward(gather, scatter, pads)
+    def forward(x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
         return x.index_select(0, scatter)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
