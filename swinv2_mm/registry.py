@@ -3,10 +3,16 @@
 mmengine imports ``<scope>.registry`` by itself when it meets an unknown scope, and each registry imports its
 ``locations`` on first use. That is why ``type='swinv2_mm.SwinTransformerV2'`` builds from MMDetection, MMSegmentation
 and plain mmengine without ``custom_imports``, and why this module must import neither mmdet nor mmseg.
+Importing it also lets ``torch.load`` read the logged numbers in mmengine's checkpoints, which torch refuses by default.
 """
 
 from mmengine import registry as root
 from mmengine.runner import CheckpointLoader
+from torch.serialization import add_safe_globals
+
+from swinv2_mm.safe_globals import OF_MMENGINE
+
+add_safe_globals(OF_MMENGINE)
 
 MODELS = root.Registry('model', parent=root.MODELS, scope='swinv2_mm', locations=['swinv2_mm.models'])
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine'])

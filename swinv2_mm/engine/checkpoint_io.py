@@ -2,52 +2,21 @@
 
 import os
 from pathlib import Path
-from pickle import UnpicklingError
-
-import numpy as np
-import torch
-from mmengine.logging import HistoryBuffer
 
 from swinv2_mm.checkpoints.files import read_file
+from swinv2_mm.engine.plain_data import restore_log
 from swinv2_mm.errors import UserError, say
-
-
-def _statistic(owner: type, name: str) -> object:
-    """Stand in for ``getattr``, by which pickle names the methods of HistoryBuffer: it gives those, nothing else.
-
-    The real one would let a file walk from any class to its module's globals, and from there to anything.
-    """
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise UnpicklingError(f'Trying to load unsupported GLOBAL getattr({owner}, {name!r})')
-    return getattr(HistoryBuffer, name)
-
-
-# What mmengine saves beside tensors and builtins: logged numbers and best scores, as HistoryBuffers of NumPy arrays and
-# as NumPy scalars. Each is needed to resume (a test takes them away one by one), holds numbers and runs nothing.
-_reconstruct = np.empty(0).__reduce__()[0]
-_scalar = np.float64(0).__reduce__()[0]
-_NUMBERS = [
-    HistoryBuffer,
-    (_statistic, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(number)) for number in ('int64', 'float64', 'float32')),
-    # NumPy 2 moved these two; a checkpoint names the place that they had when it was saved.
-    *((_reconstruct, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
-    *((_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
-]
+from swinv2_mm.safe_globals import OF_MMENGINE
 
 
 def protect_loading() -> None:
-    """Make every ``torch.load`` of this process refuse code, yet read what mmengine writes.
+    """Make every ``torch.load`` of this process refuse code, whatever the environment and the caller say.
 
-    mmengine passes no ``weights_only``, and by default torch refuses the classes of :data:`_NUMBERS`: they are allowed
-    by name. The environment variable extends the protection to ``torch.hub``, which would switch it off for checkpoints
-    that come from a URL.
+    That includes ``torch.hub``, which would switch the protection off for checkpoints that come from a URL. What
+    mmengine writes can be read all the same, since :mod:`swinv2_mm.registry` allows it.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    torch.serialization.add_safe_globals(_NUMBERS)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -56,10 +25,15 @@ def read_checkpoint(path: str | Path) -> dict:
     Args:
         path: A local file.
 
+    Returns:
+        Its content, the log in ``message_hub`` as mmengine's ``MessageHub`` has it, however it was saved.
+
     Raises:
         UserError: The file is missing, damaged, no checkpoint, or wants to run code.
     """
-    return read_file(path, allow=_NUMBERS)
+    checkpoint = read_file(path, allow=OF_MMENGINE)
+    restore_log(checkpoint)
+    return checkpoint
 
 
 def check_resumable(path: str | Path, checkpoint: dict) -> None:

@@ -21,7 +21,13 @@ from swinv2_mm.engine.layer_decay import check_layer_decay
 from swinv2_mm.engine.non_finite import blamed_on_numbers
 from swinv2_mm.engine.pictures import draw_predictions
 from swinv2_mm.engine.preflight import check_data, check_numbers, check_strategy, check_work_dir
-from swinv2_mm.engine.pretrained import check_checkpoint, check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.engine.pretrained import (
+    check_checkpoint,
+    check_pretrained,
+    skip_pretrained,
+    starts_from_noise,
+    tell_input_size,
+)
 from swinv2_mm.engine.progress import screen_given_back
 from swinv2_mm.engine.rehearsal import check_form, check_weights, rehearse
 from swinv2_mm.engine.saving import protect_saving, save_safely, told
@@ -80,8 +86,8 @@ def prepare_training(
     check_data(cfg, splits)
     model = rehearse(cfg, splits)
     check_pretrained(cfg)  # last, since it may have to fetch weights
-    if cfg.get('load_from') and not cfg.get('resume'):
-        check_weights(model, cfg.load_from, whole=False)
+    if cfg.get('load_from') and not uses_deepspeed(cfg):
+        check_weights(model, cfg.load_from, whole=bool(cfg.get('resume')))
     tell_input_size(cfg)
     log_to_tensorboard(cfg)
     return cfg
@@ -160,6 +166,8 @@ def build_runner(cfg: Config) -> Runner:
     protect_saving()
     start_processes(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if cfg.get('resume'):
+        skip_pretrained(runner.model)
     watch_loading(runner)
     return runner
 

@@ -1,6 +1,7 @@
 """What a run saves is whole or not there, and what it replaces is removed after that."""
 
 import os
+import pickle
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from swinv2_mm.checkpoints.files import PARTIAL, replacing
 from swinv2_mm.engine.distributed import this_run
+from swinv2_mm.engine.plain_data import make_plain, restore_log, to_plain
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
@@ -100,8 +103,24 @@ class CheckpointHook(MMEngineCheckpointHook):
     A checkpoint is removed when the one that replaces it is whole. What a killed run did not come to is made up for
     when it is resumed: partial files and outdated checkpoints are removed, the checkpoint is noted as the last one, and
     the validation that was due is run.
-    Checkpoints note, in ``message_hub``, the run that saved them and what was validated last.
+    Checkpoints note, in ``message_hub``, the run that saved them and what was validated last. They are plain data, see
+    :func:`~swinv2_mm.engine.plain_data.make_plain`.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        super().before_run(runner)
+        if not any(isinstance(hook, PlainDataHook) for hook in runner.hooks):
+            runner.register_hook(PlainDataHook(), 'LOWEST')  # now, so that it follows all others
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        super().after_load_checkpoint(runner, checkpoint)
+        restore_log(checkpoint)
+        meta = checkpoint.get('meta') or {}
+        if isinstance(runner._train_loop, BaseLoop) and 'dataset_meta' in meta:
+            # mmengine compares the two as pickles, in which arrays are no lists.
+            now = getattr(runner.train_dataloader.dataset, 'metainfo', None)
+            if pickle.dumps(to_plain(now)) == pickle.dumps(meta['dataset_meta']):
+                meta['dataset_meta'] = now
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -176,6 +195,18 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _here(self, path: str | None) -> str | None:
         return path and str(Path(self.out_dir, Path(path).name))
+
+
+class PlainDataHook(Hook):
+    """Makes checkpoints plain when the other hooks have added to them, and warns of what is no data."""
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        left_out = make_plain(checkpoint)
+        if left_out:
+            runner.logger.warning(  # which mmengine's logger shows once
+                'Left out of checkpoints, because these are no numbers, strings, tensors, or lists or dicts of them: '
+                + ', '.join(f'{place} ({kind})' for place, kind in left_out.items())
+            )
 
 
 def _done(runner: Runner) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -22,6 +21,7 @@ from swinv2_mm.engine.config import check_framework
 from swinv2_mm.engine.seeding import random_state, set_random_state
 from swinv2_mm.engine.watching import Trace, watch_step
 from swinv2_mm.errors import UserError
+from swinv2_mm.safe_globals import of_numpy
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,8 @@ def replay_step(path: str | Path) -> tuple[Step, Trace]:
 
 def _data_classes() -> list[object]:
     """What a batch of mmengine, mmdet or mmseg is made of; each holds data and runs nothing when it is read."""
-    classes = [BaseDataElement, InstanceData, PixelData, np.ndarray, np.dtype, bytes]  # empty arrays name the last
-    classes += {type(np.dtype(kind)) for kind in ('bool', 'u1', 'u2', 'i4', 'i8', 'f2', 'f4', 'f8')}
-    # NumPy 2 moved these two; a file names the place that they had when it was written.
-    for name in ('_reconstruct', 'scalar'):
-        made = (np.empty(0) if name == '_reconstruct' else np.float64()).__reduce__()[0]
-        classes += [(made, f'numpy.{core}.multiarray.{name}') for core in ('core', '_core')]
+    kinds = ('bool', 'u1', 'u2', 'i4', 'i8', 'f2', 'f4', 'f8')
+    classes = [BaseDataElement, InstanceData, PixelData, *of_numpy(*kinds), bytes]  # empty arrays name the last
     with suppress(ImportError, AssertionError):
         from mmdet.structures import DetDataSample
         from mmdet.structures.bbox import HorizontalBoxes

@@ -12,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from swinv2_mm.engine import checkpoint_io
 from swinv2_mm.engine.checkpoint_io import check_resumable, latest_checkpoint, protect_loading, read_checkpoint
 from swinv2_mm.errors import UserError
+from swinv2_mm.safe_globals import OF_MMENGINE
 
 pytestmark = pytest.mark.usefixtures('own_process')
 
@@ -38,30 +39,38 @@ def save(path, value):
     return path
 
 
-def test_reads_what_mmengine_writes(trained):
+def test_reads_what_mmengine_writes(mmengine_trained):
     """Bug: ``--resume`` dies in torch.load, whose default refuses the classes that mmengine saves its logs with."""
-    checkpoint = read_checkpoint(trained / 'epoch_2.pth')
+    checkpoint = read_checkpoint(mmengine_trained / 'epoch_2.pth')
     check_resumable('epoch_2.pth', checkpoint)
     assert checkpoint['meta']['epoch'] == 2
     assert isinstance(checkpoint['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
     assert isinstance(checkpoint['message_hub']['runtime_info']['best_score'], np.float32)
 
 
-def test_protected_process_reads_what_mmengine_writes(trained):
+def test_reads_what_our_tools_write(trained):
+    """Bug: the log in a plain checkpoint is found nowhere, or in another form than in mmengine's."""
+    checkpoint = read_checkpoint(trained / 'epoch_2.pth')
+    check_resumable('epoch_2.pth', checkpoint)
+    assert isinstance(checkpoint['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
+    assert isinstance(checkpoint['message_hub']['runtime_info']['best_score'], float)
+
+
+def test_protected_process_reads_what_mmengine_writes(mmengine_trained):
     """Bug: the check before the run can read a checkpoint, the plain ``torch.load`` of mmengine cannot."""
     protect_loading()
-    assert torch.load(trained / 'epoch_2.pth')['meta']['epoch'] == 2
+    assert torch.load(mmengine_trained / 'epoch_2.pth')['meta']['epoch'] == 2
 
 
-@pytest.mark.parametrize('left_out', range(len(checkpoint_io._NUMBERS)))
-def test_allows_nothing_that_is_not_needed(trained, left_out, monkeypatch):
+@pytest.mark.parametrize('left_out', range(len(OF_MMENGINE)))
+def test_allows_nothing_that_is_not_needed(mmengine_trained, left_out, monkeypatch):
     """Bug: a class stays on the list of allowed ones though no checkpoint asks for it."""
-    allowed = checkpoint_io._NUMBERS[left_out]
+    allowed = OF_MMENGINE[left_out]
     if isinstance(allowed, tuple) and allowed[1].startswith('numpy.core') and np.__version__ >= '2':
         pytest.skip('asked for by checkpoints saved with NumPy 1')
-    monkeypatch.setattr(checkpoint_io, '_NUMBERS', [item for item in checkpoint_io._NUMBERS if item is not allowed])
+    monkeypatch.setattr(checkpoint_io, 'OF_MMENGINE', [item for item in OF_MMENGINE if item is not allowed])
     with pytest.raises(UserError, match='refused'):
-        read_checkpoint(trained / 'epoch_2.pth')
+        read_checkpoint(mmengine_trained / 'epoch_2.pth')
 
 
 def test_refuses_code(tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
 from tiny_training import write_config
 
 from swinv2_mm.engine.command_line import exit_code
@@ -62,7 +64,6 @@ def put_back():
     """Give back what a run changes in its process: the environment, what torch.load allows, the number of threads."""
     threads, allowed, environment = torch.get_num_threads(), torch.serialization.get_safe_globals(), dict(os.environ)
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-    torch.serialization.clear_safe_globals()
     yield
     torch.set_num_threads(threads)
     torch.serialization.clear_safe_globals()
@@ -81,10 +82,27 @@ def own_process(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory):
-    """The work dir of a finished tiny training, with a checkpoint per epoch as mmengine writes them."""
+    """The work dir of a finished tiny training, with a checkpoint per epoch as our tools write them."""
     folder = tmp_path_factory.mktemp('trained')
     with put_back():
         train(prepare_training(write_config(folder, 'trained.py'), work_dir=str(folder / 'run')))
+    return folder / 'run'
+
+
+def mmengine_runner(config, work_dir, **keys):
+    """mmengine's runner of a tiny config, with none of our tools; the keys change the config."""
+    cfg = Config.fromfile(config)
+    cfg.default_hooks.pop('report')
+    cfg.update(work_dir=str(work_dir), **keys)
+    return Runner.from_cfg(cfg)
+
+
+@pytest.fixture(scope='session')
+def mmengine_trained(tmp_path_factory):
+    """As ``trained``, by plain mmengine: its checkpoints hold HistoryBuffers and NumPy's scalars."""
+    folder = tmp_path_factory.mktemp('mmengine_trained')
+    with put_back():
+        mmengine_runner(write_config(folder, 'mmengine_trained.py'), folder / 'run').train()
     return folder / 'run'
 
 

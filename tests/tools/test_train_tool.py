@@ -9,6 +9,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop
 from tiny_training import write_config
 
+from swinv2_mm.engine.checkpoint_io import read_checkpoint
+
 
 class RunsCode:
     """Pickles as a call that leaves a file behind."""
@@ -190,7 +192,7 @@ def test_averaged_weights_are_validated_saved_and_resumed(run_tool, tmp_path, ca
     write_config(tmp_path, 'plain.py')
     assert run_tool('train', 'tiny.py', '--work-dir', 'straight') == 0
     assert run_tool('train', 'tiny.py', '--work-dir', 'resumed', '--resume', 'straight/epoch_1.pth') == 0
-    straight, resumed = (torch.load(f'{name}/epoch_3.pth') for name in ('straight', 'resumed'))
+    straight, resumed = (read_checkpoint(f'{name}/epoch_3.pth') for name in ('straight', 'resumed'))
     for part in ('state_dict', 'ema_state_dict'):
         for key, value in straight[part].items():
             assert torch.equal(value, resumed[part][key]), key
