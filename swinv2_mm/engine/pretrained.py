@@ -85,7 +85,7 @@ def skip_pretrained(model: nn.Module) -> None:
     """Have a model that is filled from a checkpoint not fetch the ImageNet weights first, which may be gone."""
     for module in model.modules():
         if hasattr(module, 'windows_given'):
-            module._init_cfg = None
+            module.init_cfg = None
 
 
 def _fit(module: dict, initializer: Pretrained) -> None:

@@ -1,0 +1,363 @@
+"""What a config of the zoo has trained is tested, resumed, converted and loaded with the pretrained windows it had.
+
+The pretrained window normalises the position bias. It belongs to the weights, no shape depends on it, and with another
+one a model computes something else without a word. So each test compares features, bit by bit, with those of the model
+that was trained, and contradicts the file once.
+"""
+
+import shutil
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from support.probe import Probe, features
+from support.tiny_data import write_data
+from support.zoo import ROOT, TEST_ONLY, TRAINING, load, shorten, shrunken
+
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.checkpoints.convert import export_state_dict
+from swinv2_mm.checkpoints.files import read_file
+from swinv2_mm.checkpoints.load import pairs, plain
+from swinv2_mm.engine.runs import prepare_training, train
+
+sys.path.insert(0, str(Path(__file__).parent / 'engine'))
+from tiny_fixtures import own_process, put_back, run_tool  # noqa: F401
+
+WRONG = 7  # a pretrained window that no release has
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training, and how its checkpoint is used.
+
+    Attributes:
+        stem: The config that trains.
+        tested: The config that the checkpoint is used with, if that is another one.
+        pretrained: None for the windows that the config gives. Others are in the file of ``init_cfg`` alone, which is
+            deleted after the training.
+        changes: More arguments of the backbone.
+        hooks: Custom hooks.
+    """
+
+    stem: str
+    tested: str | None = None
+    pretrained: tuple[int, ...] | None = None
+    changes: dict = field(default_factory=dict)
+    hooks: tuple[dict, ...] = ()
+
+    def __str__(self):
+        words = [self.tested or self.stem, *(['untold'] if self.pretrained else []), *(['ema'] if self.hooks else [])]
+        return '-'.join(words)
+
+
+AVERAGE = {'type': 'EMAHook', 'momentum': 0.3}
+UNTOLD = [
+    Case('maskrcnn_swinv2_t', pretrained=(8, 8, 8, 4), changes=dict(window_size=16)),
+    Case('upernet_swinv2_b', pretrained=(12, 12, 12, 6), changes=dict(window_size=16, depths=(1, 2, 1, 1)),
+         hooks=(AVERAGE,)),
+    Case('maskrcnn_swinv2_s', pretrained=(8, 8, 8, 4), changes=dict(window_size=16, depths=(2, 1, 1, 1)),
+         hooks=(dict(AVERAGE, update_buffers=True),)),
+    Case('upernet_swinv2_t', pretrained=(16, 16, 16, 8), changes=dict(window_size=16)),
+]
+ZOO = [*(Case(path.stem) for path in TRAINING),
+       *(Case(path.stem.replace('_896_test', '_640'), path.stem) for path in TEST_ONLY)]
+# One of each family and each way of giving the windows; the others take minutes.
+QUICK = {'maskrcnn_swinv2_t', 'maskrcnn_swinv2_l', 'htcpp_swinv2_l_w16to32_1536', 'cascade_maskrcnn_swinv2_t_w16_3x',
+         'upernet_swinv2_b_640', 'mask2former_swinv2_t', 'dino_swinv2_t', 'maskrcnn_swinv2_g_w32_1536_fsdp2',
+         *map(str, UNTOLD[:2])}
+CASES = [pytest.param(case, id=str(case), marks=[] if str(case) in QUICK else pytest.mark.slow)
+         for case in (*ZOO, *UNTOLD)]
+
+
+@dataclass
+class Run:
+    """A finished training.
+
+    Attributes:
+        configs: As the user wrote it, and as the work dir has it.
+        trained: The config that was trained, which resumes.
+        options: For ``--cfg-options`` of a training.
+        work_dir: Where it left its files.
+        checkpoint: The last one.
+        windows: The pretrained windows it was trained with.
+        noted: The features at its end.
+        saved: The backbone that the checkpoint is to give back: the average, if there is one.
+    """
+
+    configs: tuple[Path, Path]
+    trained: Path
+    options: dict
+    work_dir: Path
+    checkpoint: str
+    windows: tuple
+    noted: tuple
+    saved: SwinTransformerV2
+
+    @property
+    def longer(self):
+        """The option that makes a training go on."""
+        train_cfg = Config.fromfile(self.trained).train_cfg
+        name = 'max_epochs' if 'max_epochs' in train_cfg else 'max_iters'
+        return {f'train_cfg.{name}': train_cfg[name] + 1}
+
+    def expect(self, backbone):
+        """Compare a backbone with the one that was saved, at the same window."""
+        assert backbone.pretrained_window_sizes == self.windows
+        assert same(features(backbone), self.features_at(backbone.window_size))
+
+    def features_at(self, window_size):
+        return features(resized(self.saved, window_size))
+
+
+def resized(backbone, window_size):
+    backbone = deepcopy(backbone)
+    backbone.set_window_size(window_size)
+    return backbone
+
+
+def same(maps, others):
+    return len(maps) == len(others) and all(map(torch.equal, maps, others))
+
+
+def flags(options):
+    """Options as a shell gives them."""
+    return ['--cfg-options', *(f'{name}={value}' for name, value in options.items())] if options else []
+
+
+def microsoft_file(backbone, windows, path):
+    """Weights of ImageNet as Microsoft's code saves them; their tables alone tell the windows."""
+    weights, _ = export_state_dict(backbone.state_dict(), 'microsoft')
+    weights = {name: tensor for name, tensor in weights.items() if 'pretrained_window' not in name}
+    for index, (stage, window) in enumerate(zip(backbone.stages, windows, strict=True)):
+        axis = 8 * torch.arange(1.0 - window, window) / (window - 1)
+        axis = axis.sign() * torch.log2(1 + axis.abs()) / 3
+        table = torch.stack(torch.meshgrid(axis, axis, indexing='ij'), dim=-1)[None]
+        weights |= {f'layers.{index}.blocks.{block}.attn.relative_coords_table': table.clone()
+                    for block in range(len(stage.blocks))}
+    torch.save({'model': weights}, path)
+    return path
+
+
+@pytest.fixture(scope='module', autouse=True)
+def unformatted():
+    """Configs are saved as they are: yapf, which mmengine calls five times a run, takes two thirds of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
+        yield
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp('zoo'))
+
+
+def small(stem, data):
+    """A config of the zoo for one iteration; what its ``init_cfg`` names stays, and is not there."""
+    cfg = load(ROOT / f'{stem}.py')
+    init_cfg = deepcopy(cfg.model.backbone.init_cfg)
+    shrunken(cfg)
+    cfg.model.backbone.init_cfg = init_cfg
+    shorten(cfg, data)
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def run(request, tmp_path_factory, data):
+    """The training of a case, with nothing left of what it started from."""
+    case, folder = request.param, tmp_path_factory.mktemp('run')
+    cfg = small(case.stem, data)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), *case.hooks, {'type': 'Probe'}]
+    backbone = cfg.model.backbone
+    backbone.update(case.changes)
+    options = {} if backbone.init_cfg is None else {'model.backbone.init_cfg': None}
+    if case.pretrained:
+        options, hub = {}, torch.hub._hub_dir
+        torch.hub._hub_dir = str(folder / 'hub')
+        fresh = MODELS.build(dict(backbone, init_cfg=None, pretrained_window_sizes=None))
+        start = microsoft_file(fresh, case.pretrained, folder / 'imagenet.pth')
+        backbone.init_cfg = {'type': 'swinv2_mm.Pretrained', 'checkpoint': str(start)}
+        backbone.pretrained_window_sizes = None
+    if case.hooks:  # the average is that of two steps
+        cfg.train_cfg['max_epochs' if 'max_epochs' in cfg.train_cfg else 'max_iters'] = 2
+    config = trained = folder / f'{case.stem}.py'
+    cfg.dump(trained)
+    if case.tested:
+        other = small(case.tested, data)
+        other.custom_hooks = cfg.custom_hooks
+        other.model.backbone.window_size = 8  # another one than the training's
+        config = folder / f'{case.tested}.py'
+        other.dump(config)
+    work_dir = folder / 'work_dir'
+    with put_back():
+        runner = train(prepare_training(str(trained), work_dir=str(work_dir), cfg_options=options))
+    if case.pretrained:
+        torch.hub._hub_dir = hub
+        shutil.rmtree(folder / 'hub')
+        start.unlink()
+    model = runner.model
+    average = next((hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)), model)
+    result = Run((config, work_dir / trained.name), trained, options, work_dir,
+                 (work_dir / 'last_checkpoint').read_text(), model.backbone.pretrained_window_sizes,
+                 features(model.backbone), deepcopy(average.backbone).eval())
+    if case.pretrained:
+        assert result.windows == pairs(case.pretrained, 4)
+    elif case.stem.endswith('_l') or '_l_' in case.stem:
+        assert result.windows == pairs([12, 12, 12, 6], 4)
+    else:
+        assert plain(result.windows) in ([8] * 4, [12, 12, 12, 6], [4] * 4)  # the last: from scratch
+    assert average is model or not same(features(average.backbone), result.noted)
+    # Otherwise the comparisons of this module would see nothing.
+    other = resized(result.saved, result.saved.window_size)
+    for stage in other.stages:
+        for block in stage.blocks:
+            block.attn.pretrained_window_size = (WRONG, WRONG)
+    assert not same(features(other), features(result.saved))
+    return result
+
+
+pytestmark = [pytest.mark.usefixtures('own_process'), pytest.mark.parametrize('run', CASES, indirect=True)]
+
+
+def test_the_test_tool(run, run_tool):  # noqa: F811
+    """tools/test.py computes with what was trained. Prevents: a checkpoint of a config of the zoo that is refused,
+    since the tool guesses its pretrained window from the text of a config, or one tested with another normaliser.
+    """
+    for config in run.configs:
+        Probe.seen.clear()
+        assert run_tool('test', config, run.checkpoint, '--work-dir', 'test') == 0
+        window_size = Config.fromfile(config).model.backbone.window_size
+        [(windows, maps)] = Probe.seen
+        assert windows == run.windows
+        assert same(maps, run.features_at(pairs(window_size, 4)))
+
+
+def test_resuming(run, run_tool):  # noqa: F811
+    """``--resume`` with a longer schedule goes on from the trained weights, not from their average, and what it saves
+    says the same windows. Prevents: a resumed training that is refused, or goes on with another normaliser.
+    """
+    work_dir = Path(shutil.copytree(run.work_dir, 'again'))
+    Probe.seen.clear()
+    options = run.options | run.longer
+    assert run_tool('train', run.trained, '--work-dir', work_dir, '--resume', *flags(options)) == 0
+    [(windows, maps)] = Probe.seen
+    assert windows == run.windows
+    assert same(maps, run.noted)
+    last = torch.load((work_dir / 'last_checkpoint').read_text())
+    assert pairs(last['state_dict']['backbone.pretrained_windows'].tolist(), 4) == run.windows
+
+
+def test_converting(run, run_tool, capsys):  # noqa: F811
+    """Both forms of file, and timm's layout there and back, keep every tensor and the windows, in the meta and in the
+    state. Prevents: a converted file under the windows of the config's text, which every later loader would believe.
+    """
+    backbone = {name.removeprefix('backbone.'): tensor
+                for name, tensor in torch.load(run.checkpoint)['state_dict'].items() if name.startswith('backbone.')}
+    told = list(map(str, plain(run.windows)))
+    assert run_tool('convert_ckpt', run.checkpoint, 'timm.pth', '--to', 'timm') == 0
+    for source, name, arguments in (
+            (run.checkpoint, 'ours.safetensors', []), (run.checkpoint, 'ours.pth', []),
+            ('timm.pth', 'back.pth', ['--pretrained-window-sizes', *told]),
+            ('timm.pth', 'back.safetensors', ['--pretrained-window-sizes', *told])):
+        assert run_tool('convert_ckpt', source, name, *arguments) == 0
+        content = read_file(name)
+        weights = content['state_dict']
+        assert content['meta']['pretrained_window_sizes'] == plain(run.windows)
+        assert pairs(weights['pretrained_windows'].tolist(), 4) == run.windows
+        # A classifier, which timm's layout is for, has one norm alone.
+        lost = {key for key in backbone if key[:5] in ('norm0', 'norm1', 'norm2')} if source == 'timm.pth' else set()
+        assert weights.keys() == backbone.keys() - lost
+        assert all(torch.equal(tensor, backbone[key]) for key, tensor in weights.items())
+    capsys.readouterr()
+
+
+def initialise(config, checkpoint, **arguments):
+    """``init_detector`` or ``init_model``, and its counterpart that predicts."""
+    if Config.fromfile(config).default_scope == 'mmdet':
+        from mmdet.apis import inference_detector, init_detector
+        return init_detector(str(config), checkpoint, device='cpu', **arguments), inference_detector
+    from mmseg.apis import inference_model, init_model
+    return init_model(str(config), checkpoint, device='cpu', **arguments), inference_model
+
+
+def test_the_frameworks_functions(run, data):
+    """``init_detector`` and ``init_model`` return what was trained, with the config that was written as with the one in
+    the work dir. They drop ``init_cfg``, and options make ``init_detector`` keep it: the file of ImageNet is gone.
+    Prevents: the window of the config in the place of the trained one, or a model that can't be had without a file
+    that it does not need.
+    """
+    image = str(next(data.rglob('*.jpg')))
+    for config in run.configs:
+        for arguments in ({}, {'cfg_options': {'log_level': 'ERROR'}}):
+            model, infer = initialise(config, run.checkpoint, **arguments)
+            run.expect(model.backbone)
+    assert infer(model, image) is not None
+
+
+def test_mmengines_function(run):
+    """``load_checkpoint`` into a model that mmengine has built from either config. Prevents: weights whose window stays
+    behind where none of our tools takes part.
+    """
+    for config in run.configs:
+        cfg = Config.fromfile(config)
+        init_default_scope(cfg.default_scope)
+        model = MODELS.build(cfg.model)
+        load_checkpoint(model, run.checkpoint, map_location='cpu')
+        run.expect(model.backbone)
+
+
+@pytest.fixture
+def contradicted(run):
+    """The options of a config whose pretrained windows are wrong, and a check that both are named."""
+    def names_both(text):
+        text = ' '.join(text.split())
+        assert str([WRONG] * 4) in text and str(plain(run.windows)) in text, text
+    return {'model.backbone.pretrained_window_sizes': WRONG}, names_both
+
+
+@pytest.mark.parametrize('way', ['test', 'resume', 'load_from'])
+def test_tools_tell_a_contradiction(way, run, contradicted, run_tool, capsys):  # noqa: F811
+    """Exit code 2, both values, and nothing written. Prevents: a config that overrules weights, without a word."""
+    wrong, names_both = contradicted
+    begun = ['train', run.trained, '--work-dir', 'out']
+    options = run.options | wrong
+    if way == 'load_from':
+        options |= {'model.backbone.init_cfg': None, 'load_from': run.checkpoint}
+    code = {
+        'test': lambda: run_tool('test', run.configs[0], run.checkpoint, '--work-dir', 'out', *flags(wrong)),
+        'resume': lambda: run_tool(*begun, '--resume', run.checkpoint, *flags(options | run.longer)),
+        'load_from': lambda: run_tool(*begun, *flags(options)),
+    }[way]()
+    error = capsys.readouterr().err
+    assert code == 2, error
+    names_both(error)
+    assert not Path('out').exists()
+
+
+def test_functions_tell_a_contradiction(run, contradicted):
+    """``init_detector`` or ``init_model``, ``load_checkpoint``, ``load_state_dict``, of a model and of its backbone.
+
+    Prevents: a config that overrules weights where none of our tools takes part.
+    """
+    wrong, names_both = contradicted
+    cfg = Config.fromfile(run.configs[0])
+    cfg.merge_from_dict(wrong)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    state = torch.load(run.checkpoint)['state_dict']
+    inner = {name.removeprefix('backbone.'): tensor for name, tensor in state.items() if name.startswith('backbone.')}
+    for load_it in (lambda: initialise(run.configs[0], run.checkpoint, cfg_options=wrong),
+                    lambda: load_checkpoint(model, run.checkpoint, map_location='cpu'),
+                    lambda: model.load_state_dict(state), lambda: model.backbone.load_state_dict(inner)):
+        with pytest.raises(ValueError) as raised:
+            load_it()
+        names_both(str(raised.value))
+
+
