@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class WindowAttention(nn.Module):
         self.pretrained_window_size = pretrained_window_size
         self.attn_drop_rate = attn_drop_rate
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
-        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, num_heads, bias=False))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
         if qkv_bias:
             self.q_bias = nn.Parameter(torch.zeros(embed_dims))
@@ -130,7 +131,7 @@ class WindowAttention(nn.Module):
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, for a table that costs next to nothing.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         coords = log_spaced_coords(window, self.pretrained_window_size, dtype, weight.device)
-        with torch.autocast(weight.device.type, enabled=False):
+        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
             if self._has_own_mlp():
                 first, _, last = self.cpb_mlp
                 hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()

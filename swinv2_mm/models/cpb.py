@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.recording import is_recorded
+from swinv2_mm.models.recording import may_keep
 
 
 def log_spaced_coords(
@@ -28,7 +28,7 @@ def log_spaced_coords(
         ``(2 * Wh - 1, 2 * Ww - 1, 2)``; entry ``[i, j]`` belongs to the offset ``(i - Wh + 1, j - Ww + 1)``.
     """
 
-    return (_coords if is_recorded() else _kept_coords)(window, pretrained, dtype, device)
+    return (_kept_coords if may_keep(device) else _coords)(window, pretrained, dtype, device)
 
 
 def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:

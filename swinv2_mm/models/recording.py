@@ -24,6 +24,11 @@ def is_recorded() -> bool:
     return is_traced() or _get_current_dispatch_mode() is not None
 
 
+def may_keep(device: torch.device) -> bool:
+    """Whether tensors that are made now on a device may be kept for later calls."""
+    return device.type != 'meta' and not is_recorded()
+
+
 def is_ordinary(tensor: Tensor) -> bool:
     """Whether a tensor has values in memory that kernels of ours can read: no subclass, fake or functional tensor."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and not torch._is_functional_tensor(tensor)

@@ -148,7 +148,7 @@ class SwinTransformerV2Stage(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         for block in self.blocks:
-            if self.with_cp and torch.is_grad_enabled():
+            if self.with_cp and torch.is_grad_enabled() and not torch.jit.is_tracing():  # which sees other graphs
                 x = checkpoint(block, x, use_reentrant=False)  # the reentrant kind breaks under DDP
             else:
                 x = block(x)

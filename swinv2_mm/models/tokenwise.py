@@ -32,13 +32,22 @@ KEPT_BYTES = 16 * 2**20
 MIN_TOKENS = 1024
 
 
+# What our own functions stand in for: a library that patches a class for all its layers is to be heard, too.
+_FORWARD = {kind: kind.forward for kind in (nn.Linear, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)}
+
+
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module would do what its class says and nothing more.
+    """Whether calling a module would do what PyTorch's class says and nothing more.
 
     Not so for another class (an adapter, int8, a parametrization), with hooks (pruning is one), or with a ``forward``
     of its own.
+
+    Args:
+        module: Of the model.
+        kind: One of :data:`_FORWARD`.
     """
-    return (type(module) is kind and 'forward' not in module.__dict__ and not module._forward_hooks
+    return (type(module) is kind and kind.forward is _FORWARD[kind]
+            and 'forward' not in module.__dict__ and not module._forward_hooks
             and not module._forward_pre_hooks and not module._backward_hooks and not module._backward_pre_hooks
             and not _has_any_global_hook())
 

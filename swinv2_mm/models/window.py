@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.recording import is_recorded
+from swinv2_mm.models.recording import may_keep
 
 # Codes of a slot along one axis. A window holds several regions only where the roll brought opposite borders together
 # (WRAPPED) or where the map ended (PAD).
@@ -129,7 +129,7 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
         shifted: Shift by half a window along each axis that has more than one window.
         device: Where the indices live.
     """
-    return (_plan if is_recorded() else _kept_plan)(B, H, W, window, shifted, device)
+    return (_kept_plan if may_keep(device) else _plan)(B, H, W, window, shifted, device)
 
 
 def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
