@@ -90,7 +90,7 @@ class WindowAttention(nn.Module):
             self.register_parameter('v_bias', None)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(drop_rate)
-        self._kept_bias: tuple[tuple[int, int], list[Tensor], Tensor] | None = None
+        self._kept_bias: tuple[tuple, list[Tensor], Tensor] | None = None  # for what, made of what, and the bias
 
     def train(self, mode: bool = True) -> WindowAttention:
         """Switch the mode; training lets go of what evaluation kept."""
