@@ -90,6 +90,7 @@ BACKBONE = [
     ('qkv_bias=text', 'True or False'),
     ('frozen_stages=1.0', 'frozen_stages'),
     ('windowsize=4', 'Did you mean window_size'),
+    ('pretrain_img_size=224', 'leave it out: images of any size'),  # one of Swin V1's
     ('type=swinv2_mm.SwinTransfomerV2', 'Did you mean swinv2_mm.SwinTransformerV2'),
     ('type=SwinTransformerV2', 'Did you mean swinv2_mm.SwinTransformerV2'),
     ('init_cfg.type=Pretraned', 'Did you mean Pretrained'),

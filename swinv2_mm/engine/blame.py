@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.registry import Registry, build_from_cfg
 
 from swinv2_mm.errors import UserError
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 SEE_MORE = 'The traceback is shown with SWINV2_MM_TRACEBACK=1 in the environment.'
 _FRAMEWORKS = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch'}
@@ -155,6 +156,8 @@ def _unknown(kind: str, key: str, registry: Registry) -> str:
 def _misfit(error: TypeError, kind: Any, key: str) -> str:
     reason = re.sub(r'^[\w.<>]+\(\) ', '', _line(str(error)))
     name = re.search(r"unexpected keyword argument '(\w+)'", reason)
+    if name and kind is SwinTransformerV2:  # which says what replaces those of other code bases
+        return f'{key}: {reason}.'
     if name:
         names = [known for base in inspect.getmro(kind) for known in inspect.signature(base.__init__).parameters
                  if known not in ('self', 'args', 'kwargs', name[1])] if inspect.isclass(kind) else []

@@ -134,6 +134,6 @@ def refuse_unknown(function: Callable, unknown: Mapping[str, Any]) -> None:
     said = []
     for name in unknown:
         close = get_close_matches(name, known, n=1)
-        instead = f'write {_REPLACED[name]}' if name in _REPLACED else f'did you mean {close[0]}?' if close else ''
+        instead = f'write {_REPLACED[name]}' if name in _REPLACED else f'Did you mean {close[0]}?' if close else ''
         said.append(f"{name!r}{f' ({instead})' if instead else ''}".replace('write nothing', 'leave it out'))
     raise TypeError(f'SwinTransformerV2 got an unexpected keyword argument {", ".join(said)}')

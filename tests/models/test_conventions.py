@@ -75,7 +75,7 @@ def test_arguments_of_other_code_bases_are_told_at_once():
     assert all(repr(name) in text for name in v1)
     assert "'pretrained' (write init_cfg=dict(type='swinv2_mm.Pretrained'" in text
     assert "'pretrain_img_size' (leave it out: images of any size" in text
-    assert "'windows_size' (did you mean window_size?)" in text
+    assert "'windows_size' (Did you mean window_size?)" in text
     assert not set(_REPLACED) & set(inspect.signature(SwinTransformerV2).parameters)
 
 
