@@ -11,32 +11,38 @@ PACKAGE = Path(__file__).parents[1] / 'swinv2_mm'
 STDLIB = set(sys.stdlib_module_names)
 PLAIN = {'torch'}
 ALLOWED = {
+    'models/arithmetic': PLAIN,
     'models/recording': PLAIN,
-    'models/window': PLAIN | {'numpy', 'swinv2_mm.models.recording'},
+    'models/bounded_cache': set(),
+    'models/window': PLAIN | {'numpy', 'swinv2_mm.models.bounded_cache', 'swinv2_mm.models.recording'},
     'models/cpb': PLAIN | {'swinv2_mm.models.recording'},
     'models/variants': PLAIN,
     'models/arguments': PLAIN,
-    'models/products': PLAIN,
+    'models/products': PLAIN | {'swinv2_mm.models.arithmetic'},
     'models/tokenwise': PLAIN | {'swinv2_mm.models.products', 'swinv2_mm.models.recording'},
-    'models/layers': PLAIN | {'swinv2_mm.models.tokenwise', 'swinv2_mm.models.window'},
+    'models/layers': PLAIN | {f'swinv2_mm.models.{m}' for m in ('products', 'recording', 'tokenwise', 'window')},
     'models/cosine_attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'native_attention', 'products', 'window')},
+    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'products', 'window')},
     'models/native_attention': PLAIN | {'swinv2_mm.models.recording', 'swinv2_mm.models.window'},
-    'models/compiled_attention': PLAIN | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'window')},
+    'models/map_attention': PLAIN
+    | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'native_attention', 'window')},
     'models/triton_kernels': {'triton'},
     'models/triton_attention': PLAIN,
     'models/attention': PLAIN
     | {f'swinv2_mm.models.{m}' for m in (
-        'cpb', 'window', 'compiled_attention', 'cosine_attention', 'recording', 'tokenwise', 'triton_attention')},
+        'cpb', 'window', 'map_attention', 'native_attention', 'cosine_attention', 'recording', 'tokenwise',
+        'triton_attention')},
     'models/swin_v2': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('arguments', 'window', 'attention', 'layers', 'recording', 'variants')}
+    | {f'swinv2_mm.models.{m}' for m in (
+        'arguments', 'arithmetic', 'window', 'attention', 'layers', 'recording', 'variants')}
     | {'swinv2_mm.registry', 'mmengine.model'},
     'models/__init__': {'swinv2_mm.models.swin_v2'},
     'registry': {'mmengine', 'torch.serialization', 'swinv2_mm.safe_globals'},
     'safe_globals': {'mmengine.logging', 'numpy'},
     'checkpoints/': PLAIN | {'safetensors', 'swinv2_mm.checkpoints', 'swinv2_mm.models.variants', 'swinv2_mm.errors'},
     'engine/': PLAIN | {'mmengine', 'numpy'}
-    | {f'swinv2_mm.{m}' for m in ('engine', 'registry', 'checkpoints', 'errors', 'models.swin_v2', 'safe_globals')},
+    | {f'swinv2_mm.{m}' for m in (
+        'engine', 'registry', 'checkpoints', 'errors', 'models.arithmetic', 'models.swin_v2', 'safe_globals')},
     'datasets/': PLAIN | {'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich', 'swinv2_mm.datasets'},
     '__init__': set(),
     'doctor': {'rich'},

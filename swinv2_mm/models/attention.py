@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swinv2_mm.models.compiled_attention import map_attention
+import swinv2_mm.models.native_attention as native_attention
 from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
+from swinv2_mm.models.map_attention import attention_on_map, map_attention
 from swinv2_mm.models.recording import is_ordinary, is_recorded, is_traced
 from swinv2_mm.models.tokenwise import call, untouched, untouched_linear
 from swinv2_mm.models.triton_attention import fused_window_attention
@@ -178,7 +179,12 @@ class WindowAttention(nn.Module):
                 self._qkv(x), self._scale(), self.position_bias(largest), size, window, shifted, self.attn_chunk)
             return self._project(out.flatten(3))                     # (B, H, W, C)
         B, Hp, Wp = map(int, x.shape[:3])                            # torch.jit.trace has tensors for sizes
-        layout = window_layout(B, Hp, Wp, (int(window[0]), int(window[1])), shifted, x.device)
+        window = int(window[0]), int(window[1])
+        if not self.dropout and native_attention.may_take(x, x.shape[-1] // self.num_heads, window[0] * window[1]):
+            out = attention_on_map(
+                self._qkv(x), self._scale(), self.position_bias(window), size, shifted, self.attn_chunk)
+            return self._project(out.flatten(3))                     # (B, H, W, C)
+        layout = window_layout(B, Hp, Wp, window, shifted, x.device)
         qkv = self._qkv(window_partition(x, layout))                 # (G, N, 3, nH, d)
         scale, bias = self._scale(), self.position_bias(layout.window)
         if self.dropout or is_traced() or not is_ordinary(qkv):
@@ -203,7 +209,8 @@ class WindowAttention(nn.Module):
     def _scale(self) -> Tensor:
         # A Python number: a tensor would have to follow the module to its device. Here, since torch.compile takes a
         # global for a number that changes.
-        return self.logit_scale.clamp(max=math.log(100)).exp()       # (nH, 1, 1)
+        scale = self.logit_scale.clamp(max=math.log(100))
+        return scale.to(torch.promote_types(scale.dtype, torch.float32)).exp()  # (nH, 1, 1)
 
     def _project(self, x: Tensor) -> Tensor:
         return self.proj_drop(call(self.proj, x))

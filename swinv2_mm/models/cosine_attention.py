@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import swinv2_mm.models.native_attention as native_attention
 from swinv2_mm.models.cpb import spread_over_slots, sum_over_slots
 from swinv2_mm.models.products import product_dtype
 from swinv2_mm.models.window import WindowGroup
@@ -95,80 +94,90 @@ class _CosineAttention(torch.autograd.Function):
     def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
         ctx.save_for_backward(qkv, scale, table)
         ctx.groups, ctx.attn_chunk = groups, attn_chunk
-        if native_attention.takes(qkv, scale, table):
-            return native_attention.forward(qkv, scale, table, groups)
-        G, N, _, nH, d = qkv.shape
-        out = qkv.new_empty(G, N, nH, d)
-        # The fused kernel takes one mask for all windows.
-        together = [groups] if qkv.is_cpu else [[group] for group in groups]
-        for first, last in _queries_at_a_time(table):
-            rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, qkv.is_cpu)
-            pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
-            for windows, heads, bias, masks in pieces:
-                q, k, v = _by_heads(qkv[windows, :, :, heads])
-                v = v.to(product_dtype(v))
-                q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
-                k = unit_vectors(k).to(v.dtype)
-                if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
-                    o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
-                else:
-                    for _, outside in masks:
-                        bias = bias.masked_fill(outside, -math.inf)
-                    o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(v.dtype), scale=1.0)
-                out[windows, first:last, heads] = o.transpose(1, 2)
-        return out
+        return attention_forward(qkv, scale, table, groups, attn_chunk)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        qkv, scale, table = ctx.saved_tensors
-        if native_attention.takes(qkv, scale, table):
-            return *native_attention.backward(grad, qkv, scale, table, ctx.groups), None, None
-        G, N, _, nH, d = qkv.shape
-        exact = torch.promote_types(qkv.dtype, torch.float32)
-        qkv_grad = torch.empty_like(qkv)
-        scale_grad = torch.zeros_like(scale, dtype=exact)
-        table_grad = torch.zeros_like(table)
-        parts = list(_queries_at_a_time(table))
-        sums = None  # of the gradients of keys and values over the parts, if there are several
-        if len(parts) > 1:
-            sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device)
-        for first, last in parts:
-            rows = spread_over_slots(table, first, last)
-            rows_grad = torch.zeros_like(rows)
-            pieces = _pieces(ctx.groups, at_a_time(ctx.attn_chunk, nH, N, qkv.is_cpu), rows, first)
-            for windows, heads, bias, masks in pieces:
-                q, k, v = _by_heads(qkv[windows, :, :, heads])
-                v = v.to(product_dtype(v))
-                o_grad = grad[windows, first:last, heads].transpose(1, 2).to(v.dtype).contiguous()  # (n, nH, r, d)
-                q, k = _exact(q[:, :, first:last]), _exact(k)
-                q_by, k_by = _inverse_norm(q), _inverse_norm(k)                            # (n, nH, r or N, 1)
-                scaled_q, unit_k = (q * (q_by * scale[heads])).to(v.dtype), (k * k_by).to(v.dtype)
-                probs = _probabilities(scaled_q, unit_k, bias, masks)
-                logits_grad = (o_grad @ v.transpose(-2, -1)).to(exact)
-                logits_grad = torch._softmax_backward_data(logits_grad, probs, -1, exact)
-                rows_grad[heads] += logits_grad.sum(0)
-                probs, logits_grad = probs.to(v.dtype), logits_grad.to(v.dtype)
-                v_grad = probs.transpose(-2, -1) @ o_grad
-                k_grad = (logits_grad.transpose(-2, -1) @ scaled_q).to(exact)
-                q_grad, along = _across(q, q_by, (logits_grad @ unit_k).to(exact))
-                scale_grad[heads] += along.sum((0, 2))[..., None]
-                q_grad *= q_by * scale[heads]
-                qkv_grad[windows, first:last, 0, heads] = q_grad.to(qkv.dtype).transpose(1, 2)
-                if sums is None:
-                    k_grad = _across(k, k_by, k_grad)[0].mul_(k_by)
-                    qkv_grad[windows, :, 1, heads] = k_grad.to(qkv.dtype).transpose(1, 2)
-                    qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
-                else:
-                    sums[0, windows, heads] += k_grad
-                    sums[1, windows, heads] += v_grad
-            table_grad += sum_over_slots(rows_grad, table.shape, first, last)
-        if sums is not None:
-            k = _exact(qkv[:, :, 1].transpose(1, 2))                                       # (G, nH, N, d)
-            k_by = _inverse_norm(k)
-            qkv_grad[:, :, 1] = _across(k, k_by, sums[0])[0].mul_(k_by).transpose(1, 2)
-            qkv_grad[:, :, 2] = sums[1].transpose(1, 2)
-        return qkv_grad, scale_grad.to(scale.dtype), table_grad, None, None
+        return *attention_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.attn_chunk), None, None
+
+
+def attention_forward(
+    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
+) -> Tensor:
+    """:func:`cosine_attention`, without autograd."""
+    G, N, _, nH, d = qkv.shape
+    out = qkv.new_empty(G, N, nH, d)
+    # The fused kernel takes one mask for all windows.
+    together = [groups] if qkv.is_cpu else [[group] for group in groups]
+    for first, last in _queries_at_a_time(table):
+        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, qkv.is_cpu)
+        pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
+        for windows, heads, bias, masks in pieces:
+            q, k, v = _by_heads(qkv[windows, :, :, heads])
+            v = v.to(product_dtype(v))
+            q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
+            k = unit_vectors(k).to(v.dtype)
+            if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
+                o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
+            else:
+                for _, outside in masks:
+                    bias = bias.masked_fill(outside, -math.inf)
+                o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(v.dtype), scale=1.0)
+            out[windows, first:last, heads] = o.transpose(1, 2)
+    return out
+
+
+def attention_backward(
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup],
+    attn_chunk: int | str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``qkv``, ``scale`` and ``table`` from that of the result of :func:`cosine_attention`."""
+    G, N, _, nH, d = qkv.shape
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+    qkv_grad = torch.empty_like(qkv)
+    scale_grad = torch.zeros_like(scale, dtype=exact)
+    table_grad = torch.zeros_like(table)
+    parts = list(_queries_at_a_time(table))
+    sums = None  # of the gradients of keys and values over the parts, if there are several
+    if len(parts) > 1:
+        sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device)
+    for first, last in parts:
+        rows = spread_over_slots(table, first, last)
+        rows_grad = torch.zeros_like(rows)
+        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first)
+        for windows, heads, bias, masks in pieces:
+            q, k, v = _by_heads(qkv[windows, :, :, heads])
+            v = v.to(product_dtype(v))
+            o_grad = grad[windows, first:last, heads].transpose(1, 2).to(v.dtype).contiguous()  # (n, nH, r, d)
+            q, k = _exact(q[:, :, first:last]), _exact(k)
+            q_by, k_by = _inverse_norm(q), _inverse_norm(k)                            # (n, nH, r or N, 1)
+            scaled_q, unit_k = (q * (q_by * scale[heads])).to(v.dtype), (k * k_by).to(v.dtype)
+            probs = _probabilities(scaled_q, unit_k, bias, masks)
+            logits_grad = (o_grad @ v.transpose(-2, -1)).to(exact)
+            logits_grad = torch._softmax_backward_data(logits_grad, probs, -1, exact)
+            rows_grad[heads] += logits_grad.sum(0)
+            probs, logits_grad = probs.to(v.dtype), logits_grad.to(v.dtype)
+            v_grad = probs.transpose(-2, -1) @ o_grad
+            k_grad = (logits_grad.transpose(-2, -1) @ scaled_q).to(exact)
+            q_grad, along = _across(q, q_by, (logits_grad @ unit_k).to(exact))
+            scale_grad[heads] += along.sum((0, 2))[..., None]
+            q_grad *= q_by * scale[heads]
+            qkv_grad[windows, first:last, 0, heads] = q_grad.to(qkv.dtype).transpose(1, 2)
+            if sums is None:
+                k_grad = _across(k, k_by, k_grad)[0].mul_(k_by)
+                qkv_grad[windows, :, 1, heads] = k_grad.to(qkv.dtype).transpose(1, 2)
+                qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
+            else:
+                sums[0, windows, heads] += k_grad
+                sums[1, windows, heads] += v_grad
+        table_grad += sum_over_slots(rows_grad, table.shape, first, last)
+    if sums is not None:
+        k = _exact(qkv[:, :, 1].transpose(1, 2))                                       # (G, nH, N, d)
+        k_by = _inverse_norm(k)
+        qkv_grad[:, :, 1] = _across(k, k_by, sums[0])[0].mul_(k_by).transpose(1, 2)
+        qkv_grad[:, :, 2] = sums[1].transpose(1, 2)
+    return qkv_grad, scale_grad.to(scale.dtype), table_grad
 
 
 def _by_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.models.tokenwise import call, call_mlp
+from swinv2_mm.models.products import cast, product_dtype
+from swinv2_mm.models.recording import is_ordinary
+from swinv2_mm.models.tokenwise import call, call_mlp, untouched
 from swinv2_mm.models.window import is_padding
 
 
@@ -62,9 +64,16 @@ class PatchEmbed(nn.Module):
         if is_padding(bottom, right):
             x = F.pad(x, (0, right, 0, bottom))
         # Channels last, so that the map comes out in the order in which everything after it reads it.
-        x = self.proj(x.contiguous(memory_format=torch.channels_last))
+        x = self._project(x.contiguous(memory_format=torch.channels_last))
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         return self.norm(x)
+
+    def _project(self, x: Tensor) -> Tensor:
+        fast = product_dtype(x)
+        if fast == x.dtype or not untouched(self.proj, nn.Conv2d) or not is_ordinary(self.proj.weight):
+            return self.proj(x)
+        weight, bias = cast(fast, self.proj.weight, self.proj.bias)
+        return F.conv2d(x.to(fast), weight, bias, stride=self.patch_size).to(x.dtype)
 
 
 class PatchMerging(nn.Module):

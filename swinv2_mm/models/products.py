@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from swinv2_mm.models.arithmetic import has_arithmetic
+
 # oneDNN sums over all channels in one chain of float32 additions, MKL over some 200: at 3072 channels its rounding
 # errors are 2.2 times as large. Up to this many, 1.4 times.
 MAX_CHAIN = 768
@@ -22,17 +24,13 @@ if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise n
         return 2 * x.numel() * weight[0]
 
 
-@lru_cache(maxsize=1)
-def _has_float16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-
-
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrix products with ``x`` are fast: a CPU without float16 arithmetic computes them one by one.
+    """The type in which matrix products with ``x`` are fast: a CPU without arithmetic for a type computes one by one.
 
-    The float32 products of float16 numbers are exact, and are rounded once, as a processor that knows the type does.
+    The float32 products of half-precision numbers are exact, and are rounded once, as a processor that knows the type
+    does.
     """
-    return torch.float32 if x.dtype == torch.float16 and x.is_cpu and not _has_float16() else x.dtype
+    return torch.float32 if x.is_cpu and not has_arithmetic(x.dtype) else x.dtype
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:

@@ -25,6 +25,7 @@ from swinv2_mm.models.arguments import (
     refuse_unknown,
     windows_per_stage,
 )
+from swinv2_mm.models.arithmetic import autocasts_in_vain
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
 from swinv2_mm.models.recording import is_ordinary, is_recorded
@@ -403,6 +404,12 @@ class SwinTransformerV2(BaseModule):
                                f'it: {self._windows_unknown}')
         if not is_recorded():
             self._log_padding(tuple(x.shape[-2:]))
+        if autocasts_in_vain(x):
+            with torch.autocast('cpu', enabled=False):
+                return self._features(x.float())
+        return self._features(x)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.pos_drop(self.patch_embed(x))
         outs = []
         for i, stage in enumerate(self.stages):

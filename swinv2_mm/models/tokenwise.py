@@ -33,7 +33,7 @@ MIN_TOKENS = 1024
 
 
 # What our own functions stand in for: a library that patches a class for all its layers is to be heard, too.
-_FORWARD = {kind: kind.forward for kind in (nn.Linear, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)}
+_FORWARD = {kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)}
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swinv2_mm.models.bounded_cache import BoundedCache
 from swinv2_mm.models.recording import may_keep
 
 # Codes of a slot along one axis. A window holds several regions only where the roll brought opposite borders together
@@ -96,23 +97,35 @@ def shift_of(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> t
     return tuple(side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
 
 
-def _axis(size: int, window: int, shift: int) -> tuple[list[int], dict[tuple[int, ...], list[int]]]:
-    """Plan one axis: the token of each slot, and the windows by the codes of their slots."""
+class _Axis(NamedTuple):
+    """The windows along one axis.
+
+    Attributes:
+        tokens: ``(count, side)``, the token in each slot; those from the size of the map on are padding.
+        kinds: The windows by the codes of their slots.
+    """
+
+    tokens: np.ndarray
+    kinds: dict[tuple[int, ...], list[int]]
+
+
+def _axis(size: int, window: int, shift: int) -> _Axis:
     count = -(-size // window)
-    length = count * window
-    tokens, codes = [], []
-    for slot in range(length):
-        token = (slot + shift) % length
-        tokens.append(token)
-        codes.append(_PAD if token >= size else _WRAPPED if slot + shift >= length else _REGULAR)
+    slots = np.arange(count * window).reshape(count, window)
+    tokens = (slots + shift) % (count * window)
+    codes = np.where(tokens >= size, _PAD, np.where(slots + shift >= count * window, _WRAPPED, _REGULAR))
     kinds: dict[tuple[int, ...], list[int]] = {}
-    for index in range(count):
-        kinds.setdefault(tuple(codes[index * window:(index + 1) * window]), []).append(index)
-    return tokens, kinds
+    if count > 2:  # a shift of less than a window reaches no other than the last two
+        kinds[(_REGULAR,) * window] = list(range(count - 2))
+    for index in range(max(count - 2, 0), count):
+        kinds.setdefault(tuple(codes[index].tolist()), []).append(index)
+    return _Axis(tokens, kinds)
 
 
 def _regions(rows: Sequence[int], cols: Sequence[int]) -> list[int] | None:
     """The region of each of the ``N`` slots of a window with these codes, or None where all are one."""
+    if len({*rows}) == len({*cols}) == 1:
+        return None
     # Padding is a region of its own: never seen by a real token, while its own soft-max stays defined.
     regions = [4 if _PAD in (row, col) else 2 * row + col for row in rows for col in cols]
     return None if len(set(regions)) == 1 else regions
@@ -137,35 +150,63 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
     Wh, Ww = window
     N = Wh * Ww
     shift = shift_of((H, W), window, shifted)
-    row_tokens, row_kinds = _axis(H, Wh, shift[0])
-    col_tokens, col_kinds = _axis(W, Ww, shift[1])
-    rows, cols = np.array(row_tokens).reshape(-1, Wh), np.array(col_tokens).reshape(-1, Ww)
-    batch = np.arange(B).reshape(B, 1, 1, 1, 1) * (H * W)
-    gather, real, groups, start = [], [], [], 0
-    for row_codes, row_windows in row_kinds.items():
-        for col_codes, col_windows in col_kinds.items():
-            r = rows[row_windows][:, None, :, None]                      # (nr, 1, Wh, 1)
-            c = cols[col_windows][None, :, None, :]                      # (1, nc, 1, Ww)
-            token = batch + np.minimum(r, H - 1) * W + np.minimum(c, W - 1)   # (B, nr, nc, Wh, Ww)
-            gather.append(token.reshape(-1))
-            real.append(np.broadcast_to((r < H) & (c < W), token.shape).reshape(-1))
-            stop = start + token.size // N
-            groups.append((start, stop, _regions(row_codes, col_codes)))
+    rows, cols = _axis(H, Wh, shift[0]), _axis(W, Ww, shift[1])
+    masks = [_regions(row_codes, col_codes) for row_codes in rows.kinds for col_codes in cols.kinds]
+    slots, tokens = B * rows.tokens.size * cols.tokens.size, B * H * W
+    sizes = [slots, tokens, slots - tokens, *(N if mask else 0 for mask in masks)]
+    everything = np.empty(sum(sizes), dtype=np.int64)  # one piece: each transfer to a GPU waits for it
+    gather, scatter, pads, *regions = np.split(everything, np.cumsum(sizes)[:-1])
+    scatter, images, start, pad, groups = scatter.reshape(B, H, W), np.arange(B)[:, None], 0, 0, []
+    for row_codes, row_windows in rows.kinds.items():
+        for col_codes, col_windows in cols.kinds.items():
+            r, c = rows.tokens[row_windows], cols.tokens[col_windows]    # (nr, Wh), (nc, Ww)
+            count = len(r) * len(c)
+            stop = start + B * count
+            found = gather[start * N:stop * N].reshape(B, len(r), len(c), Wh, Ww)
+            padded = _PAD in (*row_codes, *col_codes)
+            if padded or any((*row_codes, *col_codes)):
+                in_image = np.minimum(r, H - 1)[:, None, :, None] * W + np.minimum(c, W - 1)[:, None, :]
+                np.add(images[..., None, None, None] * (H * W), in_image, out=found)
+            else:  # most windows: the token of their first slot, and how far from it the others are
+                first = images[..., None] * (H * W) + r[:, :1] * W + c[:, 0]
+                inside = np.arange(Wh)[:, None] * W + np.arange(Ww)
+                np.add(first.reshape(-1, 1), inside.ravel(), out=found.reshape(-1, N))
+            if padded:
+                real = (r < H)[:, None, :, None] & (c < W)[:, None, :]
+                missing = start * N + np.flatnonzero(np.broadcast_to(~real, found.shape))
+                pads[pad:pad + len(missing)] = missing
+                pad += len(missing)
+            # The slot of a token is what its image, its row and its column add to it.
+            by_row = np.arange(0, count * N, len(c) * N)[:, None] + np.arange(0, N, Ww)
+            by_col = np.arange(0, len(c) * N, N)[:, None] + np.arange(Ww)
+            _put_sums(scatter, r.ravel(), c.ravel(), images * (count * N) + start * N + by_row.ravel(), by_col.ravel())
+            groups.append((start, stop))
             start = stop
-    gather, real = np.concatenate(gather), np.concatenate(real)
-    slots = np.flatnonzero(real)
-    scatter = np.empty(B * H * W, dtype=np.int64)
-    scatter[gather[slots]] = slots
+    for into, mask in zip(regions, masks, strict=True):
+        into[:] = mask or []
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
-
-        def tensor(values: object) -> Tensor:
-            return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
-
-        return WindowLayout(window, tensor(gather), tensor(scatter), tensor(np.flatnonzero(~real)), tuple(
-            WindowGroup(start, stop, None if regions is None else tensor(regions)) for start, stop, regions in groups))
+        gathers, scatters, pad_slots, *own = torch.from_numpy(everything).to(device).split(sizes)
+    return WindowLayout(window, gathers, scatters, pad_slots, tuple(
+        WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, own, strict=True)))
 
 
-_kept_plan = lru_cache(maxsize=64)(_plan)  # stages x (plain, shifted) x a few image shapes; two int64 per token
+def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:
+    """``scatter[:, rows, cols] = by_row[:, :, None] + by_col``, for the rows and columns that are part of the map."""
+    H, W = scatter.shape[1:]
+    if rows[-1] - rows[0] + 1 == len(rows) and cols[-1] - cols[0] + 1 == len(cols):  # nothing wraps: most windows
+        part = scatter[:, rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]                # ends with the map
+        np.add(by_row[:, :part.shape[1], None], by_col[:part.shape[2]], out=part)
+        return
+    r, c = np.flatnonzero(rows < H), np.flatnonzero(cols < W)
+    scatter[:, rows[r][:, None], cols[c]] = by_row[:, r, None] + by_col[c]
+
+
+def _plan_bytes(layout: WindowLayout) -> int:
+    return 8 * (len(layout.gather) + len(layout.scatter) + len(layout.pads))
+
+
+# Two int64 per token: those of two images of 800 x 1333 pixels take 6 MB, of 1536 x 1536 pixels 10 MB.
+_kept_plan = BoundedCache(_plan, _plan_bytes, 128 * 2**20)
 
 
 class _ToWindows(torch.autograd.Function):
