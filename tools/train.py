@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--amp', choices=PRECISIONS, metavar='TYPE',
-        help='train in mixed precision: bf16 or fp16, or fp32 to switch it off; without a value what the config says, '
-        'else bf16',
+        help='train in mixed precision: bf16 or fp16, or fp32 to switch it off; without a value, or auto, what the '
+        'config says, else bf16 where the device has arithmetic for it; elsewhere fp32 on a CPU, fp16 on a GPU',
     )  # fmt: skip
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
     parser.add_argument(

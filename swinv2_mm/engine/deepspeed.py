@@ -8,11 +8,13 @@ import torch
 from mmengine._strategy import BaseStrategy
 from mmengine._strategy import DeepSpeedStrategy as MMEngineDeepSpeedStrategy
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import FlexibleRunner, load_checkpoint
 from torch import nn
 from torch.serialization import safe_globals
 
+from swinv2_mm.engine.amp import best_dtype, tell_precision
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.pretrained import check_checkpoint
 from swinv2_mm.errors import UserError
@@ -38,12 +40,16 @@ class DeepSpeedRunner(FlexibleRunner):
         """
         check(cfg)
         cfg = copy.deepcopy(cfg)
+        asked = cfg.optim_wrapper.get('dtype')
         cfg.optim_wrapper, settings = translate(cfg.optim_wrapper)
         cfg.strategy.config.update(settings, train_micro_batch_size_per_gpu=cfg.train_dataloader.batch_size)
         cfg.env_cfg = cfg.get('env_cfg') or {}
         if not cfg.get('resume'):
             cfg.strategy.load_from, cfg.load_from = cfg.get('load_from'), None
-        return super().from_cfg(cfg)
+        runner = super().from_cfg(cfg)
+        if asked is not None:
+            tell_precision(asked)
+        return runner
 
     def train(self) -> nn.Module:
         """As mmengine's; the checkpoint to resume is shown to the hooks while the model is whole.
@@ -196,7 +202,9 @@ def translate(wrapper: dict) -> tuple[dict, dict]:
             )
     kind, dtype = wrapper.pop('type', None) or 'OptimWrapper', wrapper.pop('dtype', None)
     kind = getattr(kind, '__name__', kind).split('.')[-1]
-    if kind == 'AmpOptimWrapper':
+    if kind == 'AmpOptimWrapper' and dtype == 'auto':
+        dtype = best_dtype(get_device())
+    if kind == 'AmpOptimWrapper' and dtype != torch.float32:
         if dtype not in ('bfloat16', torch.bfloat16):
             raise UserError(
                 f'optim_wrapper.dtype={dtype}: with DeepSpeed, mixed precision is bfloat16; pass --cfg-options '
@@ -204,7 +212,7 @@ def translate(wrapper: dict) -> tuple[dict, dict]:
             )
         # torch's autocast, as without DeepSpeed: DeepSpeed's own bf16 would round the parameters of the heads.
         settings['torch_autocast'] = {'enabled': True, 'dtype': 'bfloat16'}
-    elif kind != 'OptimWrapper':
+    elif kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'optim_wrapper.type={kind}: DeepSpeed replaces OptimWrapper or AmpOptimWrapper; set either.')
     wrapper.pop('_scope_', None)  # mmengine's note of where it was inherited from
     unknown = wrapper.keys() - {'optimizer', 'paramwise_cfg', 'constructor', 'clip_grad', 'loss_scale'}

@@ -31,6 +31,7 @@ from swinv2_mm.engine.pretrained import (
 from swinv2_mm.engine.progress import screen_given_back
 from swinv2_mm.engine.rehearsal import check_form, check_weights, rehearse
 from swinv2_mm.engine.saving import protect_saving, save_safely, told
+from swinv2_mm.engine.screen import dumps_in_file_only
 from swinv2_mm.engine.tensorboard import log_to_tensorboard
 from swinv2_mm.engine.window_size import set_window_size
 from swinv2_mm.errors import Stopped, UserError, say
@@ -165,7 +166,9 @@ def build_runner(cfg: Config) -> Runner:
     protect_loading()
     protect_saving()
     start_processes(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with dumps_in_file_only():
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.logger.info(f'environment, config, hooks and parameters: see {runner.logger.log_file}')
     if cfg.get('resume'):
         skip_pretrained(runner.model)
     watch_loading(runner)

@@ -1,14 +1,24 @@
-"""Mixed precision: the flag, the wrapper for the CPU, and boxes that stay in float32."""
+"""Mixed precision: the flag, what the processor can, the wrapper for the CPU, and boxes that stay in float32."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from tiny_fixtures import mmengine_runner
 from tiny_training import write_config
 
 from swinv2_mm.engine import amp
-from swinv2_mm.engine.amp import set_precision
+from swinv2_mm.engine.amp import AmpOptimWrapper, set_precision
+from swinv2_mm.engine.checkpoint_io import read_checkpoint
+from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.errors import UserError
+from swinv2_mm.models import arithmetic
 
 pytestmark = pytest.mark.usefixtures('own_process')
 
@@ -19,11 +29,43 @@ def precision(wrapper, amp='auto'):
     return cfg
 
 
+def pretend(monkeypatch, device, arithmetic=(torch.bfloat16, torch.float16)):
+    """Have a machine of this kind, with arithmetic for these of the halves; a GPU emulates the others."""
+    monkeypatch.setattr(amp, 'get_device', lambda: device)
+    monkeypatch.setattr(amp, 'has_arithmetic', lambda dtype: dtype in (torch.float32, torch.float64, *arithmetic))
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
+                        lambda including_emulation=True: including_emulation or torch.bfloat16 in arithmetic)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Tesla T4')
+
+
 @pytest.fixture(params=['cuda', 'cpu'])
 def device(request, monkeypatch):
-    monkeypatch.setattr(amp, 'get_device', lambda: request.param)
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
+    pretend(monkeypatch, request.param)
     return request.param
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the wrapper logs: pairs of level and text."""
+    lines = []
+    monkeypatch.setattr(amp, 'print_log', lambda line, logger, level=logging.INFO: lines.append((level, line)))
+    return lines
+
+
+def build_wrapper(dtype, **kwargs):
+    """The wrapper of one parameter, as any runner would build it."""
+    optimizer = torch.optim.AdamW([torch.ones(1, requires_grad=True)], lr=0.1)
+    return AmpOptimWrapper(optimizer=optimizer, dtype=dtype, **kwargs)
+
+
+# device, what it has arithmetic for, what 'auto' is there, and how the reason is told
+MACHINES = [
+    ('cpu', (torch.bfloat16,), torch.bfloat16, 'precision: bfloat16'),
+    ('cpu', (), torch.float32, 'precision: float32, since this processor has no bfloat16 arithmetic'),
+    ('cpu', (torch.float16,), torch.float32, 'precision: float32, since this processor has no bfloat16 arithmetic'),
+    ('cuda', (torch.bfloat16,), torch.bfloat16, 'precision: bfloat16'),
+    ('cuda', (), torch.float16, 'precision: float16, since Tesla T4 has no bfloat16 arithmetic'),
+]
 
 
 WRAPPER = {'cuda': 'AmpOptimWrapper', 'cpu': 'swinv2_mm.AmpOptimWrapper'}
@@ -31,15 +73,136 @@ WRAPPER = {'cuda': 'AmpOptimWrapper', 'cpu': 'swinv2_mm.AmpOptimWrapper'}
 
 @pytest.mark.parametrize(
     ('name', 'dtype', 'scale'),
-    [('auto', 'bfloat16', 1.0), ('bf16', 'bfloat16', 1.0), ('fp16', 'float16', 'dynamic')],
+    [('auto', 'auto', 'dynamic'), ('bf16', 'bfloat16', 1.0), ('fp16', 'float16', 'dynamic')],
 )
-def test_the_flag_means_bfloat16_or_what_it_says(name, dtype, scale, device):
+def test_the_flag_means_what_the_machine_can_or_what_it_says(name, dtype, scale, device):
     """Bug: MMDetection's flag means float16, and no loss scale keeps float16's gradients from vanishing."""
     cfg = precision({'type': 'OptimWrapper', 'clip_grad': {'max_norm': 1.0}}, name)
-    assert cfg.optim_wrapper.type == WRAPPER[device]
+    assert cfg.optim_wrapper.type == WRAPPER['cpu' if name == 'auto' else device]
     assert (cfg.optim_wrapper.dtype, cfg.optim_wrapper.clip_grad.max_norm) == (dtype, 1.0)
     assert cfg.optim_wrapper.loss_scale == scale
     assert [hook.type for hook in cfg.custom_hooks] == ['swinv2_mm.Float32BoxesHook']
+
+
+@pytest.mark.parametrize(('kind', 'arithmetic', 'chosen', 'line'), MACHINES)
+@pytest.mark.parametrize('dtype', ['auto', None])
+def test_auto_is_a_type_that_the_machine_computes_in(kind, arithmetic, chosen, line, dtype, monkeypatch, said):
+    """Resolved by the wrapper itself, in any runner, and told in one line.
+
+    Bug: bfloat16 everywhere, which a CPU without it emulates in 15 to 70 times the time; or a GPU, unasked.
+    """
+    pretend(monkeypatch, kind, arithmetic)
+    wrapper = build_wrapper(dtype)
+    assert wrapper.cast_dtype == chosen and said == [(logging.INFO, line)]
+    assert wrapper.loss_scaler._enabled == (chosen == torch.float16 and torch.cuda.is_available())
+    monkeypatch.setattr(amp, 'get_device', lambda: 'cpu')
+    with wrapper.optim_context(torch.nn.Identity()):
+        assert torch.nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype == chosen
+
+
+@pytest.mark.parametrize(('kind', 'arithmetic', 'chosen', 'line'), MACHINES)
+def test_the_config_says_what_was_asked_for(kind, arithmetic, chosen, line, monkeypatch):
+    """Bug: a run's config, dumped on one machine, brings that machine's type to another one."""
+    pretend(monkeypatch, kind, arithmetic)
+    asked = {'type': 'swinv2_mm.AmpOptimWrapper', 'dtype': 'auto'}
+    for wrapper, name in ((asked, None), (asked, 'auto'), ({'type': 'AmpOptimWrapper', 'dtype': 'auto'}, None)):
+        assert precision(dict(wrapper), name).optim_wrapper.to_dict() == asked
+    assert precision({'type': 'OptimWrapper'}).optim_wrapper.to_dict() == asked | {'loss_scale': 'dynamic'}
+
+
+@pytest.mark.parametrize(
+    ('kind', 'dtype', 'name', 'slower', 'remedy'),
+    [('cpu', 'bfloat16', 'this processor', '80 times', 'auto'),
+     ('cpu', 'float16', 'this processor', '80 times', 'fp32'),
+     ('cuda', 'bfloat16', 'Tesla T4', 'slower than float16', 'fp16')],
+)  # fmt: skip
+def test_an_emulated_type_is_obeyed_with_a_warning(kind, dtype, name, slower, remedy, monkeypatch, said):
+    """Bug: the type is refused or replaced; or nine hours instead of minutes, without a word of why."""
+    pretend(monkeypatch, kind, ())
+    for flag, wrapper in ((dtype, {'type': 'OptimWrapper'}), (None, {'type': 'AmpOptimWrapper', 'dtype': dtype})):
+        assert precision(wrapper, flag).optim_wrapper.type == 'swinv2_mm.AmpOptimWrapper'
+    assert build_wrapper(dtype).cast_dtype == getattr(torch, dtype)
+    ((level, line),) = said
+    assert level == logging.WARNING
+    for part in (f'precision: {dtype} as asked for', name, slower, f'--amp {remedy}', "dtype='auto'"):
+        assert part in line
+    # The remedy is one.
+    assert precision({'type': 'AmpOptimWrapper', 'dtype': dtype}, remedy).optim_wrapper.get('dtype') != dtype
+
+
+def test_a_type_that_the_machine_has_is_no_matter_of_warning(device, said):
+    """Bug: a warning that everybody sees is one that nobody reads."""
+    for dtype in ('bfloat16', torch.float16):
+        build_wrapper(dtype)
+    assert said == []
+
+
+def test_a_gpu_that_does_not_even_emulate_is_refused(monkeypatch):
+    """Bug: an error out of the first convolution."""
+    pretend(monkeypatch, 'cuda', ())
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: False)
+    with pytest.raises(UserError, match='Tesla T4 does not compute in bfloat16; pass --amp fp16'):
+        precision({'type': 'OptimWrapper'}, 'bf16')
+
+
+def test_the_processor_is_asked(tmp_path):
+    """oneDNN's own switches make any machine one with AVX2 alone, in a process of its own.
+
+    Bug: a list of processors of our own, or an answer that torch's operations do not keep to.
+    """
+    code = 'import torch\nfrom swinv2_mm.models.arithmetic import has_arithmetic as has\n' \
+           'print(*(has(getattr(torch, name)) for name in ("float32", "float64", "bfloat16", "float16", "int8")))'
+    environment = dict(os.environ, ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')
+    out = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ['True', 'True', 'False', 'False', 'False']
+
+
+@pytest.mark.parametrize(('onednn', 'widens', 'wanted'),
+                         [(True, False, True), (True, True, False), (False, False, False)])  # fmt: skip
+def test_bfloat16_in_float32_registers_is_no_arithmetic(onednn, widens, wanted, monkeypatch):
+    """Bug: AVX-512 without AVX512_BF16 or a torch without oneDNN counts, where bfloat16 is the slowest type."""
+    monkeypatch.setattr(arithmetic, '_widens_bfloat16', lambda: widens)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn)
+    assert arithmetic.has_arithmetic.__wrapped__(torch.bfloat16) == wanted
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    assert not arithmetic.has_arithmetic.__wrapped__(torch.bfloat16)
+    assert arithmetic.has_arithmetic.__wrapped__(torch.float32)
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_swinv2_t_shapes', 'upernet_swinv2_t_shapes'])
+def test_the_shapes_are_trained_in_what_the_machine_can(name):
+    """Bug: nine hours for the first command of the README."""
+    cfg = load_config(str(Path(__file__).parents[2] / f'configs/{name}.py'), None)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('swinv2_mm.AmpOptimWrapper', 'auto')
+
+
+def test_a_run_goes_on_on_another_kind_of_processor(tmp_path, monkeypatch):
+    """One form of checkpoint: bfloat16 there, float32 here, and the other way round; with our tools or mmengine's.
+
+    Bug: a loss scale, or its lack, that the other wrapper refuses.
+    """
+    path = write_config(tmp_path, extra="optim_wrapper.update(type='swinv2_mm.AmpOptimWrapper', dtype='auto')\n")
+    monkeypatch.setattr(amp, 'has_arithmetic', lambda dtype: True)
+    there = train(prepare_training(path, work_dir='there'))
+    assert there.optim_wrapper.cast_dtype == torch.bfloat16
+    monkeypatch.setattr(amp, 'has_arithmetic', lambda dtype: dtype == torch.float32)
+    here = train(prepare_training(path, work_dir='here', resume='there/epoch_1.pth'))
+    mine = mmengine_runner(path, 'mine', load_from='there/epoch_1.pth', resume=True)
+    mine.train()
+    for runner in (here, mine):
+        assert runner.optim_wrapper.cast_dtype == torch.float32 and runner.iter == there.iter
+    saved = [read_checkpoint(f'{folder}/epoch_3.pth')['optimizer'] for folder in ('there', 'here', 'mine')]
+    assert all(other.keys() == saved[0].keys() for other in saved) and 'loss_scaler' not in saved[0]
+    # In float32 it computes what float32 computes, and the loss scale of a GPU is dropped.
+    monkeypatch.setattr(amp, 'has_arithmetic', lambda dtype: True)
+    train(prepare_training(path, amp='fp16', work_dir='gpu'))
+    assert 'loss_scaler' in read_checkpoint('gpu/epoch_1.pth')['optimizer']
+    monkeypatch.setattr(amp, 'has_arithmetic', lambda dtype: dtype == torch.float32)
+    finished = [train(prepare_training(path, amp=name, work_dir=name, resume='gpu/epoch_1.pth'))
+                for name in ('auto', 'fp32')]
+    for auto, exact in zip(*(runner.model.parameters() for runner in finished), strict=True):
+        assert torch.equal(auto, exact)
+    assert Config.fromfile('auto/tiny.py').optim_wrapper.dtype == 'auto'
 
 
 def test_without_the_flag_nothing_changes(device):

@@ -18,6 +18,7 @@ from test_sharding import BASE, DECAY, RICH, TINY, UNSHARDED
 from tiny_fixtures import ROOT, put_back
 from tiny_training import write_config
 
+from swinv2_mm.engine import amp, deepspeed
 from swinv2_mm.engine.checkpoint_io import read_checkpoint
 from swinv2_mm.engine.deepspeed import DeepSpeedRunner, check, check_folder, translate
 from swinv2_mm.engine.runs import prepare_test, prepare_training
@@ -56,6 +57,22 @@ def test_says_it_in_deepspeeds_terms(wrapper, wanted, settings):
     before = dict(wrapper)
     assert translate(wrapper) == (TERMS | wanted, settings)
     assert wrapper == before
+
+
+@pytest.mark.parametrize(
+    ('arithmetic', 'settings'),
+    [(True, dict(torch_autocast=dict(enabled=True, dtype='bfloat16'))), (False, {})],
+)
+def test_auto_is_what_the_machine_computes_in(arithmetic, settings, monkeypatch):
+    """Prevents: autocast to a type that the processor emulates, and `--amp` refused where the processor lacks it."""
+    monkeypatch.setattr(amp, 'computes', lambda device, dtype: arithmetic)
+    monkeypatch.setattr(deepspeed, 'get_device', lambda: 'cpu')
+    wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='auto', loss_scale='dynamic', optimizer=OPTIMIZER)
+    assert translate(wrapper) == (TERMS, dict(settings, gradient_accumulation_steps=1))
+    monkeypatch.setattr(deepspeed, 'get_device', lambda: 'cuda')
+    if not arithmetic:
+        with pytest.raises(UserError, match='mixed precision is bfloat16'):
+            translate(wrapper)
 
 
 @pytest.mark.parametrize(
