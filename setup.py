@@ -4,7 +4,7 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# Attention on a CPU: one source, compiled for each instruction set, of which the running processor's widest is chosen.
+# What a CPU computes in C++: compiled for each instruction set, of which the running processor's widest is chosen.
 # Without it (no compiler, another processor) torch's operations compute the same: a failing build is a warning.
 X86 = {
     'avx512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx2', '-mfma', '-mf16c'],
@@ -32,8 +32,9 @@ setup(
     cmdclass={'build_ext': BuildForEach},
     ext_modules=[
         Extension(
-            f'swinv2_mm._window_attention_{name}',
-            ['swinv2_mm/csrc/window_attention.cpp'],
+            f'swinv2_mm._kernels_{name}',
+            ['swinv2_mm/csrc/window_attention.cpp', 'swinv2_mm/csrc/token_passes.cpp'],
+            depends=['swinv2_mm/csrc/vectors.h'],
             extra_compile_args=FLAGS + flags,
             language='c++',
             optional=True,

@@ -265,8 +265,9 @@ def show(found: dict[str, Any]) -> None:
 
     names = list(dict.fromkeys(name for row in found['rows'] for name in (*row['seconds'], *row['failed'])))
     peers = [name for name in names if name != 'ours']
-    table = Table(box=box.SIMPLE_HEAD, title='Seconds (peak GiB); for peers as multiples of ours',
-                  title_justify='left')
+    table = Table(box=box.SIMPLE_HEAD, title_justify='left',
+                  title='Seconds (peak GiB); for peers as multiples of ours. '
+                        f"Processor: {found['about'].get('kind', 'unknown')}")
     for column in ('', 'ours', *peers, 'best peer', 'products alone', 'maps'):
         table.add_column(column, justify='left' if not column else 'right')
     for row in found['rows']:

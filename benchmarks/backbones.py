@@ -147,6 +147,17 @@ def report(
         plot(found, Path(plot_file))
 
 
+def kind_of_processor() -> str:
+    """What decides which code is fast here: the widest vectors that torch uses, and whether there is bfloat16."""
+    import torch
+
+    from swinv2_mm.models.arithmetic import has_arithmetic
+    from swinv2_mm.models.native import instruction_sets
+
+    vectors = {'avx512': 'AVX-512', 'avx2': 'AVX2', 'neon': 'NEON'}[instruction_sets()[0]] if instruction_sets() else ''
+    return f'{vectors or torch.backends.cpu.get_cpu_capability()}, bfloat16: {has_arithmetic(torch.bfloat16)}'
+
+
 def about(peers: list[str]) -> dict[str, Any]:
     """Hardware and versions."""
     import torch
@@ -155,7 +166,8 @@ def about(peers: list[str]) -> dict[str, Any]:
 
     cpu = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
                 if line.startswith('model name')), platform.machine())
-    found = dict(cpu=cpu, cores=len(os.sched_getaffinity(0)), capability=torch.backends.cpu.get_cpu_capability(),
+    found = dict(cpu=cpu, kind=kind_of_processor(), cores=len(os.sched_getaffinity(0)),
+                 capability=torch.backends.cpu.get_cpu_capability(),
                  python=platform.python_version(), torch=torch.__version__, swinv2_mm=swinv2_mm.__version__)
     if torch.cuda.is_available():
         found['gpu'] = torch.cuda.get_device_name()

@@ -16,7 +16,7 @@ import torch
 from backbone import title
 from backbones import about, build
 
-from swinv2_mm.models import cosine_attention, native_attention, products, tokenwise
+from swinv2_mm.models import attention, native_attention, native_gelu, native_norm, products, tokenwise
 
 NEVER = 2**62
 # Each a list of (module, name, value): what to replace to be without the step.
@@ -24,12 +24,12 @@ STEPS = {
     'as it is': [],
     'float32 products by MKL': [(products, '_has_onednn', lambda: False)],
     'MLP on whole maps': [(tokenwise, 'MIN_TOKENS', NEVER)],
-    "attention by torch's operations": [(native_attention, 'library', lambda: None)],
-    'the same, all logits at once': [(native_attention, 'library', lambda: None),
-                                     (cosine_attention, 'CACHE_BYTES', NEVER)],
-    'none of these': [(products, '_has_onednn', lambda: False), (tokenwise, 'MIN_TOKENS', NEVER),
-                      (native_attention, 'library', lambda: None), (cosine_attention, 'CACHE_BYTES', NEVER)],
+    'heads of large maps at once': [(attention, 'FRESH_BYTES', NEVER)],
+    "bias and GELU by torch's operations": [(native_gelu, 'library', lambda: None)],
+    "norm and residual by torch's operations": [(native_norm, 'library', lambda: None)],
+    "attention by torch's operations, in windows": [(native_attention, 'library', lambda: None)],
 }
+STEPS['none of these'] = [replaced for step in STEPS.values() for replaced in step]
 
 
 @contextlib.contextmanager

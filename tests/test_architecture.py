@@ -19,11 +19,16 @@ ALLOWED = {
     'models/variants': PLAIN,
     'models/arguments': PLAIN,
     'models/products': PLAIN | {'swinv2_mm.models.arithmetic'},
-    'models/tokenwise': PLAIN | {'swinv2_mm.models.products', 'swinv2_mm.models.recording'},
-    'models/layers': PLAIN | {f'swinv2_mm.models.{m}' for m in ('products', 'recording', 'tokenwise', 'window')},
+    'models/tokenwise': PLAIN
+    | {f'swinv2_mm.models.{m}' for m in ('arithmetic', 'native_gelu', 'products', 'recording')},
+    'models/layers': PLAIN
+    | {f'swinv2_mm.models.{m}' for m in ('native_norm', 'products', 'recording', 'tokenwise', 'window')},
     'models/cosine_attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('cpb', 'products', 'window')},
-    'models/native_attention': PLAIN | {'swinv2_mm.models.recording', 'swinv2_mm.models.window'},
+    | {f'swinv2_mm.models.{m}' for m in ('arithmetic', 'cpb', 'products', 'window')},
+    'models/native': PLAIN | {'swinv2_mm.models.recording'},
+    'models/native_attention': PLAIN | {'swinv2_mm.models.native', 'swinv2_mm.models.window'},
+    'models/native_gelu': PLAIN | {'swinv2_mm.models.native'},
+    'models/native_norm': PLAIN | {'swinv2_mm.models.native'},
     'models/map_attention': PLAIN
     | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'native_attention', 'window')},
     'models/triton_kernels': {'triton'},

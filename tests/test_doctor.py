@@ -149,12 +149,16 @@ def test_another_version_is_a_warning(machine):
     assert rows['mmengine'].status == doctor.OK
 
 
-@pytest.mark.parametrize('capability, found, remedy', [
-    ('AVX512', 'not compiled', 'install a C++ compiler'), ('AVX2', 'no AVX-512', '')])
-def test_attention_that_is_not_compiled_is_told(capability, found, remedy, monkeypatch):
+@pytest.mark.parametrize('sets, compiled, found, remedy', [
+    (('avx512', 'avx2'), ('avx512', 'avx2'), 'C++ for avx512, the widest', ''),
+    (('avx512', 'avx2'), ('avx2',), 'C++ for avx2, avx512 was not compiled', ''),
+    (('avx512', 'avx2'), (), 'those for avx512 were not compiled', 'install a C++ compiler'),
+    ((), (), 'ours need AVX2 or NEON', ''),
+])
+def test_the_kernels_that_are_used_are_told(sets, compiled, found, remedy, monkeypatch):
     """Bug: an installation without a compiler is slow, and nothing says why."""
-    monkeypatch.setattr('swinv2_mm.models.native_attention.library', lambda: None)
-    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: capability)
+    monkeypatch.setattr('swinv2_mm.models.native.instruction_sets', lambda: sets)
+    monkeypatch.setattr('swinv2_mm.models.native.compiled_for', lambda name: object() if name in compiled else None)
     row = doctor.check_attention()
     assert row.status == doctor.OK and found in row.found
     assert row.remedy.startswith(remedy) and bool(row.remedy) == bool(remedy)

@@ -414,9 +414,10 @@ def pinned(name: str) -> str:
 def inputs_hash() -> str:
     """Changes when anything that decides what the environment holds changes."""
     digest = hashlib.sha256()
-    for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'swinv2_mm/csrc/window_attention.cpp',
-                 'tools/setup_env.py'):
-        digest.update((ROOT / name).read_bytes())
+    sources = sorted(path for path in (ROOT / 'swinv2_mm/csrc').iterdir() if path.suffix in ('.cpp', '.h'))
+    for path in (*(ROOT / name for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.py')),
+                 *sources):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

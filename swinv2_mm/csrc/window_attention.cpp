@@ -5,133 +5,16 @@
 // token of the map sits in which slot of a window is computed, too, so that nothing is copied into windows and back. All
 // arithmetic is float32, whatever the type of the map. Plain C functions without torch: see models/native_attention.py.
 //
-// The source knows no instruction set. It is compiled once for each that the compiler knows (AVX-512, AVX2 with FMA, Arm's
-// NEON), in the compiler's own vectors of WIDTH numbers; only the conversions from and to float16 name instructions.
-//
 // Threads take equal shares of the heads of all windows, in an order in which the bias of few heads is needed at a time.
 
-#include <cstdint>
-#include <cstring>
-#include <utility>
-#include <vector>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "vectors.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int WIDTH = 16, REGISTERS = 32;
-#elif defined(__AVX2__)
-constexpr int WIDTH = 8, REGISTERS = 16;
-#elif defined(__aarch64__)
-constexpr int WIDTH = 4, REGISTERS = 32;
-#else
-constexpr int WIDTH = 4, REGISTERS = 16;
-#endif
-
-typedef float V __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t VI __attribute__((vector_size(4 * WIDTH)));
-typedef uint32_t VU __attribute__((vector_size(4 * WIDTH)));
-typedef uint16_t VH __attribute__((vector_size(2 * WIDTH)));
 
 constexpr int LINE = 16;           // rows of logits are padded to whole cache lines, of so many floats
 constexpr int ROWS = 64;           // queries whose logits exist at a time
 constexpr int BIAS_FLOATS = 1 << 16;  // 256 KiB: what the bias of the heads that take turns may take, of one head at least
 constexpr float MIN_NORM = 1e-6f;  // shorter vectors have no direction, as in cosine_attention.py
-const float INF = __builtin_inff();
-
-// ------------------------------------------------------------------------------------------------------- vectors
-
-template <class T>
-inline T read(const void* from) {
-    T x;
-    memcpy(&x, from, sizeof x);
-    return x;
-}
-
-inline V get(const float* p) { return read<V>(p); }
-inline void put(float* p, V x) { memcpy(p, &x, sizeof x); }
-inline V all(float x) { return x - V{}; }  // not V{} + x, which is 0 where x is -0
-template <class To, class From>
-inline To bits(From x) { return read<To>(&x); }
-inline V larger(V x, V y) { return x > y ? x : y; }  // y where x is NaN
-
-// Lane i of the result is lane from(i) of a and b in a row.
-template <class Index, size_t... I>
-inline V shuffled(V a, V b, Index from, std::index_sequence<I...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-    return __builtin_shufflevector(a, b, from(I)...);
-#else
-    return __builtin_shuffle(a, b, VI{from(I)...});
-#endif
-}
-
-using Lanes = std::make_index_sequence<WIDTH>;
-
-template <int apart, class Combine>
-inline float folded(V x, Combine combine) {
-    if constexpr (apart == 0) return x[0];
-    else return folded<apart / 2>(combine(x, shuffled(x, x, [](int i) constexpr { return i ^ apart; }, Lanes{})), combine);
-}
-
-inline float sum_of(V x) { return folded<WIDTH / 2>(x, [](V a, V b) { return a + b; }); }
-inline float largest_of(V x) { return folded<WIDTH / 2>(x, larger); }
-
-// ---------------------------------------------------------------------------------------------- types of the map
-
-struct Float32 {
-    using T = float;
-    static V load(const T* p) { return get(p); }
-    static void store(T* p, V x) { put(p, x); }
-};
-
-struct BFloat16 {
-    using T = uint16_t;
-    static V load(const T* p) { return bits<V>(__builtin_convertvector(read<VH>(p), VU) << 16); }
-    static void store(T* p, V x) {  // to nearest, ties to even
-        VU u = bits<VU>(x);
-        u = (u + ((u >> 16) & 1) + 0x7fff) >> 16;
-        VH half = __builtin_convertvector(x == x ? u : u * 0 + 0x7fc0, VH);
-        memcpy(p, &half, sizeof half);
-    }
-};
-
-struct Float16 {
-    using T = uint16_t;
-#if defined(__AVX512F__)
-    static V load(const T* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-    static void store(T* p, V x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
-#elif defined(__AVX2__) && defined(__F16C__)
-    static V load(const T* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
-    static void store(T* p, V x) { _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
-#elif defined(__aarch64__)
-    static V load(const T* p) { return bits<V>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))); }
-    static void store(T* p, V x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(bits<float32x4_t>(x)))); }
-#else
-    static V load(const T* p) {
-        VU h = __builtin_convertvector(read<VH>(p), VU), sign = (h & 0x8000) << 16;
-        // As if the exponent had float32's range; 2^112 makes up for the other bias, for subnormal numbers, too.
-        V x = bits<V>((h & 0x7fff) << 13) * bits<V>(VU{} + 0x77800000);
-        VU u = bits<VU>(x);
-        return bits<V>(((h & 0x7c00) == 0x7c00 ? u | 0x7f800000 : u) | sign);
-    }
-    static void store(T* p, V x) {  // to nearest, ties to even
-        VU u = bits<VU>(x), sign = (u >> 16) & 0x8000;
-        u &= 0x7fffffff;
-        V y = bits<V>(u);
-        VU normal = (u + ((u >> 13) & 1) + 0xfff - 0x38000000) >> 13;
-        VU small = bits<VU>(y + 0.5f) - 0x3f000000;  // the addition rounds to multiples of 2^-24
-        VU half = u < 0x38800000 ? small : u < 0x477ff000 ? normal : VU{} + 0x7c00;
-        half = (y == y ? half : VU{} + 0x7e00) | sign;
-        VH narrow = __builtin_convertvector(half, VH);
-        memcpy(p, &narrow, sizeof narrow);
-    }
-#endif
-};
 
 // Rows of d numbers to rows of D >= d, with zeros behind.
 template <class Type, int D>
@@ -160,14 +43,11 @@ inline void store_row(const V* from, int d, typename Type::T* to) {
 
 // ------------------------------------------------------------------------------------------------------ products
 
-// C[i][n] = init[i][n] + sum_c A[i][c] B[c][n] for M rows and W vectors of columns; init may be null.
+// C[i][n] = sum_c A[i][c] B[c][n] + more[i][n] for M rows and W vectors of columns; more, a bias of up to 16, may be
+// null, and is added at the end: each addition to it would be rounded to its digits.
 template <int D, int M, int W>
-inline void block_times(const float* A, const float* B, int ld, const float* init, float* C) {
-    V sum[M][W];
-#pragma GCC unroll 8
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < W; v++) sum[i][v] = init ? get(init + i * ld + WIDTH * v) : V{};
+inline void block_times(const float* A, const float* B, int ld, const float* more, float* C) {
+    V sum[M][W] = {};
     for (int c = 0; c < D; c++) {
         V b[W];
 #pragma GCC unroll 4
@@ -182,24 +62,25 @@ inline void block_times(const float* A, const float* B, int ld, const float* ini
 #pragma GCC unroll 8
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < W; v++) put(C + i * ld + WIDTH * v, sum[i][v]);
+        for (int v = 0; v < W; v++)
+            put(C + i * ld + WIDTH * v, more ? sum[i][v] + get(more + i * ld + WIDTH * v) : sum[i][v]);
 }
 
 template <int D, int M>
-void rows_times(const float* A, const float* B, int ld, const float* init, float* C) {
+void rows_times(const float* A, const float* B, int ld, const float* more, float* C) {
     constexpr int W = REGISTERS == 16 ? 2 : 4;  // 6 rows of sums, a row of B and a number of A fill the registers
     int n = 0;
-    auto from = [&](int k) { return init ? init + k : nullptr; };
+    auto from = [&](int k) { return more ? more + k : nullptr; };
     for (; n + W * WIDTH <= ld; n += W * WIDTH) block_times<D, M, W>(A, B + n, ld, from(n), C + n);
     if (W > 2 && n + 2 * WIDTH <= ld) block_times<D, M, 2>(A, B + n, ld, from(n), C + n), n += 2 * WIDTH;
     for (; n < ld; n += WIDTH) block_times<D, M, 1>(A, B + n, ld, from(n), C + n);
 }
 
-// Logits: C (rows, ld) = init + A (rows, D) B (D, ld), ld a multiple of LINE.
+// Logits: C (rows, ld) = A (rows, D) B (D, ld) + more, ld a multiple of LINE.
 template <int D>
-void wide_product(int rows, const float* A, const float* B, int ld, const float* init, float* C) {
+void wide_product(int rows, const float* A, const float* B, int ld, const float* more, float* C) {
     int i = 0;
-    auto from = [&](int k) { return init ? init + k * ld : nullptr; };
+    auto from = [&](int k) { return more ? more + k * ld : nullptr; };
     for (; i + 6 <= rows; i += 6) rows_times<D, 6>(A + i * D, B, ld, from(i), C + i * ld);
     for (; i + 2 <= rows; i += 2) rows_times<D, 2>(A + i * D, B, ld, from(i), C + i * ld);
     for (; i < rows; i++) rows_times<D, 1>(A + i * D, B, ld, from(i), C + i * ld);
@@ -268,24 +149,6 @@ void transpose(const float* from, int rows, float* to, int ld) {
 
 // ------------------------------------------------------------------------------------------------------ soft-max
 
-// exp(x) of x <= 0 to one unit in the last place: 2^n times a polynomial (that of Cephes' expf). NaN stays NaN; what
-// would be no normal number is 0.
-inline V exponential(V x) {
-    const float shift = 12582912.0f;                  // 1.5 * 2^23: adding it rounds to whole numbers
-    V n = (x * 1.44269504f + shift) - shift;
-    V r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    V p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.0f);
-    p = bits<V>(bits<VI>(p) + (__builtin_convertvector(n, VI) << 23));
-    return x < -87.0f ? V{} : x == x ? p : x;
-}
-
 // Turn a row of logits into exp(logit - largest), and give one by their sum. Slots of other regions get 0.
 inline float exponentials(float* row, int ld, const int32_t* regions, int32_t own) {
     V largest = all(-INF), sum = {};
@@ -310,6 +173,7 @@ inline float exponentials(float* row, int ld, const int32_t* regions, int32_t ow
 
 struct Problem {
     const void* qkv;      // (B, H, W, 3, nH, d)
+    const float* bias;    // (3, nH, d), to be added to them, or null
     const float* scale;   // (nH)
     const float* table;   // (nH, 2 Wh - 1, 2 Ww - 1), the bias of each offset
     int64_t B, H, W, nH;
@@ -399,12 +263,41 @@ void collect(const Problem& p, const float* bias, float* table) {
         }
 }
 
-// Rows of one head, of `apart` numbers from token to token, into slots; zeros where there is no token.
+// Rows of one head, of `apart` numbers from token to token, and a bias (or null) into slots; zeros where no token is.
 template <class Type, int D>
-void load(const Problem& p, const typename Type::T* from, int64_t apart, const int64_t* tokens, float* to) {
-    for (int n = 0; n < p.N(); n++)
-        if (tokens[n] >= 0) load_row<Type, D>(from + tokens[n] * apart, p.d, to + n * D);
-        else memset(to + n * D, 0, D * sizeof(float));
+void load(const Problem& p, const typename Type::T* from, int64_t apart, const float* bias, const int64_t* tokens,
+          float* to) {
+    float added[D] = {};
+    if (bias) memcpy(added, bias, p.d * sizeof(float));
+    for (int n = 0; n < p.N(); n++) {
+        float* row = to + n * D;
+        if (tokens[n] < 0) {
+            memset(row, 0, D * sizeof(float));
+            continue;
+        }
+        load_row<Type, D>(from + tokens[n] * apart, p.d, row);
+        if (bias)
+            for (int c = 0; c < D; c += WIDTH) put(row + c, get(row + c) + get(added + c));
+    }
+}
+
+// Queries, keys and values of one head.
+template <class Type, int D>
+void load_head(const Problem& p, int64_t head, const int64_t* tokens, float* q, float* k, float* v) {
+    float* into[] = {q, k, v};
+    for (int i = 0; i < 3; i++) {
+        int64_t first = (i * p.nH + head) * p.d;
+        load<Type, D>(p, (const typename Type::T*)p.qkv + first, 3 * p.nH * p.d, p.bias ? p.bias + first : nullptr,
+                      tokens, into[i]);
+    }
+}
+
+// Add the first d of the sums of a row's vectors to those of a bias.
+template <int D>
+void add_sums(const Problem& p, const V* sums, float* to) {
+    float numbers[D];
+    for (int c = 0; c < D; c += WIDTH) put(numbers + c, sums[c / WIDTH]);
+    for (int c = 0; c < p.d; c++) to[c] += numbers[c];
 }
 
 // Scale rows to a length, and give one by the lengths that they had; what is too short becomes zero.
@@ -419,11 +312,13 @@ void normalise(float* x, int N, float length, float* by) {
     }
 }
 
-// From the gradient of x * by * length (in place of what normalise made) that of x; the sum of what lies along them.
+// From the gradient of x * by * length (in place of what normalise made) that of x, which is added to that of the bias,
+// too; the sum of what lies along them.
 template <class Type, int D>
 float store_across(const Problem& p, const float* made, const float* by, float length, const float* grad,
-                   const int64_t* tokens, typename Type::T* to, int64_t apart) {
+                   const int64_t* tokens, typename Type::T* to, int64_t apart, float* bias_grad) {
     float total = 0;
+    V sums[D / WIDTH] = {};
     for (int n = 0; n < p.N(); n++) {
         if (tokens[n] < 0) continue;
         V sum = {}, row[D / WIDTH];
@@ -432,8 +327,10 @@ float store_across(const Problem& p, const float* made, const float* by, float l
         total += along;
         for (int c = 0; c < D; c += WIDTH)
             row[c / WIDTH] = (get(grad + n * D + c) - get(made + n * D + c) * back) * factor;
+        for (int c = 0; c < D; c += WIDTH) sums[c / WIDTH] += row[c / WIDTH];
         store_row<Type, D>(row, p.d, to + tokens[n] * apart);
     }
+    add_sums<D>(p, sums, bias_grad);
     return total;
 }
 
@@ -449,11 +346,10 @@ void share(const Problem& p, int thread, Visit visit) {
 }
 
 template <class Type, int D>
-void forward(const Problem& p, void* out) {
+void forward(const Problem& p, void* out, int64_t out_apart) {
     using T = typename Type::T;
-    const T* qkv = (const T*)p.qkv;
     int N = p.N(), ld = p.ld();
-    int64_t channels = p.nH * p.d, apart = 3 * channels, together = p.heads_in_turn();
+    int64_t together = p.heads_in_turn();
 #pragma omp parallel for num_threads(p.threads) schedule(static)
     for (int t = 0; t < p.threads; t++) {
         Scratch scratch(4 * ((size_t)together * N * ld + 4 * N * D + (size_t)ld * D + (ROWS + 2) * ld + 2 * N) + 1024);
@@ -469,10 +365,7 @@ void forward(const Problem& p, void* out) {
             }
             if (found != window) slots.find(p, found = window);
             int64_t head = first + which;
-            const T* from = qkv + head * p.d;
-            load<Type, D>(p, from, apart, slots.tokens, q);
-            load<Type, D>(p, from + channels, apart, slots.tokens, k);
-            load<Type, D>(p, from + 2 * channels, apart, slots.tokens, v);
+            load_head<Type, D>(p, head, slots.tokens, q, k, v);
             normalise<D>(q, N, p.scale[head], by);
             normalise<D>(k, N, 1.0f, by);
             transpose<D>(k, N, kt, ld);
@@ -487,7 +380,7 @@ void forward(const Problem& p, void* out) {
                     if (slots.tokens[r + i] < 0) continue;
                     V row[D / WIDTH];
                     for (int c = 0; c < D; c += WIDTH) row[c / WIDTH] = get(o + i * D + c) * by[i];
-                    store_row<Type, D>(row, p.d, (T*)out + slots.tokens[r + i] * channels + head * p.d);
+                    store_row<Type, D>(row, p.d, (T*)out + slots.tokens[r + i] * out_apart + head * p.d);
                 }
             }
         });
@@ -495,13 +388,14 @@ void forward(const Problem& p, void* out) {
 }
 
 template <class Type, int D>
-void backward(const Problem& p, const void* grad, void* qkv_grad, float* scale_grad, float* table_grad) {
+void backward(const Problem& p, const void* grad, void* qkv_grad, float* bias_grad, float* scale_grad,
+              float* table_grad) {
     using T = typename Type::T;
-    const T* qkv = (const T*)p.qkv;
     int N = p.N(), ld = p.ld();
     int64_t channels = p.nH * p.d, apart = 3 * channels, offsets = p.offsets(), together = p.heads_in_turn();
     // Of each thread, summed in the order of the threads.
     std::vector<float> scale_parts(p.threads * p.nH), table_parts(p.threads * p.nH * offsets);
+    std::vector<float> bias_parts(p.threads * apart);
 #pragma omp parallel for num_threads(p.threads) schedule(static)
     for (int t = 0; t < p.threads; t++) {
         size_t biases_size = (size_t)together * N * ld;
@@ -530,11 +424,8 @@ void backward(const Problem& p, const void* grad, void* qkv_grad, float* scale_g
             float scale = p.scale[head];
             const float* bias = biases + (int64_t)which * N * ld;
             float* bias_grad = bias_grads + (int64_t)which * N * ld;
-            const T* from = qkv + head * p.d;
-            load<Type, D>(p, from, apart, slots.tokens, q);
-            load<Type, D>(p, from + channels, apart, slots.tokens, k);
-            load<Type, D>(p, from + 2 * channels, apart, slots.tokens, v);
-            load<Type, D>(p, (const T*)grad + head * p.d, channels, slots.tokens, o_grad);
+            load_head<Type, D>(p, head, slots.tokens, q, k, v);
+            load<Type, D>(p, (const T*)grad + head * p.d, channels, nullptr, slots.tokens, o_grad);
             normalise<D>(q, N, scale, q_by);
             normalise<D>(k, N, 1.0f, k_by);
             transpose<D>(k, N, kt, ld);
@@ -564,23 +455,29 @@ void backward(const Problem& p, const void* grad, void* qkv_grad, float* scale_g
                 narrow_product<D>(N, probs, 1, ld, o_grad + r * D, rows, v_grad, r > 0);
             }
             T* to = (T*)qkv_grad + head * p.d;
-            scale_parts[t * p.nH + head] += store_across<Type, D>(p, q, q_by, scale, q_grad, slots.tokens, to, apart);
-            store_across<Type, D>(p, k, k_by, 1.0f, k_grad, slots.tokens, to + channels, apart);
+            float* bias_to = &bias_parts[t * apart + head * p.d];
+            scale_parts[t * p.nH + head] +=
+                store_across<Type, D>(p, q, q_by, scale, q_grad, slots.tokens, to, apart, bias_to);
+            store_across<Type, D>(p, k, k_by, 1.0f, k_grad, slots.tokens, to + channels, apart, bias_to + channels);
+            V sums[D / WIDTH] = {};
             for (int n = 0; n < N; n++) {
                 if (slots.tokens[n] < 0) continue;
                 V row[D / WIDTH];
-                for (int c = 0; c < D; c += WIDTH) row[c / WIDTH] = get(v_grad + n * D + c);
+                for (int c = 0; c < D; c += WIDTH) sums[c / WIDTH] += row[c / WIDTH] = get(v_grad + n * D + c);
                 store_row<Type, D>(row, p.d, to + 2 * channels + slots.tokens[n] * apart);
             }
+            add_sums<D>(p, sums, bias_to + 2 * channels);
         });
         finish();
     }
-    memset(scale_grad, 0, sizeof(float) * p.nH);
-    memset(table_grad, 0, sizeof(float) * p.nH * offsets);
-    for (int t = 0; t < p.threads; t++) {
-        for (int64_t i = 0; i < p.nH; i++) scale_grad[i] += scale_parts[t * p.nH + i];
-        for (int64_t i = 0; i < p.nH * offsets; i++) table_grad[i] += table_parts[t * p.nH * offsets + i];
-    }
+    auto add_up = [&](const std::vector<float>& parts, int64_t count, float* to) {
+        memset(to, 0, sizeof(float) * count);
+        for (int t = 0; t < p.threads; t++)
+            for (int64_t i = 0; i < count; i++) to[i] += parts[t * count + i];
+    };
+    add_up(scale_parts, p.nH, scale_grad);
+    add_up(table_parts, p.nH * offsets, table_grad);
+    if (bias_grad) add_up(bias_parts, apart, bias_grad);
 }
 
 // Run a template for the type of a map, and for the width of a head, rounded up to what is compiled.
@@ -598,22 +495,23 @@ void chosen(int type, int d, Run run) {
 }  // namespace
 
 // Types: 0 float32, 1 bfloat16, 2 float16. Maps are of that type, everything else is float32; all are contiguous. Heads
-// are at most 64 wide.
+// are at most 64 wide. The bias and its gradient may be null. The result of a token is out_apart numbers behind the last.
 extern "C" {
 
-void swinv2_attention_forward(int type, const void* qkv, const float* scale, const float* table, void* out, int64_t B,
-                              int64_t H, int64_t W, int64_t nH, int d, int Wh, int Ww, int shift_h, int shift_w,
-                              int threads) {
-    Problem p{qkv, scale, table, B, H, W, nH, d, Wh, Ww, shift_h, shift_w, threads};
-    chosen(type, d, [&](auto kind, auto width) { forward<decltype(kind), decltype(width)::value>(p, out); });
+void swinv2_attention_forward(int type, const void* qkv, const float* bias, const float* scale, const float* table,
+                              void* out, int64_t out_apart, int64_t B, int64_t H, int64_t W, int64_t nH, int d, int Wh, int Ww,
+                              int shift_h, int shift_w, int threads) {
+    Problem p{qkv, bias, scale, table, B, H, W, nH, d, Wh, Ww, shift_h, shift_w, threads};
+    chosen(type, d, [&](auto kind, auto width) { forward<decltype(kind), decltype(width)::value>(p, out, out_apart); });
 }
 
-void swinv2_attention_backward(int type, const void* qkv, const float* scale, const float* table, const void* grad,
-                               void* qkv_grad, float* scale_grad, float* table_grad, int64_t B, int64_t H, int64_t W,
-                               int64_t nH, int d, int Wh, int Ww, int shift_h, int shift_w, int threads) {
-    Problem p{qkv, scale, table, B, H, W, nH, d, Wh, Ww, shift_h, shift_w, threads};
+void swinv2_attention_backward(int type, const void* qkv, const float* bias, const float* scale, const float* table,
+                               const void* grad, void* qkv_grad, float* bias_grad, float* scale_grad,
+                               float* table_grad, int64_t B, int64_t H, int64_t W, int64_t nH, int d, int Wh, int Ww,
+                               int shift_h, int shift_w, int threads) {
+    Problem p{qkv, bias, scale, table, B, H, W, nH, d, Wh, Ww, shift_h, shift_w, threads};
     chosen(type, d, [&](auto kind, auto width) {
-        backward<decltype(kind), decltype(width)::value>(p, grad, qkv_grad, scale_grad, table_grad);
+        backward<decltype(kind), decltype(width)::value>(p, grad, qkv_grad, bias_grad, scale_grad, table_grad);
     });
 }
 

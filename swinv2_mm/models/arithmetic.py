@@ -1,10 +1,14 @@
 """Which data types this processor computes in; the others it only emulates, many times slower than float32."""
 
 import platform
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Function = TypeVar('Function', bound=Callable)
 
 
 @lru_cache
@@ -37,3 +41,20 @@ def autocasts_in_vain(x: Tensor) -> bool:
     """
     return (not torch.compiler.is_compiling() and x.is_cpu and x.is_floating_point() and x.dtype != torch.float64
             and torch.is_autocast_enabled('cpu') and not has_arithmetic(torch.get_autocast_dtype('cpu')))
+
+
+def in_given_types(function: Function) -> Function:
+    """Let a function compute in the types that it is given, also inside of autocast on a CPU.
+
+    Autocast stays on inside of an ``autograd.Function`` and of an operation: it would turn what was widened there back,
+    and a backward pass inside of it would get gradients of other types than the forward pass had.
+    """
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        if not torch.is_autocast_enabled('cpu'):
+            return function(*args, **kwargs)
+        with torch.autocast('cpu', enabled=False):
+            return function(*args, **kwargs)
+
+    return run

@@ -16,7 +16,7 @@ from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, 
 from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
 from swinv2_mm.models.map_attention import attention_on_map, map_attention
 from swinv2_mm.models.recording import is_ordinary, is_recorded, is_traced
-from swinv2_mm.models.tokenwise import call, untouched, untouched_linear
+from swinv2_mm.models.tokenwise import call, compute_dtype, linear, untouched, untouched_linear
 from swinv2_mm.models.triton_attention import fused_window_attention
 from swinv2_mm.models.window import (
     WindowGroup,
@@ -26,6 +26,10 @@ from swinv2_mm.models.window import (
     window_partition,
     window_reverse,
 )
+
+# Queries, keys and values that no backward pass needs are computed of as many heads as take so much: memory above 32
+# MiB comes fresh from the system each time, and touching it first takes as long as the product itself.
+FRESH_BYTES = 24 * 2**20
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -181,9 +185,7 @@ class WindowAttention(nn.Module):
         B, Hp, Wp = map(int, x.shape[:3])                            # torch.jit.trace has tensors for sizes
         window = int(window[0]), int(window[1])
         if not self.dropout and native_attention.may_take(x, x.shape[-1] // self.num_heads, window[0] * window[1]):
-            out = attention_on_map(
-                self._qkv(x), self._scale(), self.position_bias(window), size, shifted, self.attn_chunk)
-            return self._project(out.flatten(3))                     # (B, H, W, C)
+            return self._project(self._attend_on_map(x, window, shifted, size).flatten(3))  # (B, H, W, C)
         layout = window_layout(B, Hp, Wp, window, shifted, x.device)
         qkv = self._qkv(window_partition(x, layout))                 # (G, N, 3, nH, d)
         scale, bias = self._scale(), self.position_bias(layout.window)
@@ -194,17 +196,39 @@ class WindowAttention(nn.Module):
         out = self._project(out.flatten(2))                          # (G, N, C)
         return window_reverse(out, layout, (Hp, Wp))[:, :H, :W]
 
+    def _attend_on_map(
+        self, x: Tensor, window: tuple[int, int], shifted: bool, size: tuple[int, int]
+    ) -> Tensor:
+        """Attention, ``(B, H, W, nH, d)``, without a copy of the map in windows."""
+        scale, table = self._scale(), self.position_bias(window)
+        if not untouched_linear(self.qkv) or self.qkv.bias is not None:
+            return attention_on_map(self._qkv(x), None, scale, table, size, shifted, self.attn_chunk)
+        bias, x = self._qkv_bias(), x.to(compute_dtype(x))
+        heads = self.num_heads * FRESH_BYTES // max(3 * x.numel() * x.element_size(), 1)
+        if torch.is_grad_enabled() or heads >= self.num_heads or not x.numel():
+            qkv = self._split(call(self.qkv, x))
+            return attention_on_map(qkv, bias, scale, table, size, shifted, self.attn_chunk)
+        out = x.new_empty(*x.shape[:3], self.num_heads, x.shape[3] // self.num_heads)
+        for some in cut(0, self.num_heads, max(heads, 1)):
+            weight = self.qkv.weight.view(3, *out.shape[3:], -1)[:, some].flatten(0, 2)    # (3 heads d, C)
+            qkv = linear(x, weight).view(*x.shape[:3], 3, -1, out.shape[4])
+            some_bias = None if bias is None else self._split(bias)[:, some].flatten()
+            native_attention.forward(qkv, some_bias, scale[some], table[some], shifted, out[:, :, :, some])
+        return out[:, :size[0], :size[1]]
+
     @torch.compiler.disable
     def _forward_uncompiled(self, *args: Any) -> Tensor:
         return self.forward(*args)
 
     def _qkv(self, x: Tensor) -> Tensor:
         """Queries, keys and values of tokens ``(..., C)``: ``(..., 3, nH, d)``."""
-        bias = None
-        if self.q_bias is not None:
-            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        C = x.shape[-1]
-        return call(self.qkv, x, bias).view(*x.shape[:-1], 3, self.num_heads, C // self.num_heads)
+        return self._split(call(self.qkv, x, self._qkv_bias()))
+
+    def _qkv_bias(self) -> Tensor | None:
+        return None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+
+    def _split(self, qkv: Tensor) -> Tensor:
+        return qkv.view(*qkv.shape[:-1], 3, self.num_heads, qkv.shape[-1] // (3 * self.num_heads))
 
     def _scale(self) -> Tensor:
         # A Python number: a tensor would have to follow the module to its device. Here, since torch.compile takes a

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2_mm.models.arithmetic import in_given_types
 from swinv2_mm.models.cpb import spread_over_slots, sum_over_slots
 from swinv2_mm.models.products import product_dtype
 from swinv2_mm.models.window import WindowGroup
@@ -102,6 +103,7 @@ class _CosineAttention(torch.autograd.Function):
         return *attention_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.attn_chunk), None, None
 
 
+@in_given_types
 def attention_forward(
     qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
 ) -> Tensor:
@@ -128,6 +130,7 @@ def attention_forward(
     return out
 
 
+@in_given_types
 def attention_backward(
     grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup],
     attn_chunk: int | str | None,

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import swinv2_mm.models.native_norm as native_norm
 from swinv2_mm.models.products import cast, product_dtype
 from swinv2_mm.models.recording import is_ordinary
-from swinv2_mm.models.tokenwise import call, call_mlp, untouched
+from swinv2_mm.models.tokenwise import FORWARD, call, call_mlp, untouched
 from swinv2_mm.models.window import is_padding
 
 
@@ -36,14 +37,31 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """``x`` plus the branch, both ``(B, ...)``."""
-        if not self.training or self.drop_prob == 0.0:
+        scales = self.scales(branch)
+        if scales is None:
             return x + branch
+        scales = scales.view(-1, *[1] * (x.ndim - 1))
+        return torch.addcmul(x, branch.to(x.dtype), scales.to(x.dtype))
+
+    def scales(self, branch: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied by, ``(B,)``, drawn anew; None for 1."""
+        if not self.training or self.drop_prob == 0.0:
+            return None
         keep = 1.0 - self.drop_prob
-        scale = branch.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
-        return torch.addcmul(x, branch.to(x.dtype), scale.to(x.dtype))
+        return branch.new_empty(len(branch)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'
+
+
+FORWARD[DropPath] = DropPath.forward
+
+
+def add_branch(x: Tensor, branch: Tensor, norm: nn.Module, drop_path: nn.Module) -> Tensor:
+    """``drop_path(x, norm(branch))``, at once where these are a LayerNorm and what was built."""
+    if untouched(norm, nn.LayerNorm) and untouched(drop_path, DropPath) and native_norm.takes(norm, x, branch):
+        return native_norm.add_normalised(norm, x, branch, drop_path.scales(branch))
+    return drop_path(x, norm(branch))
 
 
 class PatchEmbed(nn.Module):

@@ -22,12 +22,14 @@ Pair = tuple[int, int]
 
 
 def attention_on_map(
-    qkv: Tensor, scale: Tensor, table: Tensor, size: Pair, shifted: bool, attn_chunk: int | str | None
+    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    attn_chunk: int | str | None,
 ) -> Tensor:
     """:func:`~swinv2_mm.models.cosine_attention.cosine_attention` in the windows of a map.
 
     Args:
         qkv: Queries, keys and values of the tokens, ``(B, Hp, Wp, 3, nH, d)``; padding that is missing is masked.
+        bias: ``(3 nH d,)``, to be added to ``qkv``; None for nothing.
         scale: ``(nH, 1, 1)``.
         table: ``(nH, 2 Wh - 1, 2 Ww - 1)``, the bias of each offset in the window ``(Wh, Ww)``, at most ``(Hp, Wp)``.
         size: ``(H, W)``, which is wanted, at most ``(Hp, Wp)``.
@@ -37,16 +39,16 @@ def attention_on_map(
     Returns:
         ``(B, H, W, nH, d)``.
     """
-    return _OnMap.apply(qkv, scale, table, size, shifted, attn_chunk)
+    return _OnMap.apply(qkv, bias, scale, table, size, shifted, attn_chunk)
 
 
 class _OnMap(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, *options: Any) -> Tensor:
-        ctx.save_for_backward(qkv, scale, table)
+    def forward(ctx, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, *options: Any) -> Tensor:
+        ctx.save_for_backward(qkv, bias, scale, table)
         ctx.options = options
-        return _forward(qkv, scale, table, *options)
+        return _forward(qkv, bias, scale, table, *options)
 
     @staticmethod
     @once_differentiable
@@ -55,29 +57,36 @@ class _OnMap(torch.autograd.Function):
 
 
 def _forward(
-    qkv: Tensor, scale: Tensor, table: Tensor, size: Pair, shifted: bool, attn_chunk: int | str | None
+    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    attn_chunk: int | str | None,
 ) -> Tensor:
     if native_attention.takes(qkv, scale, table):
-        out = native_attention.forward(qkv, scale, table, shifted)
+        out = native_attention.forward(qkv, bias, scale, table, shifted)
     else:
-        layout, slots = _to_windows(qkv, table, shifted)
+        layout, slots = _to_windows(_with(bias, qkv), table, shifted)
         out = attention_forward(slots, scale, table, layout.groups, attn_chunk)
         out = window_reverse(out.flatten(2), layout, qkv.shape[1:3]).unflatten(3, qkv.shape[4:])
     return out[:, :size[0], :size[1]].contiguous()
 
 
 def _backward(
-    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, size: Pair, shifted: bool, attn_chunk: int | str | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    attn_chunk: int | str | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     Hp, Wp = qkv.shape[1:3]
     grad = F.pad(grad, (0, 0, 0, 0, 0, Wp - size[1], 0, Hp - size[0])) if (Hp, Wp) != tuple(size) else grad
     if native_attention.takes(qkv, scale, table):
-        return native_attention.backward(grad, qkv, scale, table, shifted)
-    layout, slots = _to_windows(qkv, table, shifted)
+        return native_attention.backward(grad, qkv, bias, scale, table, shifted)
+    layout, slots = _to_windows(_with(bias, qkv), table, shifted)
     _, grad = _to_windows(grad, table, shifted)
     grad.flatten(0, 1).index_fill_(0, layout.pads, 0)  # nobody reads what padding attended to
     qkv_grad, *others = attention_backward(grad, slots, scale, table, layout.groups, attn_chunk)
-    return window_reverse(qkv_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv), *others
+    qkv_grad = window_reverse(qkv_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
+    return qkv_grad, None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype), *others
+
+
+def _with(bias: Tensor | None, qkv: Tensor) -> Tensor:
+    return qkv if bias is None else qkv + bias.to(qkv.dtype).view(qkv.shape[3:])
 
 
 def _to_windows(x: Tensor, table: Tensor, shifted: bool) -> tuple[WindowLayout, Tensor]:
@@ -109,7 +118,7 @@ def _attention(
     qkv: Tensor, scale: Tensor, table: Tensor, size: list[int], window: list[int], shifted: bool,
     attn_chunk: int | None,
 ) -> Tensor:
-    return _forward(qkv, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
+    return _forward(qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
 
 
 @_attention.register_fake
@@ -123,8 +132,8 @@ def _attention_backward(
     attn_chunk: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table``."""
-    qkv_grad, scale_grad, inner_grad = _backward(
-        grad, qkv, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
+    qkv_grad, _, scale_grad, inner_grad = _backward(
+        grad, qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
     table_grad = torch.zeros_like(table)
     _inner(table_grad, window).copy_(inner_grad)
     return qkv_grad, scale_grad, table_grad

@@ -43,7 +43,8 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
 
 
-def _by_onednn(x: Tensor) -> bool:
+def is_by_onednn(x: Tensor) -> bool:
+    """Whether oneDNN computes the products with ``x``."""
     return x.dtype in (torch.float32, torch.bfloat16) and _has_onednn()
 
 
@@ -59,13 +60,16 @@ def _as_image(x: Tensor) -> Tensor:
     return x[None, None].permute(0, 3, 1, 2)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``."""
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``, into ``out`` if that is given."""
     fast = product_dtype(x)
-    if fast != x.dtype:
-        return product(*cast(fast, x, weight, bias)).to(x.dtype)
-    if not _by_onednn(x):
-        return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    if fast == x.dtype and not is_by_onednn(x):
+        return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+    found = _onednn_product(x, weight, bias) if fast == x.dtype else product(*cast(fast, x, weight, bias)).to(x.dtype)
+    return found if out is None else out.copy_(found)
+
+
+def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     count = -(-x.shape[1] // MAX_CHAIN) if x.dtype == torch.float32 else 1
     if count == 1:
         return _onednn_linear(x, weight, bias)
@@ -76,22 +80,30 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
+def input_gradient(grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """The gradient of ``x`` from that of :func:`product`, ``(M, D)`` to ``(M, C)``, into ``out`` if that is given."""
+    fast = product_dtype(grad)
+    if fast == grad.dtype and not is_by_onednn(grad):
+        return torch.mm(grad, weight, out=out)
+    if fast == grad.dtype:
+        found = _onednn_linear(grad, weight.t(), None)
+    else:
+        found = input_gradient(*cast(fast, grad, weight)).to(grad.dtype)
+    return found if out is None else out.copy_(found)
+
+
 def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of ``x``, ``weight`` and the bias from that of :func:`product`, those that are wanted."""
     fast = product_dtype(x)
     if fast != x.dtype:
         return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted))
-    x_grad = weight_grad = None
-    if wanted[0]:
-        x_grad = _onednn_linear(grad, weight.t(), None) if _by_onednn(x) else grad @ weight
-    if wanted[1]:
-        weight_grad = _weight_gradient(grad, x)
-    return [x_grad, weight_grad, grad.sum(0) if wanted[2] else None]
+    return [input_gradient(grad, weight) if wanted[0] else None, _weight_gradient(grad, x) if wanted[1] else None,
+            grad.sum(0) if wanted[2] else None]
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """``grad^T x``, ``(D, C)``."""
-    if not _by_onednn(x):
+    if not is_by_onednn(x):
         return grad.t() @ x
     if x.dtype == torch.bfloat16:  # faster with the more columns in the result
         return grad.t() @ x if x.shape[1] >= grad.shape[1] else (x.t() @ grad).t()

@@ -27,7 +27,15 @@ from swinv2_mm.models.arguments import (
 )
 from swinv2_mm.models.arithmetic import autocasts_in_vain
 from swinv2_mm.models.attention import WindowAttention
-from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, init_linear, zero_norm
+from swinv2_mm.models.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    PatchMerging,
+    add_branch,
+    init_linear,
+    zero_norm,
+)
 from swinv2_mm.models.recording import is_ordinary, is_recorded
 from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
@@ -92,8 +100,8 @@ class SwinTransformerV2Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to the same shape."""
-        x = self.drop_path1(x, self.norm1(self._attend(x)))
-        x = self.drop_path2(x, self.norm2(self.mlp(x)))
+        x = add_branch(x, self._attend(x), self.norm1, self.drop_path1)
+        x = add_branch(x, self.mlp(x), self.norm2, self.drop_path2)
         return x if self.norm3 is None else self.norm3(x)
 
     def window_on(self, size: Pair) -> Pair:

@@ -11,6 +11,8 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
-from swinv2_mm.models.products import cast, gradients, product
+import swinv2_mm.models.native_gelu as native_gelu
+from swinv2_mm.models.arithmetic import in_given_types
+from swinv2_mm.models.products import cast, gradients, input_gradient, is_by_onednn, product
 from swinv2_mm.models.recording import is_ordinary, is_traced
 
 # The largest intermediate of a piece: 2 to 8 MiB are alike where they were measured, with 1 MiB of second-level cache
@@ -33,7 +37,8 @@ MIN_TOKENS = 1024
 
 
 # What our own functions stand in for: a library that patches a class for all its layers is to be heard, too.
-_FORWARD = {kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)}
+FORWARD = {kind: kind.forward
+           for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)}
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -44,9 +49,9 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     Args:
         module: Of the model.
-        kind: One of :data:`_FORWARD`.
+        kind: One of :data:`FORWARD`.
     """
-    return (type(module) is kind and kind.forward is _FORWARD[kind]
+    return (type(module) is kind and kind.forward is FORWARD[kind]
             and 'forward' not in module.__dict__ and not module._forward_hooks
             and not module._forward_pre_hooks and not module._backward_hooks and not module._backward_pre_hooks
             and not _has_any_global_hook())
@@ -137,6 +142,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 class _Linear(torch.autograd.Function):
 
     @staticmethod
+    @in_given_types
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.given = weight.dtype
         weight, bias = cast(x.dtype, weight, bias)
@@ -145,6 +151,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @in_given_types
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         found = gradients(grad.contiguous(), x, weight, ctx.needs_input_grad)
@@ -154,61 +161,85 @@ class _Linear(torch.autograd.Function):
 class _Mlp(torch.autograd.Function):
 
     @staticmethod
+    @in_given_types
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
         w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
-        hidden, out, active = [], _Rows(len(x)), None
+        hidden, out, active = [], _Rows(x), None
+        with_product, after_it = _place_of_bias(x, b1)
         for piece in x.split(tokens_at_a_time(len(w1), x.element_size(), keep)):
-            h = product(piece, w1, b1)
-            active = _gelu(h, active)
-            out.append(product(active, w2, b2))
+            h = product(piece, w1, with_product)
+            active = _gelu(h, after_it, active if keep else h)
+            out.append(len(active), len(w2), partial(product, active, w2, b2))
             if keep:
                 hidden.append(h)
         if keep:
-            ctx.save_for_backward(x, w1, w2, *hidden)
+            ctx.save_for_backward(x, w1, after_it, w2, *hidden)
         return out.whole
 
     @staticmethod
     @once_differentiable
+    @in_given_types
     def backward(ctx, grad: Tensor):
-        x, w1, w2, *hidden = ctx.saved_tensors
+        x, w1, bias, w2, *hidden = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        n, x_grad, sums, active = len(hidden[0]), _Rows(len(x)), [None] * 4, None
+        n, x_grad, sums, active = len(hidden[0]), _Rows(x), [None] * 4, None
         for some, g, h in zip(x.split(n), grad.contiguous().split(n), hidden, strict=True):
-            active = _gelu(h, active)
-            h_grad, *second = gradients(g, active, w2, (True, *wanted[3:5]))
-            torch.ops.aten.gelu_backward.grad_input(h_grad, h, grad_input=h_grad)
-            some_grad, *first = gradients(h_grad, some, w1, wanted[:3])
+            h_grad = gradients(g, h, w2, (True, False, False))[0]
+            active = _gelu_backward(h, bias, h_grad, active)
+            second = gradients(g, active, w2, (False, *wanted[3:5]))[1:]
+            _, *first = gradients(h_grad, some, w1, (False, *wanted[1:3]))
             if wanted[0]:
-                x_grad.append(some_grad)
+                x_grad.append(len(some), len(w1.t()), partial(input_gradient, h_grad, w1))
             sums = [_sum(total, part) for total, part in zip(sums, (*first, *second), strict=True)]
         return x_grad.whole, *cast(ctx.given, *sums), None
 
 
 class _Rows:
-    """A matrix of which some rows come at a time; all at once are taken as they are.
+    """A matrix of which some rows are computed at a time, where they are to be; all at once are taken as they are.
 
     Attributes:
-        whole: The matrix, once all ``count`` rows have come.
+        whole: The matrix, once all rows of the one that it is like have been computed.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, like: Tensor) -> None:
         self.whole: Tensor | None = None
-        self._count, self._filled = count, 0
+        self._like, self._filled = like, 0
 
-    def append(self, rows: Tensor) -> None:
-        if len(rows) == self._count:
-            self.whole = rows
+    def append(self, rows: int, width: int, compute: Callable[..., Tensor]) -> None:
+        if rows == len(self._like):
+            self.whole = compute()
             return
         if self.whole is None:
-            self.whole = rows.new_empty(self._count, rows.shape[1])
-        self.whole[self._filled:self._filled + len(rows)] = rows
-        self._filled += len(rows)
+            self.whole = self._like.new_empty(len(self._like), width)
+        compute(out=self.whole[self._filled:self._filled + rows])
+        self._filled += rows
 
 
-def _gelu(x: Tensor, out: Tensor | None) -> Tensor:
-    """Into the memory of the piece before, if it had as many rows: new memory costs more than the function."""
-    return torch.ops.aten.gelu.out(x, out=x.new_empty(x.shape) if out is None or len(out) != len(x) else out)
+def _place_of_bias(x: Tensor, bias: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The bias for the product, and the one for the GELU after it: oneDNN adds one for nothing, others in a pass."""
+    return (None, bias.contiguous()) if native_gelu.takes(x) and not is_by_onednn(x) else (bias, None)
+
+
+def _gelu(x: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    """``gelu(x + bias)`` into the memory of ``x`` or of the piece before, if it had as many rows.
+
+    New memory costs more than the function.
+    """
+    out = x.new_empty(x.shape) if out is None or len(out) != len(x) else out
+    if native_gelu.takes(x):
+        return native_gelu.gelu(x, bias, out)
+    return torch.ops.aten.gelu.out(x if bias is None else x + bias, out=out)
+
+
+def _gelu_backward(x: Tensor, bias: Tensor | None, grad: Tensor, out: Tensor | None) -> Tensor:
+    """:func:`_gelu` again; ``grad``, that of its result, becomes that of ``x``, in place."""
+    if native_gelu.takes(x):
+        out = x.new_empty(x.shape) if out is None or len(out) != len(x) else out
+        return native_gelu.gelu_backward(x, bias, grad, out)
+    x = x if bias is None else x + bias
+    torch.ops.aten.gelu_backward.grad_input(grad, x, grad_input=grad)
+    return _gelu(x, None, out)
 
 
 def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
@@ -220,7 +251,7 @@ def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
 
 @torch.library.custom_op('swinv2_mm::linear', mutates_args=())
 def _linear_operation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return product(x, weight, bias).contiguous()
+    return in_given_types(product)(x, weight, bias).contiguous()
 
 
 @_linear_operation.register_fake
@@ -231,7 +262,7 @@ def _(x, weight, bias):
 @torch.library.custom_op('swinv2_mm::linear_backward', mutates_args=())
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``x``, ``weight`` and the bias; empty where none is wanted."""
-    found = gradients(grad.contiguous(), x, weight, wanted)
+    found = in_given_types(gradients)(grad.contiguous(), x, weight, wanted)
     x_grad, weight_grad, bias_grad = (x.new_empty(0) if one is None else one.contiguous() for one in found)
     return x_grad, weight_grad, bias_grad
 

@@ -128,6 +128,22 @@ def test_processors_with_and_without_arithmetic_agree(weights, dtype, monkeypatc
     assert distance(found[0], found[1]) <= 8 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_backward_pass_inside_of_autocast(dtype, monkeypatch, randomize):
+    """As people write who know that it should be outside. Prevents: gradients of another type than what C++ was given,
+    which it would read beyond their end."""
+    model, x = randomize(SwinTransformerV2(**TINY)), torch.randn(1, 3, 44, 36)
+    for native in (False, True):
+        for module in (arithmetic, products):
+            monkeypatch.setattr(module, 'has_arithmetic', lambda kind, native=native: native or kind != dtype)
+        expected = step(model, x, dtype)[1]
+        with torch.autocast('cpu', dtype):
+            maps = model(x)
+            loss = sum(features.float().square().mean() for features in maps)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+        assert distance(gradients, expected) <= 8 * torch.finfo(dtype).eps
+
+
 class Products(TorchDispatchMode):
     """The types in which matrix products and convolutions are computed."""
 

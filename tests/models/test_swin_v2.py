@@ -42,7 +42,8 @@ def test_equals_hugging_face_on_shared_weights(window, size, dtype, randomize):
     with torch.no_grad():
         for mine, theirs in zip(ours(x), peer(x).feature_maps, strict=True):
             assert theirs.abs().mean() > 0.5
-            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+            # Of the largest: a query that is nearly zero has its direction rounded, in any code.
+            assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize('mask_padding', [True, False])
