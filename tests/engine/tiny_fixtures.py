@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from tiny_training import write_config
 
@@ -113,6 +114,8 @@ def run_tool(monkeypatch, own_process):
     def run(name, *arguments):
         arguments = [str(argument) for argument in arguments]
         monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *arguments])
+        # mmengine names a run by its config and the second: another of this name in the same one would have its scope.
+        DefaultScope._instance_dict.clear()
         return exit_code(load_tool(name).main, arguments)
 
     return run
