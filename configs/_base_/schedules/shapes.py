@@ -1,8 +1,10 @@
-# About fourteen minutes from scratch on two CPU cores with bfloat16 arithmetic, which dtype='auto' takes; twenty without
-# it, in float32. Few images, seen often: what a transformer learns in minutes, it learns sooner from examples that return.
+# About fourteen minutes from scratch on two CPU cores with bfloat16 arithmetic, which dtype='auto' takes; up to twice as
+# long without it, in float32. Few images, seen often: what a transformer learns in minutes, it learns sooner from
+# examples that return.
 _base_ = './adamw.py'
 
-optim_wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='auto', optimizer=dict(lr=4e-4))
+# fused: one pass over parameters and moments instead of five, a tenth of an iteration on a CPU.
+optim_wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='auto', optimizer=dict(lr=4e-4, fused=True))
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=26, val_interval=9)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
