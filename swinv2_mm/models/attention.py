@@ -205,7 +205,7 @@ class WindowAttention(nn.Module):
             return attention_on_map(self._qkv(x), None, scale, table, size, shifted, self.attn_chunk)
         bias, x = self._qkv_bias(), x.to(compute_dtype(x))
         heads = self.num_heads * FRESH_BYTES // max(3 * x.numel() * x.element_size(), 1)
-        if torch.is_grad_enabled() or heads >= self.num_heads or not x.numel():
+        if torch.is_grad_enabled() or heads >= self.num_heads or scale.dtype != torch.float32:
             qkv = self._split(call(self.qkv, x))
             return attention_on_map(qkv, bias, scale, table, size, shifted, self.attn_chunk)
         out = x.new_empty(*x.shape[:3], self.num_heads, x.shape[3] // self.num_heads)

@@ -16,7 +16,7 @@ MAX_SLOTS = 1024
 
 def may_take(x: Tensor, head_width: int, slots: int) -> bool:
     """Whether :func:`takes` would be true of what a layer makes of ``x``, as far as that can be told before."""
-    return (head_width <= MAX_HEAD_WIDTH and slots <= MAX_SLOTS and native.may_take(x) and library() is not None)
+    return head_width <= MAX_HEAD_WIDTH and slots <= MAX_SLOTS and native.may_take(x) and library() is not None
 
 
 def takes(qkv: Tensor, scale: Tensor, table: Tensor) -> bool:
@@ -38,7 +38,9 @@ def forward(
         qkv, bias, scale, table, shifted: As there.
     """
     qkv, bias, scale, table = _readable(qkv, bias, scale, table)
-    out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:]) if out is None else out
+    shape = *qkv.shape[:3], *qkv.shape[4:]
+    out = qkv.new_empty(shape) if out is None else out
+    check(out[0, 0, 0] if out.numel() else None, qkv.dtype, *shape[3:])
     library().swinv2_attention_forward(
         TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, out), out.stride(2), *_sizes(qkv, table, shifted))
     return out

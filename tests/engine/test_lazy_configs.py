@@ -283,7 +283,7 @@ def framework_config(base, shapes, backbone=BACKBONE):
 
 
 def saved(checkpoint):
-    return torch.load(checkpoint, weights_only=False)
+    return torch.load(checkpoint, weights_only=True)
 
 
 def check_saved(checkpoint, file):

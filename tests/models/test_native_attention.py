@@ -20,16 +20,6 @@ from swinv2_mm.models.window import window_layout, window_partition, window_reve
 CPU = torch.device('cpu')
 
 
-@pytest.fixture(params=native.instruction_sets())
-def instruction_set(request, monkeypatch):
-    """Each that this processor has, not only the widest, which is all that users of this machine would see."""
-    found = native.compiled_for(request.param)
-    if found is None:
-        pytest.skip('not compiled: see test_it_is_compiled_where_it_can_be')
-    monkeypatch.setattr(native_attention, 'library', lambda: found)
-    return request.param
-
-
 needs_native = pytest.mark.skipif(
     native.library() is None, reason='not compiled: see test_it_is_compiled_where_it_can_be')
 

@@ -4,16 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swinv2_mm.models import native, native_gelu, tokenwise
-
-
-@pytest.fixture(params=native.instruction_sets())
-def instruction_set(request, monkeypatch):
-    """Each that this processor has, not only the widest."""
-    found = native.compiled_for(request.param)
-    if found is None:
-        pytest.skip('not compiled: see test_native_attention')
-    monkeypatch.setattr(native_gelu, 'library', lambda: found)
+from swinv2_mm.models import native_gelu, tokenwise
 
 
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 4e-7), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])

@@ -5,16 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from swinv2_mm.models import layers, native, native_norm
-
-
-@pytest.fixture(params=native.instruction_sets())
-def instruction_set(request, monkeypatch):
-    """Each that this processor has, not only the widest."""
-    found = native.compiled_for(request.param)
-    if found is None:
-        pytest.skip('not compiled: see test_native_attention')
-    monkeypatch.setattr(native_norm, 'library', lambda: found)
+from swinv2_mm.models import layers, native_norm
 
 
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 3e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
