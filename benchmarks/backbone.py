@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from backbones import PEERS, PeakMemory, about, available, build, report
 
 GIB = 2**30
+OURS, EAGER = 'ours', 'ours eager'
 SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)
 Case = dict[str, Any]
 
@@ -46,10 +47,10 @@ def backbone(name: str, case: Case) -> Callable[[torch.Tensor], None]:
     """One call of a backbone as the case wants it."""
     torch.manual_seed(0)
     images = images_of(case)
-    ours = dict(attn_backend=case['attn_backend']) if name == 'ours' else {}
-    model = build(name, case['arch'], tuple(images.shape[2:]), case['window'], **ours).to(case['device'])
+    ours = dict(attn_backend=case['attn_backend']) if name in (OURS, EAGER) else {}
+    model = build(name.split()[0], case['arch'], tuple(images.shape[2:]), case['window'], **ours).to(case['device'])
     model.train(case['mode'] == 'training')
-    call = torch.compile(model) if case['compile'] else model
+    call = torch.compile(model) if case['compile'] and name != EAGER else model
     dtype = getattr(torch, case['dtype'])
     autocast = contextlib.nullcontext if dtype == torch.float32 else lambda: torch.autocast(case['device'], dtype)
 
@@ -223,12 +224,13 @@ def floor(case: Case) -> dict[str, float]:
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The report after every case, with what is left to do on stderr."""
-    names = ['ours', *(args.peers if args.peers is not None else available(args.microsoft))]
+    peers = args.peers if args.peers is not None else available(args.microsoft)
+    names = [OURS, *([EAGER] if args.compile else []), *peers]
     cases = [dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, compile=args.compile, device=args.device,
                   attn_backend=args.attn_backend)
              for a, s, b, w, m, d in itertools.product(
                  args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes)]
-    rows, here = [], about([name for name in names if name != 'ours'])
+    rows, here = [], about(peers)
     if args.resume and args.json and Path(args.json).exists():
         before = json.loads(Path(args.json).read_text())
         others = [f'{key} {value}' for key, value in before['about'].items() if here.get(key, value) != value]
@@ -281,7 +283,8 @@ def show(found: dict[str, Any]) -> None:
             else:
                 more = f' ({gib[name] / gib["ours"]:.2f}x)' if gib.get(name) and gib.get('ours') else ''
                 cells.append(f'{ratios[name]:.2f}x{more}')
-        best = f'{min(ratios.values()):.2f}x' if ratios else ''
+        theirs = [ratio for name, ratio in ratios.items() if name != EAGER]
+        best = f'{min(theirs):.2f}x' if theirs else ''
         table.add_row(title(row), *cells, best, f'{row["floor"]["seconds"]:.3f}', f'{row["floor"]["gib"]:.2f} GiB')
     console = Console(highlight=False)
     console.width = max(console.width, 140)
@@ -327,7 +330,7 @@ def main() -> None:
     parser.add_argument('--modes', nargs='+', default=['inference', 'training'], choices=['inference', 'training'])
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'],
                         choices=['float32', 'bfloat16', 'float16'], help='float32, or autocast')
-    parser.add_argument('--compile', action='store_true', help='torch.compile all of them')
+    parser.add_argument('--compile', action='store_true', help='torch.compile all of them; ours runs eagerly, too')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--attn-backend', default='auto', choices=['auto', 'sdpa', 'triton'], help='of ours')
     parser.add_argument('--rounds', type=int, default=5, help='turns that each takes; default 5')
