@@ -13,6 +13,7 @@ X86 = {
 INSTRUCTION_SETS = {'x86_64': X86, 'aarch64': {'neon': []}}
 # Not linked to an OpenMP of its own: torch's is there when it is loaded, and the threads of two would fight for the
 # cores.
+SOURCES = 'swinv2_mm/models/kernels/csrc'
 FLAGS = ['-std=c++17', '-O3', '-g0', '-fopenmp', '-ffp-contract=fast', '-Wno-psabi', '-Wno-uninitialized',
          '-Wno-maybe-uninitialized']
 
@@ -33,8 +34,8 @@ setup(
     ext_modules=[
         Extension(
             f'swinv2_mm._kernels_{name}',
-            ['swinv2_mm/csrc/window_attention.cpp', 'swinv2_mm/csrc/token_passes.cpp'],
-            depends=['swinv2_mm/csrc/vectors.h'],
+            [f'{SOURCES}/window_attention.cpp', f'{SOURCES}/token_passes.cpp'],
+            depends=[f'{SOURCES}/vectors.h'],
             extra_compile_args=FLAGS + flags,
             language='c++',
             optional=True,

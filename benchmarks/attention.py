@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.cosine_attention import cosine_attention, unit_vectors
-from swinv2_mm.models.cpb import spread_over_slots
-from swinv2_mm.models.triton_attention import fused_window_attention
+from swinv2_mm.models.kernels.cosine_attention import cosine_attention, unit_vectors
+from swinv2_mm.models.kernels.triton_attention import fused_window_attention
+from swinv2_mm.models.position_bias import spread_over_slots
 from swinv2_mm.models.window import effective_window, window_layout, window_partition, window_reverse
 
 DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float32': torch.float32}

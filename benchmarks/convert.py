@@ -34,8 +34,8 @@ def make_file(path: Path) -> None:
 
     from swinv2_mm.checkpoints.convert import export_state_dict
     from swinv2_mm.checkpoints.geometry import Geometry
-    from swinv2_mm.models.cpb import log_spaced_coords
-    from swinv2_mm.models.variants import VARIANTS
+    from swinv2_mm.models.position_bias import log_spaced_coords
+    from swinv2_mm.sizes import VARIANTS
 
     size, w, side = VARIANTS['base'], 8, 256
     geometry = Geometry(

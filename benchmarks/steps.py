@@ -16,18 +16,19 @@ import torch
 from backbone import title
 from backbones import about, build
 
-from swinv2_mm.models import attention, native_attention, native_gelu, native_norm, products, tokenwise
+from swinv2_mm.models import attention
+from swinv2_mm.models.kernels import cpp_attention, cpp_gelu, cpp_norm, linear, matmul
 
 NEVER = 2**62
 # Each a list of (module, name, value): what to replace to be without the step.
 STEPS = {
     'as it is': [],
-    'float32 products by MKL': [(products, '_has_onednn', lambda: False)],
-    'MLP on whole maps': [(tokenwise, 'MIN_TOKENS', NEVER)],
+    'float32 products by MKL': [(matmul, '_has_onednn', lambda: False)],
+    'MLP on whole maps': [(linear, 'MIN_TOKENS', NEVER)],
     'heads of large maps at once': [(attention, 'FRESH_BYTES', NEVER)],
-    "bias and GELU by torch's operations": [(native_gelu, 'library', lambda: None)],
-    "norm and residual by torch's operations": [(native_norm, 'library', lambda: None)],
-    "attention by torch's operations, in windows": [(native_attention, 'library', lambda: None)],
+    "bias and GELU by torch's operations": [(cpp_gelu, 'library', lambda: None)],
+    "norm and residual by torch's operations": [(cpp_norm, 'library', lambda: None)],
+    "attention by torch's operations, in windows": [(cpp_attention, 'library', lambda: None)],
 }
 STEPS['none of these'] = [replaced for step in STEPS.values() for replaced in step]
 

@@ -253,13 +253,13 @@ def check_attention() -> Row:
     """Which code computes attention, GELU and norms on a CPU, and why: compiled, it is up to three times as fast."""
     import torch
 
-    from swinv2_mm.models import native
+    from swinv2_mm.models.kernels import cpp
 
-    sets = native.instruction_sets()
+    sets = cpp.instruction_sets()
     if not sets:
         kind = torch.backends.cpu.get_cpu_capability()
         return Row('kernels on CPU', f"torch's operations: ours need AVX2 or NEON, torch says {kind}")
-    compiled = next((name for name in sets if native.compiled_for(name) is not None), None)
+    compiled = next((name for name in sets if cpp.compiled_for(name) is not None), None)
     if compiled:
         why = 'the widest that torch uses here' if compiled == sets[0] else f'{sets[0]} was not compiled'
         return Row('kernels on CPU', f'C++ for {compiled}, {why}')

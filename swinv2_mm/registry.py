@@ -10,7 +10,7 @@ from mmengine import registry as root
 from mmengine.runner import CheckpointLoader
 from torch.serialization import add_safe_globals
 
-from swinv2_mm.safe_globals import OF_MMENGINE
+from swinv2_mm.checkpoints.safe_globals import OF_MMENGINE
 
 add_safe_globals(OF_MMENGINE)
 

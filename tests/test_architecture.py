@@ -8,75 +8,130 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'swinv2_mm'
-STDLIB = set(sys.stdlib_module_names)
-PLAIN = {'torch'}
-ALLOWED = {
-    'models/arithmetic': PLAIN,
-    'models/recording': PLAIN,
-    'models/bounded_cache': set(),
-    'models/window': PLAIN | {'numpy', 'swinv2_mm.models.bounded_cache', 'swinv2_mm.models.recording'},
-    'models/cpb': PLAIN | {'swinv2_mm.models.recording'},
-    'models/variants': PLAIN,
-    'models/arguments': PLAIN,
-    'models/products': PLAIN | {'swinv2_mm.models.arithmetic'},
-    'models/tokenwise': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('arithmetic', 'native_gelu', 'products', 'recording')},
-    'models/layers': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('native_norm', 'products', 'recording', 'tokenwise', 'window')},
-    'models/cosine_attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('arithmetic', 'cpb', 'products', 'window')},
-    'models/native': PLAIN | {'swinv2_mm.models.recording'},
-    'models/native_attention': PLAIN | {'swinv2_mm.models.native', 'swinv2_mm.models.window'},
-    'models/native_gelu': PLAIN | {'swinv2_mm.models.native'},
-    'models/native_norm': PLAIN | {'swinv2_mm.models.native'},
-    'models/map_attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in ('cosine_attention', 'native_attention', 'window')},
-    'models/triton_kernels': {'triton'},
-    'models/triton_attention': PLAIN,
-    'models/attention': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in (
-        'cpb', 'window', 'map_attention', 'native_attention', 'cosine_attention', 'recording', 'tokenwise',
-        'triton_attention')},
-    'models/swin_v2': PLAIN
-    | {f'swinv2_mm.models.{m}' for m in (
-        'arguments', 'arithmetic', 'window', 'attention', 'layers', 'recording', 'variants')}
-    | {'swinv2_mm.registry', 'mmengine.model'},
-    'models/__init__': {'swinv2_mm.models.swin_v2'},
-    'registry': {'mmengine', 'torch.serialization', 'swinv2_mm.safe_globals'},
-    'safe_globals': {'mmengine.logging', 'numpy'},
-    'checkpoints/': PLAIN | {'safetensors', 'swinv2_mm.checkpoints', 'swinv2_mm.models.variants', 'swinv2_mm.errors'},
-    'engine/': PLAIN | {'mmengine', 'numpy'}
-    | {f'swinv2_mm.{m}' for m in (
-        'engine', 'registry', 'checkpoints', 'errors', 'models.arithmetic', 'models.swin_v2', 'safe_globals')},
-    'datasets/': PLAIN | {'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich', 'swinv2_mm.datasets'},
-    '__init__': set(),
-    'doctor': {'rich'},
-    'errors': set(),
+FRAMEWORKS = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
+OWN = 'swinv2_mm'
+# For each room, in an order in which every import points to an earlier one: packages of others, rooms of ours. The
+# longest name that fits a file is its room.
+ROOMS = {
+    'errors': (set(), set()),
+    'sizes': (set(), set()),
+    'checkpoints': ({'torch', 'safetensors', 'numpy', 'mmengine'}, {'errors', 'sizes'}),
+    'registry': ({'torch', 'mmengine'}, {'checkpoints'}),
+    'models/bounded_cache': (set(), set()),
+    'models/recording': ({'torch'}, set()),
+    'models/arguments': ({'torch'}, set()),
+    'models/window': ({'torch', 'numpy'}, {'models/bounded_cache', 'models/recording'}),
+    'models/position_bias': ({'torch'}, {'models/recording'}),
+    'models/kernels': ({'torch', 'triton'}, {'models/recording', 'models/window', 'models/position_bias'}),
+    'models/layers': ({'torch'}, {'models/kernels', 'models/recording', 'models/window'}),
+    'models/attention': ({'torch'}, {'models/kernels', 'models/position_bias', 'models/recording', 'models/window'}),
+    'models/swin_v2': ({'torch', 'mmengine'}, {
+        'models/arguments', 'models/attention', 'models/kernels', 'models/layers', 'models/recording', 'models/window',
+        'registry', 'sizes'}),
+    'models': (set(), {'models/swin_v2'}),
+    'engine/config': ({'torch', 'mmengine'}, {'errors'}),
+    'engine/saving': ({'torch', 'mmengine', 'numpy'}, {'checkpoints', 'engine/config', 'errors', 'registry'}),
+    'engine/display': ({'torch', 'mmengine', 'numpy'}, {'engine/config', 'errors', 'registry'}),
+    'engine/recipe': ({'torch', 'mmengine', 'numpy'}, {
+        'checkpoints', 'engine/config', 'engine/saving', 'errors', 'models/kernels', 'models/swin_v2', 'registry'}),
+    'engine/checks': ({'torch', 'mmengine', 'numpy'}, {
+        'checkpoints', 'engine/config', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'}),
+    'engine/sharding': ({'torch', 'mmengine'}, {
+        'engine/checks', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'}),
+    'engine/diagnosis': ({'torch', 'mmengine', 'numpy'}, {
+        'checkpoints', 'engine/config', 'engine/recipe', 'engine/sharding', 'errors', 'registry'}),
+    'engine/costs': ({'torch', 'mmengine'}, {
+        'checkpoints', 'engine/checks', 'engine/config', 'errors', 'models/swin_v2'}),
+    'engine/runs': ({'mmengine', 'torch'}, {
+        'engine/checks', 'engine/config', 'engine/diagnosis', 'engine/display', 'engine/recipe', 'engine/saving',
+        'engine/sharding', 'errors'}),
+    'engine': (set(), {
+        'engine/diagnosis', 'engine/display', 'engine/recipe', 'engine/saving', 'engine/sharding', 'errors'}),
+    'datasets': ({'torch', 'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich'}, set()),
+    'doctor': ({'rich'}, {'models/kernels'}),
+    '__init__': (set(), set()),
 }
+FILES = sorted(PACKAGE.rglob('*.py'))
 
 
-def module_level_imports(path):
-    """Names imported when the module is, as dotted paths."""
-    for node in ast.parse(path.read_text()).body:
-        for inner in ast.walk(node) if not isinstance(node, ast.FunctionDef | ast.ClassDef) else ():
-            if isinstance(inner, ast.Import):
-                yield from (alias.name for alias in inner.names)
-            elif isinstance(inner, ast.ImportFrom):
-                yield inner.module
+def name_of(path):
+    return path.relative_to(PACKAGE).with_suffix('').as_posix().removesuffix('/__init__')
 
 
-@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: str(p.relative_to(PACKAGE)))
+def room_of(name):
+    """The longest room that a module, as ``models/kernels/matmul``, lies in."""
+    parts = name.split('/')
+    return next(room for end in range(len(parts), 0, -1) if (room := '/'.join(parts[:end])) in ROOMS)
+
+
+def imports(path, everywhere):
+    """Dotted names that a module imports: when it is imported itself, or in its functions, too."""
+    tree = ast.parse(path.read_text())
+    for top in tree.body:
+        if everywhere or not isinstance(top, ast.FunctionDef | ast.ClassDef):
+            for node in ast.walk(top):
+                if isinstance(node, ast.Import):
+                    yield from (alias.name for alias in node.names)
+                elif isinstance(node, ast.ImportFrom):
+                    submodules = [f'{node.module}.{alias.name}' for alias in node.names]
+                    yield from (name if is_module(name) else node.module for name in submodules)
+
+
+def is_module(dotted):
+    path = PACKAGE.parent.joinpath(*dotted.split('.'))
+    return path.with_suffix('.py').exists() or path.is_dir()
+
+
+def test_the_map_points_one_way():
+    """Prevents: a map that allows a circle."""
+    place = {room: index for index, room in enumerate(ROOMS)}
+    assert [(room, other) for room in ROOMS for other in ROOMS[room][1] if place[other] >= place[room]] == []
+
+
+@pytest.mark.parametrize('path', FILES, ids=name_of)
 def test_imports_follow_the_map(path):
-    """Prevents: model code that knows files or launchers, and mmdet or mmseg becoming necessary for everybody."""
-    name = path.relative_to(PACKAGE).with_suffix('').as_posix()
-    allowed = ALLOWED.get(name) if name in ALLOWED else ALLOWED[name.split('/')[0] + '/']
-    foreign = [m for m in module_level_imports(path) if m.split('.')[0] not in STDLIB
-               and not any(m == a or m.startswith(a + '.') for a in allowed)]
+    """Also those inside of functions. Prevents: model code that knows files or launchers, and mmdet or mmseg becoming
+    necessary for everybody."""
+    room = room_of(name_of(path))
+    packages, rooms = ROOMS[room]
+    foreign = [name for name in imports(path, everywhere=False) if name.split('.')[0] not in
+               {OWN, *sys.stdlib_module_names, *packages}]
+    ours = [room_of('/'.join(name.split('.')[1:]) or '__init__') for name in imports(path, everywhere=True)
+            if name.split('.')[0] == OWN]
     assert foreign == []
+    assert {other for other in ours if other not in {room, *rooms, '__init__'}} == set()
 
 
-def test_importing_the_package_does_no_work():
-    """Prevents: a doctor that cannot start where torch is broken, and side effects of an import."""
-    code = "import sys, swinv2_mm; assert not {'torch', 'mmengine', 'mmdet', 'mmseg'} & set(sys.modules)"
+def test_no_two_modules_import_each_other():
+    """Through any number of others. Prevents: names that are there or not by what was imported first."""
+    known = {name_of(path): {'/'.join(name.split('.')[1:]) for name in imports(path, everywhere=True)
+                             if name.startswith(f'{OWN}.')} for path in FILES}
+    left = {name: {other for other in others if other in known} - {name} for name, others in known.items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+@pytest.mark.parametrize(('module', 'absent'), [
+    ('swinv2_mm', {'torch', 'mmengine', *FRAMEWORKS}),
+    ('swinv2_mm.sizes', {'torch', 'mmengine', *FRAMEWORKS}),
+    ('swinv2_mm.models', FRAMEWORKS),
+    ('swinv2_mm.checkpoints.load', {'swinv2_mm.models', 'swinv2_mm.engine', *FRAMEWORKS}),
+    ('swinv2_mm.engine', FRAMEWORKS),
+])
+def test_importing_does_no_more_than_it_says(module, absent):
+    """Prevents: a doctor that cannot start where torch is broken, a converter that needs the model, and what only one
+    framework has becoming necessary for everybody."""
+    code = f'import sys, {module}; print(*({absent!r} & set(sys.modules)))'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, '', '')
+
+
+def test_folders_are_small():
+    """At most twelve entries, eleven in the engine. Prevents: a room in which nothing is found."""
+    sizes = {name_of(folder / '__init__.py'): len([entry for entry in folder.iterdir() if entry.suffix in
+                                                  ('.py', '.cpp', '.h') or ((entry.is_dir() and any(entry.glob('*.*')))
+                                                  and entry.name != '__pycache__')])
+             for folder in {path.parent for path in FILES}}
+    assert {name: size for name, size in sizes.items() if size > (11 if name == 'engine' else 12)} == {}

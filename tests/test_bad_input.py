@@ -4,18 +4,15 @@ import json
 import os
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / 'engine'))
-from tiny_fixtures import ROOT, own_process, run_tool  # noqa: F401
-from tiny_training import write_config
+from support.tiny_fixtures import ROOT
+from support.tiny_training import write_config
 
 from swinv2_mm.datasets import ShapesSpec, write_shapes
-from swinv2_mm.engine import annotations
+from swinv2_mm.engine.checks import annotations
 from swinv2_mm.errors import UserError
 
 DETECTION, SEGMENTATION = (ROOT / 'configs' / f'{name}_swinv2_t_shapes.py' for name in ('maskrcnn', 'upernet'))
@@ -44,13 +41,13 @@ def material(tmp_path_factory):
 
 
 @pytest.fixture
-def place(own_process, material, tmp_path):  # noqa: F811
+def place(own_process, material, tmp_path):
     shutil.copytree(material, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 @pytest.fixture
-def refuse(run_tool, place, capfd):  # noqa: F811
+def refuse(run_tool, place, capfd):
     """Call a tool with a mistake; returns what it says, after checking how it says it and that nothing changed."""
 
     def contents():
@@ -257,7 +254,7 @@ class Custom(BaseModel):
 """
 
 
-def test_an_error_in_code_of_the_user_keeps_its_traceback(run_tool, place, monkeypatch):  # noqa: F811
+def test_an_error_in_code_of_the_user_keeps_its_traceback(run_tool, place, monkeypatch):
     """Bug: what a custom module raises is taken for a wrong config, and its author cannot find it."""
     Path('custom_of_user.py').write_text(CUSTOM)
     monkeypatch.syspath_prepend(str(place))
@@ -268,7 +265,7 @@ def test_an_error_in_code_of_the_user_keeps_its_traceback(run_tool, place, monke
     assert not Path('run').exists()
 
 
-def test_the_traceback_can_be_asked_for(run_tool, place, monkeypatch, capsys):  # noqa: F811
+def test_the_traceback_can_be_asked_for(run_tool, place, monkeypatch, capsys):
     monkeypatch.setenv('SWINV2_MM_TRACEBACK', '1')
     assert run_tool('train', 'tiny.py', '--cfg-options', 'optim_wrapper.optimizer.betas=(2,3)') == 2
     err = capsys.readouterr().err

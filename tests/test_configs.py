@@ -25,7 +25,7 @@ from support.zoo import (
 )
 
 from swinv2_mm.checkpoints.catalog import find
-from swinv2_mm.engine.preflight import check_data
+from swinv2_mm.engine.checks.preflight import check_data
 from swinv2_mm.engine.runs import prepare_training
 from swinv2_mm.errors import UserError
 

@@ -157,8 +157,9 @@ def test_another_version_is_a_warning(machine):
 ])
 def test_the_kernels_that_are_used_are_told(sets, compiled, found, remedy, monkeypatch):
     """Bug: an installation without a compiler is slow, and nothing says why."""
-    monkeypatch.setattr('swinv2_mm.models.native.instruction_sets', lambda: sets)
-    monkeypatch.setattr('swinv2_mm.models.native.compiled_for', lambda name: object() if name in compiled else None)
+    monkeypatch.setattr('swinv2_mm.models.kernels.cpp.instruction_sets', lambda: sets)
+    monkeypatch.setattr('swinv2_mm.models.kernels.cpp.compiled_for',
+                        lambda name: object() if name in compiled else None)
     row = doctor.check_attention()
     assert row.status == doctor.OK and found in row.found
     assert row.remedy.startswith(remedy) and bool(row.remedy) == bool(remedy)

@@ -22,8 +22,8 @@ from mmengine.registry import MODELS, DefaultScope
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.catalog import find
 from swinv2_mm.checkpoints.convert import export_state_dict
+from swinv2_mm.engine.checks.dry_run import build_model, build_optimizer, check_form, rehearse
 from swinv2_mm.engine.config import apply_options
-from swinv2_mm.engine.rehearsal import build_model, build_optimizer, check_form, rehearse
 from swinv2_mm.errors import UserError
 from swinv2_mm.models import swin_v2
 

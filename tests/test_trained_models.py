@@ -4,19 +4,16 @@ inferencers, adapters; and interrupted, then resumed."""
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from support.tiny_data import write_data
+from support.tiny_fixtures import put_back
 from support.zoo import ROOT, load, shorten, shrunken
 
 from swinv2_mm.engine.runs import prepare_training, train
-
-sys.path.insert(0, str(Path(__file__).parent / 'engine'))
-from tiny_fixtures import put_back
 
 KINDS = {'detector': 'maskrcnn_swinv2_t_shapes', 'segmentor': 'upernet_swinv2_t_shapes'}
 # Nothing but torch can be imported; then every object in the file is of a type of torch or of Python.

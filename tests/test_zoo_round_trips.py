@@ -6,7 +6,6 @@ that was trained, and contradicts the file once.
 """
 
 import shutil
-import sys
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from support.probe import Probe, features
 from support.tiny_data import write_data
+from support.tiny_fixtures import put_back
 from support.zoo import ROOT, TEST_ONLY, TRAINING, load, shorten, shrunken
 
 from swinv2_mm import SwinTransformerV2
@@ -26,9 +26,6 @@ from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import read_file
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.runs import prepare_training, train
-
-sys.path.insert(0, str(Path(__file__).parent / 'engine'))
-from tiny_fixtures import own_process, put_back, run_tool  # noqa: F401
 
 WRONG = 7  # a pretrained window that no release has
 
@@ -234,7 +231,7 @@ def run(request, tmp_path_factory, data):
 pytestmark = [pytest.mark.usefixtures('own_process'), pytest.mark.parametrize('run', CASES, indirect=True)]
 
 
-def test_the_test_tool(run, run_tool):  # noqa: F811
+def test_the_test_tool(run, run_tool):
     """tools/test.py computes with what was trained. Prevents: a checkpoint of a config of the zoo that is refused,
     since the tool guesses its pretrained window from the text of a config, or one tested with another normaliser.
     """
@@ -247,7 +244,7 @@ def test_the_test_tool(run, run_tool):  # noqa: F811
         assert same(maps, run.features_at(pairs(window_size, 4)))
 
 
-def test_resuming(run, run_tool):  # noqa: F811
+def test_resuming(run, run_tool):
     """``--resume`` with a longer schedule goes on from the trained weights, not from their average, and what it saves
     says the same windows. Prevents: a resumed training that is refused, or goes on with another normaliser.
     """
@@ -262,7 +259,7 @@ def test_resuming(run, run_tool):  # noqa: F811
     assert pairs(last['state_dict']['backbone.pretrained_windows'].tolist(), 4) == run.windows
 
 
-def test_converting(run, run_tool, capsys):  # noqa: F811
+def test_converting(run, run_tool, capsys):
     """Both forms of file, and timm's layout there and back, keep every tensor and the windows, in the meta and in the
     state. Prevents: a converted file under the windows of the config's text, which every later loader would believe.
     """
@@ -330,7 +327,7 @@ def contradicted(run):
 
 
 @pytest.mark.parametrize('way', ['test', 'resume', 'load_from'])
-def test_tools_tell_a_contradiction(way, run, contradicted, run_tool, capsys):  # noqa: F811
+def test_tools_tell_a_contradiction(way, run, contradicted, run_tool, capsys):
     """Exit code 2, both values, and nothing written. Prevents: a config that overrules weights, without a word."""
     wrong, names_both = contradicted
     begun = ['train', run.trained, '--work-dir', 'out']

@@ -16,7 +16,7 @@ from swinv2_mm.checkpoints.layouts import LAYOUTS
 from swinv2_mm.checkpoints.load import Loaded, open_checkpoint, plain
 from swinv2_mm.checkpoints.report import account, print_report
 from swinv2_mm.checkpoints.verify import Difference, compare_with_peer
-from swinv2_mm.engine.command_line import Parser, exit_code
+from swinv2_mm.engine.runs.command_line import Parser, exit_code
 from swinv2_mm.errors import UserError
 
 TARGETS = ('microsoft', 'timm', 'huggingface')

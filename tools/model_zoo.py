@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
-from swinv2_mm.engine.complexity import build_on_meta, complexity
+from swinv2_mm.engine.checks.dry_run import check_form
 from swinv2_mm.engine.config import load_config
-from swinv2_mm.engine.model_zoo import COMMAND, PAGE, giga, millions, page, prediction_size
-from swinv2_mm.engine.rehearsal import check_form
+from swinv2_mm.engine.costs import build_on_meta, complexity
+from swinv2_mm.engine.costs.model_zoo import COMMAND, PAGE, giga, millions, page, prediction_size
+from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
 
 LARGEST = 2**16

@@ -3,8 +3,8 @@
 
 from collections.abc import Sequence
 
-from swinv2_mm.engine.command_line import Parser, exit_code
-from swinv2_mm.engine.report import plot_runs
+from swinv2_mm.engine.display.report import plot_runs
+from swinv2_mm.engine.runs.command_line import Parser, exit_code
 from swinv2_mm.errors import say
 
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
+from swinv2_mm.engine.checks.dry_run import build_model, build_optimizer, check_form
 from swinv2_mm.engine.config import load_config
-from swinv2_mm.engine.layer_decay import check_layer_decay
-from swinv2_mm.engine.rehearsal import build_model, build_optimizer, check_form
+from swinv2_mm.engine.recipe.layer_decay import check_layer_decay
+from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
 
 PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.(?:downsample|blocks\.\d+)|norm\d)\.')

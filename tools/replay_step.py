@@ -3,9 +3,9 @@
 
 from collections.abc import Sequence
 
-from swinv2_mm.engine.command_line import Parser, exit_code
-from swinv2_mm.engine.non_finite import describe
-from swinv2_mm.engine.step_dump import replay_step
+from swinv2_mm.engine.diagnosis.non_finite import describe
+from swinv2_mm.engine.diagnosis.step_dump import replay_step
+from swinv2_mm.engine.runs.command_line import Parser, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -414,7 +414,8 @@ def pinned(name: str) -> str:
 def inputs_hash() -> str:
     """Changes when anything that decides what the environment holds changes."""
     digest = hashlib.sha256()
-    sources = sorted(path for path in (ROOT / 'swinv2_mm/csrc').iterdir() if path.suffix in ('.cpp', '.h'))
+    folder = ROOT / 'swinv2_mm/models/kernels/csrc'
+    sources = sorted(path for path in folder.iterdir() if path.suffix in ('.cpp', '.h'))
     for path in (*(ROOT / name for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.py')),
                  *sources):
         digest.update(path.read_bytes())

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from numbers import Real
 
-from swinv2_mm.engine.command_line import Parser, add_common_arguments, end_process, exit_code, parse
 from swinv2_mm.engine.runs import prepare_test, test
+from swinv2_mm.engine.runs.command_line import Parser, add_common_arguments, end_process, exit_code, parse
 from swinv2_mm.errors import say
 
 

@@ -4,9 +4,9 @@
 import sys
 from collections.abc import Sequence
 
-from swinv2_mm.engine.amp import PRECISIONS
-from swinv2_mm.engine.command_line import Parser, add_common_arguments, end_process, exit_code, parse, with_value
+from swinv2_mm.engine.recipe.precision import PRECISIONS
 from swinv2_mm.engine.runs import prepare_training, train
+from swinv2_mm.engine.runs.command_line import Parser, add_common_arguments, end_process, exit_code, parse, with_value
 from swinv2_mm.errors import say
 
 

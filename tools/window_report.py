@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from swinv2_mm.checkpoints.load import plain
-from swinv2_mm.engine.command_line import ConfigOptions, Parser, exit_code
+from swinv2_mm.engine.checks.dry_run import build_model, check_form
+from swinv2_mm.engine.checks.pretrained import input_size
 from swinv2_mm.engine.config import load_config
-from swinv2_mm.engine.pretrained import input_size
-from swinv2_mm.engine.rehearsal import build_model, check_form
+from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
 
 LARGEST = 2**16

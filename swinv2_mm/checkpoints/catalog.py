@@ -36,7 +36,7 @@ class Release:
 
     Attributes:
         name: The official name: Microsoft's file name without suffix, or torchvision's model name.
-        arch: The size, a key of ``swinv2_mm.models.variants.VARIANTS``.
+        arch: The size, a key of ``swinv2_mm.sizes.VARIANTS``.
         image_size: Pixels of the last training.
         window_size: Window per stage in that training, no larger than the feature map of the stage.
         pretrained_window_sizes: Per stage the window of the first training: the normaliser of the position bias.

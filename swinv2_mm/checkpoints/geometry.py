@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swinv2_mm.errors import UserError
-from swinv2_mm.models.variants import VARIANTS
+from swinv2_mm.sizes import VARIANTS
 
 CPB_HIDDEN = 512
 # Under which name a backbone's state_dict has its pretrained windows: (stages, 2), rows and columns.

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import swinv2_mm.models.native_attention as native_attention
-from swinv2_mm.models.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
-from swinv2_mm.models.cpb import log_spaced_coords, spread_over_slots
-from swinv2_mm.models.map_attention import attention_on_map, map_attention
+from swinv2_mm.models.kernels import cpp_attention
+from swinv2_mm.models.kernels.attention_op import attention_on_map, map_attention
+from swinv2_mm.models.kernels.cosine_attention import at_a_time, cosine_attention, cut, unit_vectors
+from swinv2_mm.models.kernels.linear import call, compute_dtype, linear, untouched, untouched_linear
+from swinv2_mm.models.kernels.triton_attention import fused_window_attention
+from swinv2_mm.models.position_bias import log_spaced_coords, spread_over_slots
 from swinv2_mm.models.recording import is_ordinary, is_recorded, is_traced
-from swinv2_mm.models.tokenwise import call, compute_dtype, linear, untouched, untouched_linear
-from swinv2_mm.models.triton_attention import fused_window_attention
 from swinv2_mm.models.window import (
     WindowGroup,
     is_symbolic,
@@ -184,7 +184,7 @@ class WindowAttention(nn.Module):
             return self._project(out.flatten(3))                     # (B, H, W, C)
         B, Hp, Wp = map(int, x.shape[:3])                            # torch.jit.trace has tensors for sizes
         window = int(window[0]), int(window[1])
-        if not self.dropout and native_attention.may_take(x, x.shape[-1] // self.num_heads, window[0] * window[1]):
+        if not self.dropout and cpp_attention.may_take(x, x.shape[-1] // self.num_heads, window[0] * window[1]):
             return self._project(self._attend_on_map(x, window, shifted, size).flatten(3))  # (B, H, W, C)
         layout = window_layout(B, Hp, Wp, window, shifted, x.device)
         qkv = self._qkv(window_partition(x, layout))                 # (G, N, 3, nH, d)
@@ -213,7 +213,7 @@ class WindowAttention(nn.Module):
             weight = self.qkv.weight.view(3, *out.shape[3:], -1)[:, some].flatten(0, 2)    # (3 heads d, C)
             qkv = linear(x, weight).view(*x.shape[:3], 3, -1, out.shape[4])
             some_bias = None if bias is None else self._split(bias)[:, some].flatten()
-            native_attention.forward(qkv, some_bias, scale[some], table[some], shifted, out[:, :, :, some])
+            cpp_attention.forward(qkv, some_bias, scale[some], table[some], shifted, out[:, :, :, some])
         return out[:, :size[0], :size[1]]
 
     @torch.compiler.disable

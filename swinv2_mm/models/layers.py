@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import swinv2_mm.models.native_norm as native_norm
-from swinv2_mm.models.products import cast, product_dtype
+from swinv2_mm.models.kernels import cpp_norm
+from swinv2_mm.models.kernels.linear import FORWARD, call, call_mlp, untouched
+from swinv2_mm.models.kernels.matmul import cast, product_dtype
 from swinv2_mm.models.recording import is_ordinary
-from swinv2_mm.models.tokenwise import FORWARD, call, call_mlp, untouched
 from swinv2_mm.models.window import is_padding
 
 
@@ -59,8 +59,8 @@ FORWARD[DropPath] = DropPath.forward
 
 def add_branch(x: Tensor, branch: Tensor, norm: nn.Module, drop_path: nn.Module) -> Tensor:
     """``drop_path(x, norm(branch))``, at once where these are a LayerNorm and what was built."""
-    if untouched(norm, nn.LayerNorm) and untouched(drop_path, DropPath) and native_norm.takes(norm, x, branch):
-        return native_norm.add_normalised(norm, x, branch, drop_path.scales(branch))
+    if untouched(norm, nn.LayerNorm) and untouched(drop_path, DropPath) and cpp_norm.takes(norm, x, branch):
+        return cpp_norm.add_normalised(norm, x, branch, drop_path.scales(branch))
     return drop_path(x, norm(branch))
 
 

@@ -25,8 +25,8 @@ from swinv2_mm.models.arguments import (
     refuse_unknown,
     windows_per_stage,
 )
-from swinv2_mm.models.arithmetic import autocasts_in_vain
 from swinv2_mm.models.attention import WindowAttention
+from swinv2_mm.models.kernels.arithmetic import autocasts_in_vain
 from swinv2_mm.models.layers import (
     DropPath,
     Mlp,
@@ -37,7 +37,6 @@ from swinv2_mm.models.layers import (
     zero_norm,
 )
 from swinv2_mm.models.recording import is_ordinary, is_recorded
-from swinv2_mm.models.variants import get_variant
 from swinv2_mm.models.window import (
     effective_window,
     fit_window,
@@ -45,6 +44,7 @@ from swinv2_mm.models.window import (
     padding_to_windows,
 )
 from swinv2_mm.registry import MODELS, WEIGHT_INITIALIZERS
+from swinv2_mm.sizes import get_variant
 
 Pair = tuple[int, int]
 LOGGER = logging.getLogger('swinv2_mm')

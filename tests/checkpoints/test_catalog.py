@@ -12,7 +12,7 @@ import pytest
 from swinv2_mm.checkpoints import catalog
 from swinv2_mm.checkpoints.catalog import RELEASES, find
 from swinv2_mm.checkpoints.layouts import LAYOUTS
-from swinv2_mm.models.variants import VARIANTS
+from swinv2_mm.sizes import VARIANTS
 
 STORAGE = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/'
 OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/swin-v2/'

@@ -18,7 +18,7 @@ from swinv2_mm.checkpoints.catalog import File, Release
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.load import fetch, open_checkpoint, plain, windows_of
 from swinv2_mm.errors import UserError
-from swinv2_mm.models.variants import VARIANTS, Variant
+from swinv2_mm.sizes import VARIANTS, Variant
 
 TINY = dict(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1))
 RELEASED = 'swinv2_tiny_patch4_window8_256'

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models import map_attention, tokenwise
+from swinv2_mm.models.kernels import attention_op, linear
 
 TINY = dict(embed_dims=16, depths=(2, 1), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 # Square first, as a benchmark would; fitting windows or not, wide, high, and smaller than a window of the last stage.
@@ -132,8 +132,8 @@ def test_the_operation_is_what_torch_expects(randomize):
     scale = (torch.rand(2, 1, 1, dtype=torch.float64) * 5).requires_grad_()
     table = torch.randn(2, 9, 11, dtype=torch.float64, requires_grad=True)   # of a window of 5 x 6
     given = (qkv, scale, table, [5, 7], [3, 4], True, None)                  # 5 x 7 of 6 x 8 are wanted
-    torch.library.opcheck(map_attention._attention, given)
-    function = lambda *tensors: map_attention._attention(*tensors, *given[3:])  # noqa: E731
+    torch.library.opcheck(attention_op._attention, given)
+    function = lambda *tensors: attention_op._attention(*tensors, *given[3:])  # noqa: E731
     assert torch.autograd.gradcheck(function, given[:3], fast_mode=True)
 
 
@@ -143,8 +143,8 @@ def test_the_layers_are_what_torch_expects(dtype):
     a gradient that nobody asked for in the place of none."""
     tokens, w1, b1, w2, b2 = (torch.randn(*shape, dtype=dtype) for shape in ((50, 8), (24, 8), (24,), (8, 24), (8,)))
     for given in ((tokens, w1, b1), (tokens, w1, None), (tokens, w1.clone().requires_grad_(), b1)):
-        torch.library.opcheck(tokenwise._linear_operation, given, rtol=0.02, atol=0.02)
-    torch.library.opcheck(tokenwise._mlp_operation, (tokens, w1, b1, w2, b2))
+        torch.library.opcheck(linear._linear_operation, given, rtol=0.02, atol=0.02)
+    torch.library.opcheck(linear._mlp_operation, (tokens, w1, b1, w2, b2))
 
 
 def test_a_compiler_is_left_no_product(randomize):

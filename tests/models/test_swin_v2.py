@@ -5,9 +5,9 @@ import math
 import pickle
 
 import pytest
-import reference
 import torch
 from mmengine.hooks import EMAHook
+from support import reference
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import convert_state_dict

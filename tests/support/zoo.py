@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from swinv2_mm.models.variants import get_variant
+from swinv2_mm.sizes import get_variant
 
 ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(ROOT.glob('*.py'))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_fixtures import ROOT
+from support.tiny_fixtures import ROOT
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints import layouts

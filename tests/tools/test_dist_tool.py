@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from tiny_fixtures import ROOT
-from tiny_training import write_config
+from support.tiny_fixtures import ROOT
+from support.tiny_training import write_config
 
 TOOLS = ROOT / 'tools'
 
@@ -152,7 +152,7 @@ def test_two_processes_train_like_one(tmp_path, run_tool, monkeypatch):
     write_config(tmp_path, 'two.py', batch_size=1, **settings)
     together = subprocess.run(
         ['bash', TOOLS / 'dist_train.sh', 'two.py', '2', '--work-dir', 'two processes'],
-        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine'),
+        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests'),
         capture_output=True,
         text=True,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import mmengine.config.utils as config_utils
 import pytest
 
-from swinv2_mm.engine import model_zoo
+from swinv2_mm.engine.costs import model_zoo
 from swinv2_mm.errors import UserError
 
 ROOT = Path(__file__).parents[2]

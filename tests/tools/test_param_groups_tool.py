@@ -6,9 +6,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from tiny_fixtures import ROOT
+from support.tiny_fixtures import ROOT
 
-from swinv2_mm.models.variants import get_variant
+from swinv2_mm.sizes import get_variant
 
 TRAINING = [path for path in sorted((ROOT / 'configs').glob('*.py')) if not path.stem.endswith('_test')]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.visualization import LocalVisBackend
-from tiny_fixtures import ROOT
-from tiny_training import write_config
+from support.tiny_fixtures import ROOT
+from support.tiny_training import write_config
 
-from swinv2_mm.engine.checkpoint_io import latest_checkpoint, read_checkpoint
 from swinv2_mm.engine.runs import prepare_training, train
+from swinv2_mm.engine.saving.reading import latest_checkpoint, read_checkpoint
 
 FEW = "default_hooks['checkpoint'].update(max_keep_ckpts=1)\n"
 EMA = "custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n"
@@ -220,7 +220,7 @@ def test_torchrun_restarts_a_lost_process(tmp_path):
     lost = "custom_hooks.append(dict(type='KillHook', iteration=6, rank=1))\n"
     write_config(tmp_path, batch_size=1, extra=lost)
     write_config(tmp_path, 'straight.py', batch_size=1)
-    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests/engine', OMP_NUM_THREADS='1')
+    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests', OMP_NUM_THREADS='1')
     for config, options in (('tiny.py', ['--max-restarts', '1']), ('straight.py', [])):
         done = subprocess.run(['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', *options], env=environment,
                               cwd=tmp_path, capture_output=True, text=True)  # fmt: skip

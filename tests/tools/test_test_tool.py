@@ -4,9 +4,9 @@ import pickle
 
 import pytest
 import torch
-from tiny_training import write_config
+from support.tiny_training import write_config
 
-from swinv2_mm.engine.checkpoint_io import read_checkpoint
+from swinv2_mm.engine.saving.reading import read_checkpoint
 
 
 def test_prints_the_metrics_and_saves_the_predictions(run_tool, tmp_path, trained, capsys):

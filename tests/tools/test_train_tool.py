@@ -7,10 +7,10 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop
-from tiny_training import write_config
+from support.tiny_training import write_config
 
-from swinv2_mm.engine import amp
-from swinv2_mm.engine.checkpoint_io import read_checkpoint
+from swinv2_mm.engine.recipe import precision
+from swinv2_mm.engine.saving.reading import read_checkpoint
 
 
 class RunsCode:
@@ -177,7 +177,7 @@ def test_going_on_where_all_is_done_changes_nothing(run_tool, tmp_path, trained)
 def test_amp_takes_a_type_but_not_the_config(arguments, dtype, run_tool, tmp_path, monkeypatch):
     """Bug: ``--amp configs/x.py`` takes the config for a type, as argparse reads an optional value."""
     write_config(tmp_path)
-    monkeypatch.setattr(amp, 'has_arithmetic', lambda dtype: True)
+    monkeypatch.setattr(precision, 'has_arithmetic', lambda dtype: True)
     found = []
     monkeypatch.setattr(EpochBasedTrainLoop, 'run', lambda loop: found.append(loop.runner.optim_wrapper.cast_dtype))
     assert run_tool('train', *arguments) == 0

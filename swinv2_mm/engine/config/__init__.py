@@ -1,0 +1,187 @@
+"""Reading a config file and merging options into it, so that a mistake in either is named."""
+
+import inspect
+import os
+import traceback
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from swinv2_mm.engine.config.lazy import name_types
+from swinv2_mm.errors import UserError, say
+
+# What a runner or its strategies look up in the config. A top-level key outside of these is a variable of the file.
+_RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
+    'activation_checkpointing', 'bad_data', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters',
+    'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline',
+}  # fmt: skip
+_FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 'MMPretrain'}
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Read a config file, merge options into it, and check that its framework is there.
+
+    Types that the config or an option spells as classes or import paths are named as in any other config, see
+    :func:`~swinv2_mm.engine.config.lazy.name_types`.
+
+    Args:
+        path: The file.
+        options: Dotted keys and values, as the command line parses them.
+
+    Raises:
+        UserError: The file is missing or does not parse, an option fits nowhere, or the framework cannot be imported.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'config {path} does not exist.{_close_files(path)}')
+    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise UserError(f'{path} is no config: it is named {path.suffix or "without a suffix"} rather than .py.')
+    try:
+        cfg = name_types(Config.fromfile(path), _RUNNER_KEYS)
+    except UserError:
+        raise
+    except ImportError as error:
+        cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
+        package = next((name for name in _FRAMEWORKS if (cause.name or str(cause)).startswith(name)), None)
+        raise UserError(_install(package, path, error) if package else _blame(path, error)) from error
+    except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
+        raise UserError(_blame(path, error)) from error
+    if options:
+        apply_options(cfg, options, path)
+        cfg = name_types(cfg, _RUNNER_KEYS)
+    check_framework(cfg, path)
+    return cfg
+
+
+def check_framework(cfg: Config, path: str | Path) -> None:
+    """Check that the framework that a config builds from can be imported.
+
+    Raises:
+        UserError: It cannot.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    try:
+        import_module(scope)
+    except (ImportError, AssertionError) as error:  # mmdet and mmseg assert the version of mmcv
+        raise UserError(_install(scope, path, error)) from error
+
+
+def apply_options(cfg: Config, options: dict[str, Any], path: str | Path) -> None:
+    """Merge ``--cfg-options`` into a config; one that would change nothing is refused or warned of.
+
+    A new key is passed on with a warning, since many an argument is not spelled out in a config. A key inside of
+    something that does not exist is refused, unless the options give that thing a type, as in
+    ``model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=…``, or it is a setting of the runner.
+
+    Raises:
+        UserError: An option fits nowhere.
+    """
+    for key in options:
+        _check_option(cfg, key, options, path)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'--cfg-options does not fit {path}: {error.args[0] if error.args else error}') from error
+
+
+def add_hook(cfg: Config, kind: str, **arguments: Any) -> None:
+    """Add a hook to a config that does not have it; one that was dumped by a run may."""
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook.get('type') == kind for hook in hooks):
+        cfg.custom_hooks = [*hooks, {'type': kind, **arguments}]
+
+
+def add_default_hook(cfg: Config, name: str, kind: str) -> None:
+    """Add a hook under a name of ``default_hooks``, by which a config gives it arguments or, as None, leaves it out."""
+    hooks = {name: {'type': kind}} | dict(cfg.get('default_hooks') or {})
+    if hooks[name] is None:  # mmengine knows None for its own hooks only
+        del hooks[name]
+    cfg.default_hooks = hooks
+
+
+def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Path) -> None:
+    *parents, leaf = key.split('.')
+    node: Any = cfg._cfg_dict
+    for depth, name in enumerate(parents):
+        holder, node = node, _child(node, name)
+        prefix = '.'.join(parents[: depth + 1])
+        if node is None and isinstance(holder, dict):
+            holder.pop(name, None)  # a None in the config refuses to be merged with a dict
+            if f'{prefix}.type' in options:
+                return
+            if depth == 0 and name in _RUNNER_KEYS:
+                node = {}
+        if not isinstance(node, dict | list):
+            what = f'it has no {prefix}' if node is None else f'{prefix} is {node!r}, which has no parts'
+            remedy = _close(name, holder, parents[:depth]) or f' To create {prefix}, pass {prefix}.type=… along.'
+            raise UserError(f'--cfg-options {key}: {path} has no place for it: {what}.{remedy}')
+    if isinstance(node, list):
+        if _child(node, leaf) is None:
+            raise UserError(f'--cfg-options {key}: {".".join(parents)} is a list of {len(node)}, counted from 0.')
+    elif not parents and leaf not in _RUNNER_KEYS and leaf in node:
+        where = f', such as train_dataloader.dataset.{leaf}' if leaf in ('data_root', 'metainfo', 'data_prefix') else ''
+        say(
+            f'warning: --cfg-options {key}: a variable of the config file. What was built from it keeps its value: '
+            f'change the keys that use it{where}.'
+        )
+    elif leaf not in node and (parents or leaf not in _RUNNER_KEYS):
+        say(
+            f'warning: --cfg-options {key}: not set in {path} so far; it is passed on as a new key.'
+            f'{_close(leaf, node, parents)}'
+        )
+
+
+def _child(node: Any, name: str) -> Any:
+    if isinstance(node, list):
+        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+    return node.get(name)
+
+
+def _close(name: str, node: Any, parents: Sequence[str]) -> str:
+    names = node.keys() if isinstance(node, dict) else [str(index) for index in range(len(node))]
+    return _did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*names], n=3))
+
+
+def _close_files(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f' Neither does the folder {path.parent}; the current folder is {Path.cwd()}.'
+    files = {file.name: file for file in path.parent.iterdir() if file.suffix in ('.py', '.json', '.yaml', '.yml')}
+    names = get_close_matches(path.name, files, n=3, cutoff=0.5)
+    return _did_you_mean(str(files[name]) for name in names)
+
+
+def _did_you_mean(names: Iterable[str]) -> str:
+    names = list(names)
+    return f' Did you mean {" or ".join(names)}?' if names else ''
+
+
+def _install(package: str, path: str | Path, error: BaseException) -> str:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    return (
+        f'{path} builds on {_FRAMEWORKS.get(package, package)}, and {package} cannot be imported: {reason}. Install it '
+        'as the README says; python -m swinv2_mm.doctor tells what this environment lacks.'
+    )
+
+
+def _blame(path: Path, error: BaseException) -> str:
+    """Say which file of the inheritance chain is wrong, in which line, and why."""
+    file, line, reason = str(path), None, f'{type(error).__name__}: {error}'
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name in ('_file2dict', '_is_lazy_import', '_parse_lazy_import'):
+            file = os.path.normpath(frame.f_locals['filename'])
+        elif os.path.normpath(frame.f_code.co_filename) == file:
+            line = number
+    syntax = error.__context__ if isinstance(error.__context__, SyntaxError) else error
+    if isinstance(syntax, SyntaxError):  # mmengine names its temporary copy in the text
+        line, reason = syntax.lineno, syntax.msg
+    if not Path(file).is_file():
+        reason = 'it does not exist'
+    elif Path(file).samefile(path):
+        file = str(path)
+    inherited = '' if file == str(path) else f' (inherited by {path})'
+    return f'config {file}{f", line {line}" if line else ""}{inherited} cannot be read: {" ".join(reason.split())}'

@@ -1,0 +1,111 @@
+"""How large a model is and how much one image costs it: parameters and multiply-adds, counted without memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from swinv2_mm.engine.checks.blame import blamed
+from swinv2_mm.engine.checks.meta_forward import ROIS, forward_on_meta
+from swinv2_mm.errors import UserError, say
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a model consists of and computes.
+
+    Attributes:
+        size: Rows and columns of the image that enters the backbone, in pixels, with the padding of a batch.
+        parameters: Of the whole model, heads that only train included.
+        backbone_parameters: Of the backbone.
+        stages: Multiply-adds of each stage of the backbone, see ``SwinTransformerV2.multiply_adds``.
+        heads: Multiply-adds of everything behind it; None if that cannot be counted without memory.
+    """
+
+    size: Pair
+    parameters: int
+    backbone_parameters: int
+    stages: tuple[int, ...]
+    heads: int | None
+
+    @property
+    def backbone(self) -> int:
+        """Multiply-adds of the backbone."""
+        return sum(self.stages)
+
+    @property
+    def total(self) -> int | None:
+        """Multiply-adds of a prediction."""
+        return None if self.heads is None else self.backbone + self.heads
+
+
+def build_on_meta(model: dict, scope: str) -> nn.Module:
+    """Build a model without memory for its parameters.
+
+    Args:
+        model: The ``model`` of a config.
+        scope: The config's ``default_scope``.
+
+    Raises:
+        UserError: Its backbone is not ours, or it cannot be built.
+    """
+    backbone = model.get('backbone')
+    kind = backbone.get('type') if isinstance(backbone, dict) else backbone
+    if kind != 'swinv2_mm.SwinTransformerV2':
+        raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), blamed(model, 'model'):
+        return MODELS.build(model).eval()
+
+
+def complexity(model: nn.Module, size: Pair) -> Complexity:
+    """Count a model and a prediction for one image, or for one crop where it slides over the image.
+
+    A multiply-add counts once, as in most papers. Norms, soft-max and other element-wise operations do not count, nor
+    does sampling (of RoIs, in deformable attention), nor the position bias (see ``SwinTransformerV2.multiply_adds``).
+    Padding is work and counts: of the image for its batch, of maps to windows. Box heads get as many proposals, and
+    mask heads as many boxes, as the test settings allow at most. Auxiliary heads take no part in a prediction.
+
+    Args:
+        model: From :func:`build_on_meta`. Of no use for anything else afterwards: its backbone is gone, and its
+            proposals are.
+        size: ``(H, W)`` of the image, in pixels.
+    """
+    multiple = getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
+    size = tuple(-(-side // multiple) * multiple for side in size)
+    try:
+        heads = _heads(model, size)
+    except Exception as error:  # anybody's code, which need not run without values
+        say(f'warning: the heads of {type(model).__name__} cannot be counted without memory: {error}')
+        heads = None
+    return Complexity(size, count_parameters(model), count_parameters(model.backbone),
+                      tuple(model.backbone.multiply_adds(size)), heads)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that a module can learn."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _heads(model: nn.Module, size: Pair) -> int:
+    """Multiply-adds behind the backbone, as PyTorch's counter sees them on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        forward_on_meta(model, size)
+    flops = counter.get_total_flops()
+    if hasattr(model, 'roi_head'):
+        for name, count in (('bbox_head', model.test_cfg.rpn.max_per_img),
+                            ('mask_head', model.test_cfg.rcnn.max_per_img)):
+            own = _of_module(counter, f'{type(model).__name__}.roi_head.{name}')
+            flops += own * count // ROIS - own
+    return flops // 2
+
+
+def _of_module(counter: FlopCounterMode, name: str) -> int:
+    counts = counter.get_flop_counts()
+    names = [name] if name in counts else [key for key in counts if key.rpartition('.')[0] == name]  # a list of heads
+    return sum(sum(counts[key].values()) for key in names)

@@ -1,0 +1,1 @@
+"""Why a run stopped: corrupt data, losses that are not finite."""

@@ -1,0 +1,176 @@
+"""A loss that is not finite stops training: in front of the update, with the module, the batch and a way to repeat it.
+
+Nothing is computed for it while all is well. The loss is looked at where mmengine has just read it for its log, in
+every iteration, and the gradients by their norm, which clipping reads in front of every update. Without clipping by
+norm, that norm is computed here. Several processes agree on a loss by one number per iteration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from swinv2_mm.engine.diagnosis.step_dump import Step, write_step
+from swinv2_mm.engine.diagnosis.watching import Trace
+from swinv2_mm.engine.sharding.deepspeed import uses_deepspeed
+from swinv2_mm.engine.sharding.fsdp2 import gather
+from swinv2_mm.errors import UserError
+from swinv2_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Stop where the loss, or the gradient in front of an update, becomes NaN or infinite.
+
+    The step is repeated once with the same batch, weights and random numbers, to find the first bad module, and written
+    as ``non_finite_iter_N.pth`` for ``tools/replay_step.py``. Under a loss scale (float16) infinite gradients are part
+    of the search for the scale and left to it: such an update does not take place.
+    """
+
+    # Behind the hook that logs the loss, in front of those that average or save weights.
+    priority = 'HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        self._runner = runner
+        # Gradients that accumulate may have become bad in any of the steps that they come from.
+        self._steps: deque[Step] = deque(maxlen=runner.cfg.optim_wrapper.get('accumulative_counts', 1))
+        _unwrapped(runner).data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
+        wrapper = runner.optim_wrapper
+        for part in wrapper.values() if hasattr(wrapper, 'values') else [wrapper]:
+            if isinstance(part.optimizer, torch.optim.Optimizer):
+                part.optimizer.register_step_pre_hook(partial(self._before_update, part))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        # What the model returned, as the log has read it; reading it here would be cheap for the same reason.
+        bad = 'loss' in (outputs or {}) and not math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+        everywhere = torch.tensor(float(bad))
+        all_reduce(everywhere)
+        if everywhere:
+            self._stop('the loss is not finite')
+
+    def _note(self, preprocessor: nn.Module, args: tuple, kwargs: dict) -> None:
+        """The first thing that a step does is to have its batch prepared."""
+        batch, training = (*args, *kwargs.values(), False)[:2]  # `training` has a default
+        if training:
+            self._steps.append(Step.now(_place(self._runner), batch))
+
+    def _before_update(self, wrapper: OptimWrapper, *_: Any) -> None:
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        if not (scaler and scaler.is_enabled()) and not math.isfinite(_gradient_norm(wrapper)):
+            self._stop('the gradient is not finite')
+
+    def explain(self, error: Exception) -> None:
+        """Stop as by a bad loss, if the step that raised an exception has a module that is not finite."""
+        try:
+            bad = any(step.repeat(_unwrapped(self._runner)).module is not None for step in list(self._steps)[-1:])
+        except Exception:  # the step's own, of another cause
+            return
+        if bad:
+            self._stop(f'{type(error).__name__}: {error}')
+
+    def _stop(self, what: str) -> None:
+        """Find and write what there is to say; called by every process, in front of the same update."""
+        runner, model = self._runner, _unwrapped(self._runner)
+        here = f'training has stopped at {self._steps[-1].where if self._steps else _place(runner)}: {what}.'
+        if uses_deepspeed(runner.cfg) or not self._steps:  # none, where a model prepares batches in its own way
+            raise UserError(f'{here} {_REMEDIES}')
+        steps = list(self._steps)  # repeating one notes it again
+        traces = [step.repeat(model) for step in steps]
+        bad = [index for index, trace in enumerate(traces) if trace.module is not None]
+        mine = (get_rank(), steps[bad[0]], traces[bad[0]]) if bad else None
+        nothing = (get_rank(), steps[-1], Trace())
+        rank, step, trace = next((found for found in all_gather_object(mine) if found), nothing)
+        weights = dict(model.state_dict())
+        gather(weights, keep=get_rank() == 0)
+        path = Path(runner.work_dir, f'non_finite_iter_{runner.iter + 1}.pth')
+        if get_rank() == 0:
+            write_step(path, step, weights, runner.cfg)
+        barrier()  # the launcher ends all processes when one has ended
+        whose = f' of process {rank}' if get_world_size() > 1 else ''
+        files = ', '.join(files_in(step.batch)) or 'it names no files'
+        raise UserError(
+            f'{here} {describe(trace)} The batch{whose}, {step.where}: {files}. No checkpoint knows of this step. To '
+            f'repeat it: python tools/replay_step.py {path}. {_REMEDIES}'
+        )
+
+
+@contextmanager
+def blamed_on_numbers(runner: Runner) -> Iterator[None]:
+    """Say of an exception in a step that NaN was its cause, if it was: some losses refuse it before there is a loss.
+
+    Of one process only; several could not repeat the step together, since the others are in another place.
+
+    Raises:
+        UserError: In the place of the exception.
+    """
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        hook = next((hook for hook in runner.hooks if isinstance(hook, NonFiniteHook)), None)
+        if hook and get_world_size() == 1:
+            hook.explain(error)
+        raise
+
+
+def describe(trace: Trace) -> str:
+    """Say in a sentence which module was the first bad one."""
+    terms = ', '.join(f'{name} {value}' for name, value in trace.losses.items() if not math.isfinite(value))
+    terms = f' The loss: {terms}.' if terms else ''
+    if trace.module is None:
+        return f'Repeated, the step was finite, so that no module can be named.{terms}'
+    return f'The first bad module is {trace.module or "the model itself"}, which {trace.reason}.{terms}'
+
+
+def files_in(batch: Any) -> Iterator[str]:
+    """The image files that a batch was read from, as far as its data samples name them."""
+    if isinstance(batch, BaseDataElement):
+        if batch.get('img_path'):
+            yield str(batch.img_path)
+    elif isinstance(batch, dict):
+        yield from files_in(list(batch.values()))
+    elif isinstance(batch, list | tuple):
+        for item in batch:
+            yield from files_in(item)
+
+
+_REMEDIES = (
+    'Usual causes are a learning rate that is too high or rises too fast (optim_wrapper.optimizer.lr, param_scheduler),'
+    ' gradients that are not clipped (optim_wrapper.clip_grad), float16 where --amp bf16 would do, and damaged data.'
+)
+
+
+def _place(runner: Runner) -> str:
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        length = len(runner.train_dataloader)
+        return f'epoch {runner.epoch + 1}, iteration {runner.iter % length + 1} of {length}'
+    return f'iteration {runner.iter + 1} of {runner.max_iters}'
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _gradient_norm(wrapper: OptimWrapper) -> float:
+    """The norm in front of clipping: clipping by norm has logged it a moment ago, otherwise it is computed."""
+    if wrapper.clip_grad_kwargs and wrapper.clip_func is torch.nn.utils.clip_grad_norm_:
+        return wrapper.message_hub.get_scalar(f'train/{wrapper.grad_name}').current()
+    weights = (weight for group in wrapper.optimizer.param_groups for weight in group['params'])
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,1 @@
+"""What a config of this backbone names: precision, compilation, layer-wise decay, weights, seeds, windows."""

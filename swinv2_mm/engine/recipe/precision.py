@@ -1,0 +1,209 @@
+"""Mixed precision in the type that the device computes in, or that was asked for, by mmengine's wrapper or ours."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch.nn import Module
+
+from swinv2_mm.engine.config import add_hook
+from swinv2_mm.errors import UserError
+from swinv2_mm.models.kernels.arithmetic import has_arithmetic
+from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
+
+# What --amp takes, and the data type that each stands for.
+PRECISIONS = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
+PRECISIONS |= {name: name for name in (*PRECISIONS.values(), 'auto')}
+HALVES = (torch.bfloat16, torch.float16)
+AUTO = (None, 'auto')  # what stands for the choice of best_dtype
+
+
+def computes(device: str, dtype: torch.dtype) -> bool:
+    """Whether a device has arithmetic for a type; what it emulates is slower than float32."""
+    if device == 'cpu':
+        return has_arithmetic(dtype)
+    return device != 'cuda' or dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """The type to train in: bfloat16 where the device computes in it, else float32 on a CPU and float16 on a GPU."""
+    if computes(device, torch.bfloat16):
+        return torch.bfloat16
+    return torch.float32 if device == 'cpu' else torch.float16
+
+
+def tell_precision(asked: str | torch.dtype | None) -> None:
+    """Log the type that ``'auto'`` stands for on this device, or a warning of one that is emulated."""
+    device = get_device()
+    name = torch.cuda.get_device_name() if device == 'cuda' else 'this processor'
+    if asked in AUTO:
+        chosen = best_dtype(device)
+        reason = '' if chosen == torch.bfloat16 else f', since {name} has no bfloat16 arithmetic'
+        print_log(f'precision: {_name(chosen)}{reason}', 'current')
+    elif not computes(device, _dtype(asked)):
+        remedy = 'Pass --amp fp16' if device == 'cuda' else 'Pass --amp auto or --amp fp32'
+        slower = 'slower than float16 is' if device == 'cuda' else \
+            'in which layers take 3 (AVX-512) to 80 times (AVX2) as long as in float32'  # see docs/training.md
+        print_log(
+            f'precision: {_name(asked)} as asked for, but {name} has no arithmetic for it and emulates it, {slower}. '
+            f"{remedy}, or set optim_wrapper.dtype='auto'.", 'current', logging.WARNING,
+        )  # fmt: skip
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
+    return getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+
+
+def _name(dtype: str | torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
+@OPTIM_WRAPPERS.register_module()
+class AmpOptimWrapper(MMEngineAmpOptimWrapper):
+    """mmengine's ``AmpOptimWrapper`` for any device; mmengine's own can be built beside an accelerator only.
+
+    Args:
+        loss_scale: For float16: ``'dynamic'`` (None means the same), a number that stays, or the arguments of
+            :class:`torch.amp.GradScaler`. bfloat16 has the exponent of float32, so its loss is never scaled.
+        dtype: ``'bfloat16'``, ``'float16'``, or ``'auto'`` (None means the same) for what :func:`best_dtype` chooses on
+            the machine at hand, which may be float32: no mixed precision. A checkpoint can be resumed in any of them.
+        **kwargs: Those of ``OptimWrapper``.
+
+    Raises:
+        ValueError: Another ``dtype`` or ``loss_scale``.
+    """
+
+    def __init__(
+        self, loss_scale: str | float | dict | None = None, dtype: str | torch.dtype | None = None, **kwargs
+    ) -> None:
+        # Not super(): its constructor is what asks for an accelerator.
+        OptimWrapper.__init__(self, **kwargs)
+        device = get_device()
+        if dtype not in AUTO and _dtype(dtype) not in HALVES:
+            raise ValueError(f"dtype={dtype!r}: this wrapper computes in half precision; set dtype='auto', 'bfloat16' "
+                             "or 'float16'.")  # fmt: skip
+        self.cast_dtype = best_dtype(device) if dtype in AUTO else _dtype(dtype)
+        tell_precision(dtype)
+        self._scale_update_param = None
+        settings = {}
+        if isinstance(loss_scale, dict):
+            settings = loss_scale
+        elif loss_scale not in (None, 'dynamic'):
+            if not isinstance(loss_scale, int | float):
+                raise ValueError(f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict of torch's "
+                                 'GradScaler.')  # fmt: skip
+            self._scale_update_param = float(loss_scale)
+            settings = {'init_scale': self._scale_update_param}
+        self.loss_scaler = torch.amp.GradScaler(device, **(settings | {'enabled': self.cast_dtype == torch.float16}))
+
+    @contextmanager
+    def optim_context(self, model: Module) -> Iterator[None]:
+        """As mmengine's, whose autocast knows no float16 on a CPU."""
+        half = self.cast_dtype in HALVES
+        with OptimWrapper.optim_context(self, model), torch.autocast(get_device(), self.cast_dtype, enabled=half):
+            yield
+
+    def state_dict(self) -> dict:
+        """The optimizer's, and the loss scale if there is one: a scaler that is enabled refuses an empty state."""
+        return super().state_dict() if self.loss_scaler.is_enabled() else OptimWrapper.state_dict(self)
+
+
+@HOOKS.register_module()
+class Float32BoxesHook(Hook):
+    """Let a detector compute boxes, and what mmcv's operators read, in float32 while the rest runs in half precision.
+
+    bfloat16 has 8 significant bits: around 1000 pixels it knows every fourth. float16 has 11, half a pixel there. Under
+    autocast MMDetection gives its anchors and RoIs the type of the features. Nor do mmcv's RoIAlign and NMS know
+    bfloat16, or on a CPU either type. The outputs of dense heads and the inputs of RoI extractors are cast; both are
+    small beside the convolutions.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        keep_boxes_in_float32(runner.model)
+
+
+def keep_boxes_in_float32(model: Module) -> None:
+    """Cast what a detector computes boxes from, see :class:`Float32BoxesHook`."""
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
+
+    for module in model.modules():
+        if isinstance(module, BaseDenseHead):
+            module.register_forward_hook(_float32_outputs)
+        elif isinstance(module, BaseRoIExtractor):
+            module.register_forward_pre_hook(_float32_inputs)
+
+
+def _float32_outputs(module: Module, inputs: tuple, outputs: object) -> object:
+    return _float32(outputs)
+
+
+def _float32_inputs(module: Module, inputs: tuple) -> tuple:
+    return _float32(inputs)
+
+
+def _float32(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype in HALVES else value
+    return type(value)(map(_float32, value)) if isinstance(value, list | tuple) else value
+
+
+def set_precision(cfg: Config, amp: str | None = None) -> None:
+    """Choose the optimizer wrapper that computes in the precision asked for, on the device at hand.
+
+    The config keeps ``'auto'``, which the wrapper resolves, so that a run can go on on another kind of processor.
+
+    Args:
+        cfg: Edited in place.
+        amp: One of :data:`PRECISIONS`, where ``'float32'`` is no mixed precision, and ``'auto'`` what the config chose
+            itself, where the device computes in it, else what :func:`best_dtype` chooses. None leaves the choice to the
+            config.
+
+    Raises:
+        UserError: The wrapper knows no mixed precision, or the device not the data type.
+    """
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type') or 'OptimWrapper'
+    kind = getattr(kind, '__name__', kind).split('.')[-1]
+    if amp and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp chooses between OptimWrapper and AmpOptimWrapper; this config has a {kind}, which sets '
+                        'its own precision.')  # fmt: skip
+    device = get_device()
+    amp = PRECISIONS[amp] if amp else None
+    chosen = _dtype(wrapper.get('dtype')) if kind == 'AmpOptimWrapper' else None
+    if amp == 'auto' and chosen not in AUTO and (chosen not in HALVES or computes(device, chosen)):
+        amp = None
+    if amp == 'float32':
+        kind = wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale'):
+            wrapper.pop(key, None)
+    elif amp and amp != wrapper.get('dtype'):
+        # bfloat16 reaches as far as float32: there is no underflow to scale away.
+        kind, scale = 'AmpOptimWrapper', 1.0 if amp == 'bfloat16' else 'dynamic'
+        wrapper.update(type=kind, dtype=amp, loss_scale=scale)
+    if kind == 'AmpOptimWrapper':
+        _set_wrapper(cfg, device)
+
+
+def _set_wrapper(cfg: Config, device: str) -> None:
+    """Take our wrapper where mmengine's cannot be built, does not choose, or would not warn."""
+    wrapper = cfg.optim_wrapper
+    dtype = wrapper.get('dtype')
+    if cfg.get('default_scope') == 'mmdet':
+        add_hook(cfg, 'swinv2_mm.Float32BoxesHook')
+    if device == 'cpu' and dtype not in AUTO and _dtype(dtype) not in HALVES:
+        raise UserError(f'optim_wrapper.dtype={dtype}: mixed precision is bfloat16 or float16; pass --amp auto, --amp '
+                        'bf16, --amp fp16, or --amp fp32 for none.')  # fmt: skip
+    emulated = device == 'cuda' and dtype is not None and not computes(device, _dtype(dtype))
+    if emulated and not torch.cuda.is_bf16_supported():
+        raise UserError(f'{torch.cuda.get_device_name()} does not compute in bfloat16; pass --amp fp16.')
+    if device == 'cpu' or dtype == 'auto' or emulated:
+        wrapper.type = 'swinv2_mm.AmpOptimWrapper'

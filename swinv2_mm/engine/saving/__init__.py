@@ -1,0 +1,1 @@
+"""Crash-safe checkpoints, and resuming from them."""

@@ -1,0 +1,109 @@
+"""Reading checkpoints without running code from them, and finding the one to resume from."""
+
+import os
+from pathlib import Path
+
+from swinv2_mm.checkpoints.files import read_file
+from swinv2_mm.checkpoints.safe_globals import OF_MMENGINE
+from swinv2_mm.engine.saving.plain_data import restore_log
+from swinv2_mm.errors import UserError, say
+
+
+def protect_loading() -> None:
+    """Make every ``torch.load`` of this process refuse code, whatever the environment and the caller say.
+
+    That includes ``torch.hub``, which would switch the protection off for checkpoints that come from a URL. What
+    mmengine writes can be read all the same, since :mod:`swinv2_mm.registry` allows it.
+    """
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint, its tensors mapped rather than copied into memory where the format allows.
+
+    Args:
+        path: A local file.
+
+    Returns:
+        Its content, the log in ``message_hub`` as mmengine's ``MessageHub`` has it, however it was saved.
+
+    Raises:
+        UserError: The file is missing, damaged, no checkpoint, or wants to run code.
+    """
+    checkpoint = read_file(path, allow=OF_MMENGINE)
+    restore_log(checkpoint)
+    return checkpoint
+
+
+def check_resumable(path: str | Path, checkpoint: dict) -> None:
+    """Check that a checkpoint holds what continuing a run needs, not weights alone.
+
+    Raises:
+        UserError: It does not.
+    """
+    missing = [key for key in ('state_dict', 'optimizer', 'message_hub', 'meta') if key not in checkpoint]
+    if missing:
+        raise UserError(
+            f'{path} cannot be resumed: it holds no {", ".join(missing)}. To start a new run from its weights, pass '
+            f'--cfg-options load_from={path} in the place of --resume.'
+        )
+
+
+def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | None:
+    """Find the checkpoint that ``--resume`` continues from: the last one saved that can be read.
+
+    The file ``last_checkpoint`` names it, unless the run was killed between the two. A folder that was moved notes a
+    path that is gone, and a copy has other times; there the name counts. Damaged files are passed over, for the newest
+    of the others.
+
+    Args:
+        work_dir: The folder.
+        run: Take only checkpoints saved by this run, see :func:`~swinv2_mm.engine.config.distributed.this_run`.
+
+    Returns:
+        The path, or None if the folder holds no checkpoint, or none of that run.
+
+    Raises:
+        UserError: There are checkpoints, but none can be resumed.
+    """
+    folder = Path(work_dir).expanduser()
+    problems = []
+    for path in _candidates(folder):
+        try:
+            # Sharded strategies save folders, which only they can read.
+            checkpoint = None if path.is_dir() else read_checkpoint(path)
+            if run is not None and _run_of(path, checkpoint) != run:
+                continue
+            if checkpoint is not None:
+                check_resumable(path, checkpoint)
+        except UserError as problem:
+            problems.append(str(problem))
+            continue
+        if problems:
+            say(f'warning: {problems[0]} Resuming from {path}.')
+        return path
+    if problems and run is None:
+        raise UserError(f'nothing in {folder} can be resumed. {problems[0]}')
+    return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    saved = sorted([*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')], key=_time, reverse=True)
+    note = folder / 'last_checkpoint'
+    noted = Path(note.read_text().strip()) if note.is_file() else Path()
+    if not noted.suffix:  # none, or cut off
+        return saved
+    in_place = noted.parent.resolve() == folder.resolve()
+    newer = [path for path in saved if _time(path) > note.stat().st_mtime_ns] if in_place else []
+    return [path for path in dict.fromkeys([*newer, folder / noted.name, noted, *saved]) if path.exists()]
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _run_of(path: Path, checkpoint: dict | None) -> str | None:
+    """The run that saved a checkpoint; DeepSpeed's folders hold an ordinary one, too."""
+    checkpoint = read_checkpoint(path / 'weights.pth') if checkpoint is None else checkpoint
+    return checkpoint.get('message_hub', {}).get('runtime_info', {}).get('run')

@@ -1,0 +1,1 @@
+"""Optimizer state and parameters divided among processes: ZeRO-1 and FSDP2."""

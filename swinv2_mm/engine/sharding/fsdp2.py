@@ -1,0 +1,135 @@
+"""FSDP2: parameters, gradients and the optimizer's state divided among the processes (ZeRO stage 3)."""
+
+import re
+
+import torch
+from mmengine.device import get_device
+from mmengine.model import convert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from swinv2_mm.engine.sharding.gathering import GatheringRunner
+from swinv2_mm.errors import UserError
+from swinv2_mm.models.swin_v2 import SwinTransformerV2Block
+from swinv2_mm.registry import RUNNERS
+
+
+@RUNNERS.register_module()
+class FSDP2Runner(GatheringRunner):
+    """A runner that trains with torch's ``fully_shard``.
+
+    Each block of the backbone is a unit: its parameters are whole while it computes, and divided otherwise. Everything
+    else is one more unit, the model: frameworks call their heads through ``loss`` and ``predict``, where the hooks of a
+    unit do not see it. Parameters are initialised, or loaded, as in a run without sharding, and checkpoints are that
+    run's, so that they can be tested and resumed with or without sharding, by any number of processes. A single process
+    without a launcher trains as always; tests run unsharded.
+
+    ``fsdp2 = dict(...)`` in the config holds the arguments of :func:`shard`.
+    """
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Leave the model as it is, on its device: sharding replaces parameters, so it waits for their values."""
+        if not self.distributed:
+            return super().wrap_model(model_wrapper_cfg, model)
+        if self.cfg.get('sync_bn'):
+            model = convert_sync_batchnorm(model, self.cfg.sync_bn)
+        return model.to(get_device())
+
+    def train(self) -> nn.Module:
+        """Initialise the parameters, shard them, and train."""
+        super()._init_model_weights()
+        if self.distributed:
+            shard(self.model, **self.cfg.get('fsdp2', {}))
+        return super().train()
+
+    def _init_model_weights(self) -> None:
+        """Done in front of sharding."""
+
+    def resume(self, filename: str, resume_optimizer: bool = True, resume_param_scheduler: bool = True,
+               map_location: str = 'cpu') -> None:  # fmt: skip
+        """As mmengine's, but a whole checkpoint never lies on the device."""
+        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        if fn_name == 'after_load_checkpoint':
+            self._scatter(kwargs['checkpoint'])
+        super().call_hook(fn_name, **kwargs)
+
+    def gather(self, checkpoint: dict) -> None:
+        gather(checkpoint, keep=self.rank == 0)
+
+    def _scatter(self, checkpoint: dict) -> None:
+        """Divide the tensors of a whole checkpoint, in place, as those of the model and the optimizer are divided."""
+        parameters = dict(self.model.named_parameters())
+        for part in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
+            for key, value in part.items():
+                part[key] = like(value, parameters.get(re.sub(r'^module\.', '', key)))
+        if isinstance(self.optim_wrapper, OptimWrapper) and 'optimizer' in checkpoint:
+            optimized = [p for group in self.optim_wrapper.optimizer.param_groups for p in group['params']]
+            for index, state in checkpoint['optimizer']['state'].items():
+                for name, value in state.items():
+                    state[name] = like(value, optimized[index] if index < len(optimized) else None)
+
+
+def shard(model: nn.Module, block_dtype: str = 'float32') -> None:
+    """Divide the parameters of a model among the processes, in place.
+
+    Args:
+        model: With the same values in each process.
+        block_dtype: ``'float32'``, or ``'bfloat16'`` to gather the blocks' parameters in half the bytes and to compute
+            the blocks in that type, but for the position bias. Shards, gradients and the optimizer stay in float32.
+
+    Raises:
+        UserError: Another ``block_dtype``.
+    """
+    if block_dtype not in ('float32', 'bfloat16'):
+        raise UserError(f"fsdp2.block_dtype={block_dtype!r}: set it to 'float32' or 'bfloat16'.")
+    mesh = init_device_mesh(get_device(), (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if block_dtype == 'bfloat16':
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, SwinTransformerV2Block):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    # By default the root stays whole after a forward without backward, and hooks would meet plain parameters.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    # mmengine's EMAHook copies the model for its values alone; fully_shard forbids copies, since they could not run.
+    type(model).__deepcopy__ = lambda module, memo: parameters_alone(module)
+
+
+def parameters_alone(module: nn.Module) -> nn.Module:
+    """Copy the parameters and buffers of a module, under their names, into a module that cannot run."""
+    copy = nn.Module()
+    for name, parameter in module.named_parameters(recurse=False):
+        copy.register_parameter(name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    for name, buffer in module.named_buffers(recurse=False):
+        copy.register_buffer(name, buffer.clone(), persistent=name not in module._non_persistent_buffers_set)
+    for name, child in module.named_children():
+        copy.add_module(name, parameters_alone(child))
+    return copy
+
+
+def gather(value: object, keep: bool) -> object:
+    """Replace each divided tensor in nested dicts and lists by the whole one on the CPU; called by every process.
+
+    Args:
+        value: Dicts and lists are edited in place.
+        keep: Whether this process wants the result; the others lend their part and get None.
+    """
+    if isinstance(value, DTensor):
+        whole = value.to(value.device_mesh.device_type).full_tensor()
+        return whole.cpu() if keep else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        value[key] = gather(inner, keep)
+    return value
+
+
+def like(value: object, parameter: Tensor | None) -> object:
+    """Divide a whole tensor as the parameter of its shape is divided, without communication; leave anything else."""
+    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

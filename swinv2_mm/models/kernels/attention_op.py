@@ -1,0 +1,166 @@
+"""Window attention on a feature map: by the C++, which needs no plan of the windows, or with torch's operations.
+
+For a compiler it is one operation, which it calls as it is, whatever the size of the map. Which token sits in which
+slot, and which windows need a mask, is planned in numbers: a compiler that traced the plan would bake one image size
+into its graph; inside an operation it sees neither the plan nor the logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2_mm.models.kernels import cpp_attention
+from swinv2_mm.models.kernels.cosine_attention import attention_backward, attention_forward
+from swinv2_mm.models.window import WindowLayout, window_layout, window_partition, window_reverse
+
+Pair = tuple[int, int]
+
+
+def attention_on_map(
+    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    attn_chunk: int | str | None,
+) -> Tensor:
+    """:func:`~swinv2_mm.models.kernels.cosine_attention.cosine_attention` in the windows of a map.
+
+    Args:
+        qkv: Queries, keys and values of the tokens, ``(B, Hp, Wp, 3, nH, d)``; padding that is missing is masked.
+        bias: ``(3 nH d,)``, to be added to ``qkv``; None for nothing.
+        scale: ``(nH, 1, 1)``.
+        table: ``(nH, 2 Wh - 1, 2 Ww - 1)``, the bias of each offset in the window ``(Wh, Ww)``, at most ``(Hp, Wp)``.
+        size: ``(H, W)``, which is wanted, at most ``(Hp, Wp)``.
+        shifted: Shift by half a window along each axis that has more than one window.
+        attn_chunk: See :func:`~swinv2_mm.models.kernels.cosine_attention.at_a_time`.
+
+    Returns:
+        ``(B, H, W, nH, d)``.
+    """
+    return _OnMap.apply(qkv, bias, scale, table, size, shifted, attn_chunk)
+
+
+class _OnMap(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, *options: Any) -> Tensor:
+        ctx.save_for_backward(qkv, bias, scale, table)
+        ctx.options = options
+        return _forward(qkv, bias, scale, table, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+def _forward(
+    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    attn_chunk: int | str | None,
+) -> Tensor:
+    if cpp_attention.takes(qkv, scale, table):
+        out = cpp_attention.forward(qkv, bias, scale, table, shifted)
+    else:
+        layout, slots = _to_windows(_with(bias, qkv), table, shifted)
+        out = attention_forward(slots, scale, table, layout.groups, attn_chunk)
+        out = window_reverse(out.flatten(2), layout, qkv.shape[1:3]).unflatten(3, qkv.shape[4:])
+    return out[:, :size[0], :size[1]].contiguous()
+
+
+def _backward(
+    grad: Tensor, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    attn_chunk: int | str | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    Hp, Wp = qkv.shape[1:3]
+    grad = F.pad(grad, (0, 0, 0, 0, 0, Wp - size[1], 0, Hp - size[0])) if (Hp, Wp) != tuple(size) else grad
+    if cpp_attention.takes(qkv, scale, table):
+        return cpp_attention.backward(grad, qkv, bias, scale, table, shifted)
+    layout, slots = _to_windows(_with(bias, qkv), table, shifted)
+    _, grad = _to_windows(grad, table, shifted)
+    grad.flatten(0, 1).index_fill_(0, layout.pads, 0)  # nobody reads what padding attended to
+    qkv_grad, *others = attention_backward(grad, slots, scale, table, layout.groups, attn_chunk)
+    qkv_grad = window_reverse(qkv_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
+    return qkv_grad, None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype), *others
+
+
+def _with(bias: Tensor | None, qkv: Tensor) -> Tensor:
+    return qkv if bias is None else qkv + bias.to(qkv.dtype).view(qkv.shape[3:])
+
+
+def _to_windows(x: Tensor, table: Tensor, shifted: bool) -> tuple[WindowLayout, Tensor]:
+    """The plan for a map ``(B, H, W, ...)``, and its slots, ``(B * nW, N, ...)``."""
+    window = (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+    layout = window_layout(*x.shape[:3], window, shifted, x.device)
+    slots = window_partition(x.flatten(3), layout)
+    return layout, slots.view(*slots.shape[:2], *x.shape[3:])
+
+
+# --- as an operation -------------------------------------------------------------------------------------------------
+
+
+def map_attention(
+    qkv: Tensor, scale: Tensor, table: Tensor, size: Pair, window: Pair, shifted: bool, attn_chunk: int | str | None
+) -> Tensor:
+    """:func:`attention_on_map` as an operation for compilers, in maps of any size.
+
+    Args:
+        table: ``(nH, 2 Ph - 1, 2 Pw - 1)``, the bias of each offset in a window of ``(Ph, Pw)``, at least ``window``.
+        window: ``(Wh, Ww)``, in tokens, at most ``(Hp, Wp)``.
+        qkv, scale, size, shifted, attn_chunk: As there.
+    """
+    return _attention(qkv, scale, table, list(size), list(window), shifted, 0 if attn_chunk == 'auto' else attn_chunk)
+
+
+@torch.library.custom_op('swinv2_mm::map_attention', mutates_args=())
+def _attention(
+    qkv: Tensor, scale: Tensor, table: Tensor, size: list[int], window: list[int], shifted: bool,
+    attn_chunk: int | None,
+) -> Tensor:
+    return _forward(qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
+
+
+@_attention.register_fake
+def _(qkv, scale, table, size, window, shifted, attn_chunk):
+    return qkv.new_empty(qkv.shape[0], *size, *qkv.shape[4:])
+
+
+@torch.library.custom_op('swinv2_mm::map_attention_backward', mutates_args=())
+def _attention_backward(
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, size: list[int], window: list[int], shifted: bool,
+    attn_chunk: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``qkv``, ``scale`` and ``table``."""
+    qkv_grad, _, scale_grad, inner_grad = _backward(
+        grad, qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
+    table_grad = torch.zeros_like(table)
+    _inner(table_grad, window).copy_(inner_grad)
+    return qkv_grad, scale_grad, table_grad
+
+
+@_attention_backward.register_fake
+def _(grad, qkv, scale, table, size, window, shifted, attn_chunk):
+    return qkv.new_empty(qkv.shape), torch.empty_like(scale), torch.empty_like(table)
+
+
+def _inner(table: Tensor, window: list[int]) -> Tensor:
+    """The bias of the offsets that a smaller window has: a bias depends on its offset alone."""
+    rows, cols = ((size + 1) // 2 - side for size, side in zip(table.shape[1:], window, strict=True))
+    return table[:, rows:table.shape[1] - rows, cols:table.shape[2] - cols]
+
+
+def _chunk(attn_chunk: int | None) -> int | str | None:
+    return 'auto' if attn_chunk == 0 else attn_chunk
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    qkv, scale, table, *ctx.options = inputs
+    ctx.save_for_backward(qkv, scale, table)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+_attention.register_autograd(_gradients, setup_context=_save)

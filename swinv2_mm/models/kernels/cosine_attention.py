@@ -1,0 +1,236 @@
+"""Cosine attention inside windows, window by window: no more than a few windows' logits exist at a time.
+
+The fused kernels of torch give no gradient to the bias, and what torch falls back on for that keeps the logits of all
+windows; so the backward pass is written here. It keeps nothing but its inputs, and computes the probabilities of a few
+windows again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2_mm.models.kernels.arithmetic import in_given_types
+from swinv2_mm.models.kernels.matmul import product_dtype
+from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots
+from swinv2_mm.models.window import WindowGroup
+
+# Below this length a vector has no direction that its rounding errors would leave standing.
+MIN_NORM = 1e-6
+# What the bias of the queries that are computed at a time may take: all of a window's, up to 16 heads of window 32.
+BIAS_BYTES = 64 * 2**20
+# What the logits of the windows that are computed at a time may take with attn_chunk='auto'. A step keeps about four
+# such tensors at its peak; beyond some tens of megabytes larger ones are no faster.
+CHUNK_BYTES = 64 * 2**20
+# The same on a CPU, whose cache they are not to leave: measured with 1 MiB of second-level cache per core.
+CACHE_BYTES = 2 * 2**20
+
+# Which of the windows at hand have a mask: ``(r, N)``, True where the row's slot must not attend to the column's.
+Masks = Sequence[tuple[slice, Tensor]]
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Scale the last dimension to length 1; vectors shorter than ``MIN_NORM`` become zero, with zero gradient.
+
+    Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that an all-zero token
+    gives NaN forward, or a gradient of 0 * inf backward.
+    """
+    x = _exact(x)
+    return x * _inverse_norm(x)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))  # at once: operations on mixed types are slow
+
+
+def _inverse_norm(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (norm > MIN_NORM) / norm.clamp_min(MIN_NORM)
+
+
+def cosine_attention(
+    qkv: Tensor, scale: Tensor, bias: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
+) -> Tensor:
+    """``softmax(scale * cos(q, k) + bias) v`` (paper, equation 2); not differentiable twice.
+
+    Args:
+        qkv: Queries, keys and values of each window's slots, ``(G, N, 3, nH, d)``.
+        scale: ``(nH, 1, 1)``.
+        bias: Per offset, ``(nH, 2 Wh - 1, 2 Ww - 1)`` with ``N = Wh * Ww``.
+        groups: Which windows share which mask; they cover all ``G``, in order.
+        attn_chunk: See :func:`at_a_time`.
+
+    Returns:
+        ``(G, N, nH, d)``.
+    """
+    return _CosineAttention.apply(qkv, scale, bias, groups, attn_chunk)
+
+
+def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool) -> tuple[int | None, int]:
+    """How many windows, and how many of their heads, are computed together; None for all windows.
+
+    Args:
+        attn_chunk: So many windows at most; ``'auto'``: as many as have logits of :data:`CHUNK_BYTES`; None: all. A CPU
+            never takes more than have logits of :data:`CACHE_BYTES`.
+        num_heads: Heads.
+        N: Slots of a window.
+        on_cpu: Whether a CPU computes.
+    """
+    if attn_chunk != 'auto' and not on_cpu:
+        return attn_chunk, num_heads
+    matrices = max(1, (CACHE_BYTES if on_cpu else CHUNK_BYTES) // (4 * N * N))
+    windows = max(1, matrices // num_heads)
+    return windows if attn_chunk in ('auto', None) else min(windows, attn_chunk), min(matrices, num_heads)
+
+
+class _CosineAttention(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
+        ctx.save_for_backward(qkv, scale, table)
+        ctx.groups, ctx.attn_chunk = groups, attn_chunk
+        return attention_forward(qkv, scale, table, groups, attn_chunk)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return *attention_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.attn_chunk), None, None
+
+
+@in_given_types
+def attention_forward(
+    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
+) -> Tensor:
+    """:func:`cosine_attention`, without autograd."""
+    G, N, _, nH, d = qkv.shape
+    out = qkv.new_empty(G, N, nH, d)
+    # The fused kernel takes one mask for all windows.
+    together = [groups] if qkv.is_cpu else [[group] for group in groups]
+    for first, last in _queries_at_a_time(table):
+        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, qkv.is_cpu)
+        pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
+        for windows, heads, bias, masks in pieces:
+            q, k, v = _by_heads(qkv[windows, :, :, heads])
+            v = v.to(product_dtype(v))
+            q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
+            k = unit_vectors(k).to(v.dtype)
+            if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
+                o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
+            else:
+                for _, outside in masks:
+                    bias = bias.masked_fill(outside, -math.inf)
+                o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(v.dtype), scale=1.0)
+            out[windows, first:last, heads] = o.transpose(1, 2)
+    return out
+
+
+@in_given_types
+def attention_backward(
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup],
+    attn_chunk: int | str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``qkv``, ``scale`` and ``table`` from that of the result of :func:`cosine_attention`."""
+    G, N, _, nH, d = qkv.shape
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+    qkv_grad = torch.empty_like(qkv)
+    scale_grad = torch.zeros_like(scale, dtype=exact)
+    table_grad = torch.zeros_like(table)
+    parts = list(_queries_at_a_time(table))
+    sums = None  # of the gradients of keys and values over the parts, if there are several
+    if len(parts) > 1:
+        sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device)
+    for first, last in parts:
+        rows = spread_over_slots(table, first, last)
+        rows_grad = torch.zeros_like(rows)
+        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first)
+        for windows, heads, bias, masks in pieces:
+            q, k, v = _by_heads(qkv[windows, :, :, heads])
+            v = v.to(product_dtype(v))
+            o_grad = grad[windows, first:last, heads].transpose(1, 2).to(v.dtype).contiguous()  # (n, nH, r, d)
+            q, k = _exact(q[:, :, first:last]), _exact(k)
+            q_by, k_by = _inverse_norm(q), _inverse_norm(k)                            # (n, nH, r or N, 1)
+            scaled_q, unit_k = (q * (q_by * scale[heads])).to(v.dtype), (k * k_by).to(v.dtype)
+            probs = _probabilities(scaled_q, unit_k, bias, masks)
+            logits_grad = (o_grad @ v.transpose(-2, -1)).to(exact)
+            logits_grad = torch._softmax_backward_data(logits_grad, probs, -1, exact)
+            rows_grad[heads] += logits_grad.sum(0)
+            probs, logits_grad = probs.to(v.dtype), logits_grad.to(v.dtype)
+            v_grad = probs.transpose(-2, -1) @ o_grad
+            k_grad = (logits_grad.transpose(-2, -1) @ scaled_q).to(exact)
+            q_grad, along = _across(q, q_by, (logits_grad @ unit_k).to(exact))
+            scale_grad[heads] += along.sum((0, 2))[..., None]
+            q_grad *= q_by * scale[heads]
+            qkv_grad[windows, first:last, 0, heads] = q_grad.to(qkv.dtype).transpose(1, 2)
+            if sums is None:
+                k_grad = _across(k, k_by, k_grad)[0].mul_(k_by)
+                qkv_grad[windows, :, 1, heads] = k_grad.to(qkv.dtype).transpose(1, 2)
+                qkv_grad[windows, :, 2, heads] = v_grad.transpose(1, 2)
+            else:
+                sums[0, windows, heads] += k_grad
+                sums[1, windows, heads] += v_grad
+        table_grad += sum_over_slots(rows_grad, table.shape, first, last)
+    if sums is not None:
+        k = _exact(qkv[:, :, 1].transpose(1, 2))                                       # (G, nH, N, d)
+        k_by = _inverse_norm(k)
+        qkv_grad[:, :, 1] = _across(k, k_by, sums[0])[0].mul_(k_by).transpose(1, 2)
+        qkv_grad[:, :, 2] = sums[1].transpose(1, 2)
+    return qkv_grad, scale_grad.to(scale.dtype), table_grad
+
+
+def _by_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(n, N, 3, nH, d)`` to three times ``(n, nH, N, d)``."""
+    return qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+
+
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor, masks: Masks) -> Tensor:
+    """``softmax(q k^T + bias)``, ``(n, nH, r, N)``, in the bias' type: float32 at least."""
+    logits = (q @ k.transpose(-2, -1)).to(bias.dtype)
+    logits += bias
+    for windows, outside in masks:
+        logits[windows].masked_fill_(outside, -math.inf)
+    return torch.softmax(logits, dim=-1, out=logits)
+
+
+def _across(x: Tensor, by: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of ``grad`` across the vectors ``x``, in place, and its length along their directions ``x * by``."""
+    along = (x * grad).sum(-1, keepdim=True).mul_(by)
+    return grad.addcmul_(x, along * by, value=-1), along
+
+
+def _queries_at_a_time(table: Tensor) -> Iterator[tuple[int, int]]:
+    """Cut the queries of a window into parts whose bias takes at most :data:`BIAS_BYTES`, by whole rows of slots."""
+    nH, Wh, Ww = len(table), (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+    one = nH * Ww * Wh * Ww * table.element_size()
+    count = min(Wh, -(-Wh * one // BIAS_BYTES))
+    for i in range(count):
+        yield Wh * i // count * Ww, Wh * (i + 1) // count * Ww
+
+
+def _pieces(
+    groups: Sequence[WindowGroup], at_a_time: tuple[int | None, int], rows: Tensor, first: int
+) -> Iterator[tuple[slice, slice, Tensor, Masks]]:
+    """Windows and heads to compute together, with the bias of their queries, ``(heads, r, N)``, and their masks."""
+    windows, heads = at_a_time
+    for piece in cut(groups[0].start, groups[-1].stop, windows):
+        masks = []
+        for group in groups:
+            start, stop = max(group.start, piece.start), min(group.stop, piece.stop)
+            if group.regions is not None and start < stop:
+                outside = ~group.mask(first, first + rows.shape[1])
+                masks.append((slice(start - piece.start, stop - piece.start), outside))
+        for which in cut(0, len(rows), heads):
+            yield piece, which, rows[which], masks
+
+
+def cut(start: int, stop: int, at_a_time: int | None) -> Iterator[slice]:
+    """Nearly equal slices of a range, none longer than ``at_a_time``."""
+    size = stop - start
+    count = 1 if at_a_time is None else -(-size // at_a_time)
+    for i in range(count):
+        yield slice(start + size * i // count, start + size * (i + 1) // count)

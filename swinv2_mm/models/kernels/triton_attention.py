@@ -1,0 +1,190 @@
+"""Window attention of SwinV2 as one fused operation, from the map's queries, keys and values to the map's outputs.
+
+Padding, shift and partition are index arithmetic inside the kernels (:mod:`swinv2_mm.models.kernels.triton_kernels`),
+and the soft-max runs over tiles: neither copies of the map nor a tensor of ``N x N`` logits exist, forward or
+backward.
+
+The operation is opaque to torch.compile, which calls it as it is. Triton is imported when it first runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_HEAD_WIDTH = 128
+MAX_WINDOW = 128  # per side; see the division in triton_kernels._locate
+# From here on a program takes 128 queries instead of 64: half the passes over keys that no longer fit the L1 cache.
+MANY_SLOTS = 1024
+# Programs that share the sum of the table's gradient: each adds to all of the table once, so few; several per
+# multiprocessor (an H100 has 132, an A100 108), so that none is idle.
+TABLE_PROGRAMS = 1024
+
+
+def why_not(qkv: Tensor, window: tuple[int, int]) -> str | None:
+    """Why :func:`fused_window_attention` cannot be used for these arguments of it; None if it can.
+
+    Its gradients of queries, keys, values and scale are the same in every run. The table's is a sum in no fixed order,
+    equal up to rounding only, so it is not for training under ``torch.use_deterministic_algorithms``.
+    """
+    if importlib.util.find_spec('triton') is None:
+        return 'Triton is not installed'
+    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
+        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
+    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
+        return 'Triton needs compute capability 8.0 (Ampere)'
+    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f'there is no kernel for {qkv.dtype}'
+    if qkv.shape[-1] > MAX_HEAD_WIDTH:
+        return f'its heads have {qkv.shape[-1]} channels, the kernels take {MAX_HEAD_WIDTH}'
+    if max(window) > MAX_WINDOW:
+        return f'the window is {window[0]} x {window[1]}, the kernels take {MAX_WINDOW} per side'
+    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
+        return 'its gradient of the position bias is not deterministic'
+    return None
+
+
+def fused_window_attention(
+    qkv: Tensor, table: Tensor, scale: Tensor, window: tuple[int, int], shift: tuple[int, int]
+) -> Tensor:
+    """Scaled cosine attention in (shifted) windows of a feature map (paper, sections 3.2 and 3.3).
+
+    A token attends to those of its window, ``softmax(scale * cos(q, k) + bias) v``. Windows are cut from the map as
+    rolled by ``-shift``; padding that completes the last ones is never attended to, nor are tokens that only the roll
+    brought together. Lengths, logits and soft-max are computed in float32, vectors shorter than 1e-6 count as zero.
+
+    Args:
+        qkv: ``(B, H, W, 3, nH, d)``: queries, keys and values of the tokens; float16, bfloat16 or float32. Float32 is
+            multiplied as such, or in TF32 where ``torch.backends.cuda.matmul.allow_tf32`` says so.
+        table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)`` float32, the bias of each offset, as for
+            :func:`~swinv2_mm.models.position_bias.spread_over_slots`.
+        scale: ``(nH,)`` float32, the factor of the cosine.
+        window: ``(Wh, Ww)``, in tokens.
+        shift: ``(sh, sw)``, in tokens, each in ``0 .. window - 1``; 0 where the axis has a single window.
+
+    Returns:
+        ``(B, H, W, nH * d)`` in the type of ``qkv``.
+
+    Raises:
+        ValueError: :func:`why_not` has a reason, or a shape or type is not as above.
+    """
+    reason = why_not(qkv, window)
+    if reason:
+        raise ValueError(f"attn_backend='triton' cannot be used: {reason}. Choose attn_backend='auto'.")
+    nH, (Wh, Ww) = qkv.shape[4], window
+    for name, tensor, shape in (('table', table, (nH, 2 * Wh - 1, 2 * Ww - 1)), ('scale', scale, (nH,))):
+        if tensor.shape != shape or tensor.dtype != torch.float32:
+            raise ValueError(f'{name} is {tuple(tensor.shape)}, {tensor.dtype}; {nH} heads and a window of '
+                             f'{Wh} x {Ww} need {shape}, torch.float32.')
+    out, _ = _attention(qkv.contiguous(), table.contiguous(), scale.contiguous(), list(window), list(shift))
+    return out
+
+
+class _Launch:
+    """Launches kernels on the windows of a map, in tiles that fit them.
+
+    The sizes follow what the compiler says for Ampere and Hopper: with them few registers spill, if any, and the shared
+    memory of the smaller devices is enough. They come from no measurement of time.
+
+    Attributes:
+        windows, heads: How many there are.
+        rows, row_warps: Slots of a program that passes all others of its window, and its warps.
+        pair, pair_warps: Side of the tile of a program that owns a tile of pairs, and its warps.
+    """
+
+    def __init__(self, qkv: Tensor, window: Sequence[int], shift: Sequence[int]) -> None:
+        B, H, W, _, nH, d = qkv.shape
+        self.windows, self.heads = B * -(-H // window[0]) * -(-W // window[1]), nH
+        self.slots = math.prod(window)
+        self.geometry = (B * H * W, nH, H, W, *window, *shift)
+        D = _power_of_two(d)
+        tf32 = qkv.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        self.constants = dict(d=d, D=D, PRECISION='tf32' if tf32 else 'ieee', num_stages=2)
+        heavy = qkv.element_size() > 2 or D > 32
+        self.rows = self.pair = min(_power_of_two(self.slots), 32 if heavy else 64)
+        if self.rows == 64 and self.slots >= MANY_SLOTS:
+            self.rows = 128
+        self.row_warps = max(self.rows // 16, 4 if heavy else 1)
+        self.pair_warps = max(self.pair // 8, 4 if heavy else 1)
+
+    def tiles(self, size: int) -> int:
+        """Tiles of ``size`` slots in a window."""
+        return -(-self.slots // size)
+
+    def by_rows(self, kernel: str, *args: Tensor) -> None:
+        """A program for each ``rows`` slots of a window and head."""
+        programs = self.windows * self.heads * self.tiles(self.rows)
+        self(kernel, programs, *args, BLOCK=self.rows, STEP=min(self.rows, 32), num_warps=self.row_warps)
+
+    def __call__(self, kernel: str, programs: int, *args: Any, **constants: Any) -> None:
+        from swinv2_mm.models.kernels import triton_kernels
+
+        with torch.cuda.device_of(args[0]):
+            getattr(triton_kernels, kernel)[(programs,)](*args, *self.geometry, **self.constants, **constants)
+
+
+def _power_of_two(number: int) -> int:
+    """The next power of two; at least 16, the smallest side of a matrix product in Triton."""
+    return max(16, 1 << (number - 1).bit_length())
+
+
+@torch.library.custom_op('swinv2_mm::window_attention', mutates_args=())
+def _attention(
+    qkv: Tensor, table: Tensor, scale: Tensor, window: list[int], shift: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The output, and each soft-max's denominator as a power of 2, ``(nH, B * H * W)`` float32."""
+    out, lse = _attention_like(qkv, table, scale, window, shift)
+    _Launch(qkv, window, shift).by_rows('forward_kernel', qkv, table, scale, out, lse)
+    return out, lse
+
+
+@_attention.register_fake
+def _attention_like(qkv, table, scale, window, shift):
+    B, H, W, _, nH, d = qkv.shape
+    return qkv.new_empty(B, H, W, nH * d), qkv.new_empty(nH, B * H * W, dtype=torch.float32)
+
+
+@torch.library.custom_op('swinv2_mm::window_attention_backward', mutates_args=())
+def _attention_backward(
+    grad: Tensor, qkv: Tensor, table: Tensor, scale: Tensor, out: Tensor, lse: Tensor, window: list[int],
+    shift: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of ``qkv``, ``table`` and ``scale``; every token is a query and a key in one window."""
+    launch = _Launch(qkv, window, shift)
+    tiles, nH = launch.tiles(launch.pair), launch.heads
+    chunks = max(1, min(launch.windows, TABLE_PROGRAMS // (nH * tiles**2)))
+    grad_qkv, grad_table = torch.empty_like(qkv), torch.zeros_like(table)
+    if tiles == 1:
+        delta, grad_scale = None, scale.new_empty(chunks, nH, 1)
+    else:
+        delta, grad_scale = torch.empty_like(lse), scale.new_empty(launch.windows, nH, launch.tiles(launch.rows))
+        launch.by_rows('backward_q_kernel', qkv, table, scale, out, lse, grad, grad_qkv, grad_scale, delta)
+        launch.by_rows('backward_kv_kernel', qkv, table, scale, lse, grad, grad_qkv, delta)
+    launch('backward_table_kernel', chunks * nH * tiles**2,
+           qkv, table, scale, lse, grad, grad_qkv, grad_scale, delta, grad_table, launch.windows, chunks,
+           BLOCK=launch.pair, WHOLE=tiles == 1, num_warps=launch.pair_warps)
+    return grad_qkv, grad_table, grad_scale.sum((0, 2))
+
+
+@_attention_backward.register_fake
+def _(grad, qkv, table, scale, out, lse, window, shift):
+    return torch.empty_like(qkv), torch.empty_like(table), torch.empty_like(scale)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    qkv, table, scale, ctx.window, ctx.shift = inputs
+    ctx.save_for_backward(qkv, table, scale, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.window, ctx.shift), None, None
+
+
+_attention.register_autograd(_gradients, setup_context=_save)

@@ -1,0 +1,121 @@
+"""Fixtures of the tests that train: a process that is put back, a finished tiny training, the tools as functions."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+from support.tiny_training import write_config
+from swinv2_mm.engine.runs import prepare_training, train
+from swinv2_mm.engine.runs.command_line import exit_code
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_tool(name):
+    """The module of ``tools/<name>.py``."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class ForkServer:
+    """Runs ``tools/train.py`` in forks of an interpreter that has imported everything, see fork_server.py."""
+
+    def __init__(self):
+        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests')
+        self.process = subprocess.Popen([sys.executable, ROOT / 'tests' / 'support' / 'fork_server.py'], text=True,
+                                        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+
+    def train(self, folder, work_dir, *arguments, processes=1, at=None, number=signal.SIGKILL, rank=0):
+        """Train to the end, or until process ``rank`` gets signal ``number`` in front of its event ``at``.
+
+        Returns:
+            The exit codes of the processes, what they printed, and which of them left data workers behind.
+        """
+        arguments = [*map(str, arguments), '--work-dir', work_dir]
+        request = {'folder': str(folder), 'work_dir': work_dir, 'arguments': arguments, 'processes': processes,
+                   'at': at, 'signal': number, 'rank': rank}  # fmt: skip
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline())
+        return answer['codes'], answer['output'], answer['left']
+
+
+@pytest.fixture(scope='session')
+def fork_server():
+    server = ForkServer()
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@contextmanager
+def put_back():
+    """Give back what a run changes in its process: the environment, what torch.load allows, the number of threads."""
+    threads, allowed, environment = torch.get_num_threads(), torch.serialization.get_safe_globals(), dict(os.environ)
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    yield
+    torch.set_num_threads(threads)
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def own_process(tmp_path, monkeypatch):
+    """Run in an empty folder, and leave no traces in the process."""
+    monkeypatch.chdir(tmp_path)
+    with put_back():
+        yield
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """The work dir of a finished tiny training, with a checkpoint per epoch as our tools write them."""
+    folder = tmp_path_factory.mktemp('trained')
+    with put_back():
+        train(prepare_training(write_config(folder, 'trained.py'), work_dir=str(folder / 'run')))
+    return folder / 'run'
+
+
+def mmengine_runner(config, work_dir, **keys):
+    """mmengine's runner of a tiny config, with none of our tools; the keys change the config."""
+    cfg = Config.fromfile(config)
+    cfg.default_hooks.pop('report')
+    cfg.update(work_dir=str(work_dir), **keys)
+    return Runner.from_cfg(cfg)
+
+
+@pytest.fixture(scope='session')
+def mmengine_trained(tmp_path_factory):
+    """As ``trained``, by plain mmengine: its checkpoints hold HistoryBuffers and NumPy's scalars."""
+    folder = tmp_path_factory.mktemp('mmengine_trained')
+    with put_back():
+        mmengine_runner(write_config(folder, 'mmengine_trained.py'), folder / 'run').train()
+    return folder / 'run'
+
+
+@pytest.fixture
+def run_tool(monkeypatch, own_process):
+    """Call ``tools/<name>.py`` with arguments as a shell would, in this process; returns the exit code."""
+
+    def run(name, *arguments):
+        arguments = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *arguments])
+        # mmengine names a run by its config and the second: another of this name in the same one would have its scope.
+        DefaultScope._instance_dict.clear()
+        return exit_code(load_tool(name).main, arguments)
+
+    return run
