@@ -42,6 +42,7 @@ test-all: setup ## run all tests
 
 lint: setup ## ruff, and bash's syntax check of the scripts
 	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet . || (.venv/bin/ruff format --diff .; exit 1)
 	@for script in .ci/run tools/*.sh; do if [ -e "$$script" ]; then bash -n "$$script" || exit 1; fi; done
 
 bench: setup ## time and memory of the backbone beside the peers that import here (a few minutes)

@@ -14,8 +14,16 @@ INSTRUCTION_SETS = {'x86_64': X86, 'aarch64': {'neon': []}}
 # Not linked to an OpenMP of its own: torch's is there when it is loaded, and the threads of two would fight for the
 # cores.
 SOURCES = 'swinv2_mm/models/kernels/csrc'
-FLAGS = ['-std=c++17', '-O3', '-g0', '-fopenmp', '-ffp-contract=fast', '-Wno-psabi', '-Wno-uninitialized',
-         '-Wno-maybe-uninitialized']
+FLAGS = [
+    '-std=c++17',
+    '-O3',
+    '-g0',
+    '-fopenmp',
+    '-ffp-contract=fast',
+    '-Wno-psabi',
+    '-Wno-uninitialized',
+    '-Wno-maybe-uninitialized',
+]
 
 
 class BuildForEach(build_ext):

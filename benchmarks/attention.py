@@ -75,9 +75,9 @@ def in_windows(
 ) -> Tensor:
     """The map gathered into windows, ``attention(qkv, scale, table, groups)`` on them, and back."""
     layout = window_layout(case.B, case.H, case.W, case.window, True, x.device)
-    windows = window_partition(x, layout)                                           # (B * nW, N, C)
+    windows = window_partition(x, layout)  # (B * nW, N, C)
     qkv = F.linear(windows, weight).view(*windows.shape[:2], 3, case.heads, case.width)
-    out = attention(qkv, scale.view(-1, 1, 1), table, layout.groups)                # (B * nW, N, nH, d)
+    out = attention(qkv, scale.view(-1, 1, 1), table, layout.groups)  # (B * nW, N, nH, d)
     return window_reverse(out.flatten(2), layout, (case.H, case.W))
 
 
@@ -88,7 +88,7 @@ def keeping_no_logits(qkv: Tensor, scale: Tensor, table: Tensor, groups: Any) ->
 
 def all_at_once(qkv: Tensor, scale: Tensor, table: Tensor, groups: Any) -> Tensor:
     """Plain SDPA with the bias and the mask of every window spelled out, ``(B * nW, nH, N, N)``."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)                                  # 3 x (B * nW, nH, N, d)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (B * nW, nH, N, d)
     q, k = (unit_vectors(q) * scale).to(v.dtype), unit_vectors(k).to(v.dtype)
     bias, spelled = spread_over_slots(table).to(v.dtype), []
     for group in groups:
@@ -144,7 +144,7 @@ def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> list[di
             if device == 'cuda':
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
-            results = step(way, case, inputs, backward=True)     # compiles the kernels, too
+            results = step(way, case, inputs, backward=True)  # compiles the kernels, too
             if device == 'cuda':
                 rows[way]['mib'] = (torch.cuda.max_memory_allocated() - before) / 2**20
             fits.append(way)
@@ -170,8 +170,14 @@ def about() -> dict[str, Any]:
 
     import swinv2_mm
 
-    return dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, python=platform.python_version(),
-                torch=torch.__version__, triton=triton.__version__, swinv2_mm=swinv2_mm.__version__)
+    return dict(
+        gpu=torch.cuda.get_device_name(),
+        cuda=torch.version.cuda,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=triton.__version__,
+        swinv2_mm=swinv2_mm.__version__,
+    )
 
 
 def show(report: dict[str, Any]) -> None:
@@ -181,15 +187,26 @@ def show(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     number = lambda value, form: '-' if value is None else format(value, form)  # noqa: E731
-    table = Table(box=box.SIMPLE_HEAD, title='Shifted window attention of SwinV2-T, two images of 800 x 1333',
-                  title_justify='left')
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title='Shifted window attention of SwinV2-T, two images of 800 x 1333',
+        title_justify='left',
+    )
     for column in ('type', 'window', 'stage', 'way', 'forward ms', 'with backward ms', 'MiB', 'error', 'of gradients'):
         table.add_column(column, justify='right' if column not in ('type', 'way') else 'left')
     for row in report['rows']:
         table.add_row(
-            row['dtype'], str(row['window']), str(row['stage']), row['way'], number(row['forward'], '.3f'),
-            number(row['both'], '.3f'), number(row['mib'], '.0f'), number(row['error'], '.1e'),
-            number(row['gradient_error'], '.1e'), end_section=row['way'] == [*WAYS][-1])
+            row['dtype'],
+            str(row['window']),
+            str(row['stage']),
+            row['way'],
+            number(row['forward'], '.3f'),
+            number(row['both'], '.3f'),
+            number(row['mib'], '.0f'),
+            number(row['error'], '.1e'),
+            number(row['gradient_error'], '.1e'),
+            end_section=row['way'] == [*WAYS][-1],
+        )
     console = Console(highlight=False)
     console.width = max(console.width, 110)
     console.print(table)

@@ -85,8 +85,13 @@ class Worker:
 
     def __init__(self, name: str, case: Case, microsoft: str | None = None) -> None:
         command = [sys.executable, __file__, '--worker', name, json.dumps(case)]
-        self._process = subprocess.Popen(command + (['--microsoft', microsoft] if microsoft else []), text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command + (['--microsoft', microsoft] if microsoft else []),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         self.failed: str | None = None
         self.gib: float | None = None
 
@@ -174,8 +179,9 @@ def take_turns(names: list[str], case: Case, rounds: int, microsoft: str | None 
             worker.stop()
     failed = {name: worker.failed for name, worker in workers.items() if worker.failed is not None}
     whole = [name for name in names if name not in failed]
-    return dict(seconds={name: seconds[name] for name in whole}, gib={name: workers[name].gib for name in whole},
-                failed=failed)
+    return dict(
+        seconds={name: seconds[name] for name in whole}, gib={name: workers[name].gib for name in whole}, failed=failed
+    )
 
 
 def products(case: Case) -> tuple[list[tuple[int, int, int, int]], int]:
@@ -184,12 +190,18 @@ def products(case: Case) -> tuple[list[tuple[int, int, int, int]], int]:
     size = images_of(case).shape[2:]
     counts, moved = [], 0
     for stage, C, ((H, W), window), cost in zip(
-            model.stages, model.num_features, model.windows_on(size), model.padding_cost(size), strict=True):
+        model.stages, model.num_features, model.windows_on(size), model.padding_cost(size), strict=True
+    ):
         tokens, padded = case['batch'] * H * W, round(case['batch'] * H * W * cost)
         N, depth = window[0] * window[1], len(stage.blocks)
-        counts += [(depth, padded, C, 3 * C), (depth, padded, C, C), (depth, tokens, C, 4 * C),
-                   (depth, tokens, 4 * C, C), (depth * padded // N * (C // 32), N, 32, N),
-                   (depth * padded // N * (C // 32), N, N, 32)]
+        counts += [
+            (depth, padded, C, 3 * C),
+            (depth, padded, C, C),
+            (depth, tokens, C, 4 * C),
+            (depth, tokens, 4 * C, C),
+            (depth * padded // N * (C // 32), N, 32, N),
+            (depth * padded // N * (C // 32), N, N, 32),
+        ]
         moved += 2 * depth * tokens * C
     return counts, moved
 
@@ -201,7 +213,7 @@ def floor(case: Case) -> dict[str, float]:
     with torch.inference_mode():
         for count, M, K, N in counts:
             rows = min(M, 4096)
-            batch = min(count, 16) if M == N or K == M else 1     # attention's many small products
+            batch = min(count, 16) if M == N or K == M else 1  # attention's many small products
             x = torch.rand(batch, rows, K, device=case['device'], dtype=dtype)
             w = torch.rand(batch, N, K, device=case['device'], dtype=dtype)
             ways = [lambda x=x, w=w: torch.bmm(x, w.transpose(1, 2))]
@@ -226,17 +238,31 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The report after every case, with what is left to do on stderr."""
     peers = args.peers if args.peers is not None else available(args.microsoft)
     names = [OURS, *([EAGER] if args.compile else []), *peers]
-    cases = [dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, compile=args.compile, device=args.device,
-                  attn_backend=args.attn_backend)
-             for a, s, b, w, m, d in itertools.product(
-                 args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes)]
+    cases = [
+        dict(
+            arch=a,
+            window=w,
+            size=s,
+            batch=b,
+            mode=m,
+            dtype=d,
+            compile=args.compile,
+            device=args.device,
+            attn_backend=args.attn_backend,
+        )
+        for a, s, b, w, m, d in itertools.product(
+            args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes
+        )
+    ]
     rows, here = [], about(peers)
     if args.resume and args.json and Path(args.json).exists():
         before = json.loads(Path(args.json).read_text())
         others = [f'{key} {value}' for key, value in before['about'].items() if here.get(key, value) != value]
         if others:
-            raise SystemExit(f'{args.json} was measured with {", ".join(others)}. Two machines do not belong into one '
-                             'file: give --json another.')
+            raise SystemExit(
+                f'{args.json} was measured with {", ".join(others)}. Two machines do not belong into one '
+                'file: give --json another.'
+            )
         rows, here = before['rows'], before['about'] | here
     cases = [case for case in cases if all(any(row[key] != case[key] for key in case) for row in rows)]
     start = time.monotonic()
@@ -248,15 +274,19 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def title(case: Case) -> str:
-    return (f'{case["arch"]} w{case["window"]} {case["batch"]}x{case["size"]} {case["dtype"]} {case["mode"]}'
-            + (' compiled' if case['compile'] else ''))
+    return f'{case["arch"]} w{case["window"]} {case["batch"]}x{case["size"]} {case["dtype"]} {case["mode"]}' + (
+        ' compiled' if case['compile'] else ''
+    )
 
 
 def times_of_ours(row: dict[str, Any]) -> dict[str, float]:
     """How many times as long each peer takes: the median over the turns, each divided by ours of the same turn."""
     ours = row['seconds'].get('ours', [])
-    return {name: statistics.median(theirs / mine for theirs, mine in zip(taken, ours, strict=True))
-            for name, taken in row['seconds'].items() if name != 'ours' and ours}
+    return {
+        name: statistics.median(theirs / mine for theirs, mine in zip(taken, ours, strict=True))
+        for name, taken in row['seconds'].items()
+        if name != 'ours' and ours
+    }
 
 
 def show(found: dict[str, Any]) -> None:
@@ -267,9 +297,11 @@ def show(found: dict[str, Any]) -> None:
 
     names = list(dict.fromkeys(name for row in found['rows'] for name in (*row['seconds'], *row['failed'])))
     peers = [name for name in names if name != 'ours']
-    table = Table(box=box.SIMPLE_HEAD, title_justify='left',
-                  title='Seconds (peak GiB); for peers as multiples of ours. '
-                        f"Processor: {found['about'].get('kind', 'unknown')}")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title_justify='left',
+        title=f'Seconds (peak GiB); for peers as multiples of ours. Processor: {found["about"].get("kind", "unknown")}',
+    )
     for column in ('', 'ours', *peers, 'best peer', 'products alone', 'maps'):
         table.add_column(column, justify='left' if not column else 'right')
     for row in found['rows']:
@@ -296,6 +328,7 @@ def show(found: dict[str, Any]) -> None:
 def plot(found: dict[str, Any], path: Path) -> None:
     """Speed of the peers and of the products alone, relative to ours."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
@@ -309,8 +342,13 @@ def plot(found: dict[str, Any], path: Path) -> None:
             ratios = dict(times_of_ours(row), ours=1)
             ratios['products alone'] = row['floor']['seconds'] / statistics.median(row['seconds']['ours'])
             values.append(ratios.get(name, 0))
-        axis.barh([j + i * height for j in range(len(rows))], values, height, label=name,
-                  color='0.8' if name == 'products alone' else f'C{i}')
+        axis.barh(
+            [j + i * height for j in range(len(rows))],
+            values,
+            height,
+            label=name,
+            color='0.8' if name == 'products alone' else f'C{i}',
+        )
     axis.set_yticks([j + 0.4 for j in range(len(rows))], [title(row) for row in rows], fontsize=7)
     axis.margins(y=0.01)
     axis.invert_yaxis()
@@ -328,8 +366,13 @@ def main() -> None:
     parser.add_argument('--sizes', nargs='+', default=['800x1333', '1024x1024', '512x512'], metavar='HxW')
     parser.add_argument('--batches', type=int, nargs='+', default=[1], help='images at a time; 1, 2 and 8 are usual')
     parser.add_argument('--modes', nargs='+', default=['inference', 'training'], choices=['inference', 'training'])
-    parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'],
-                        choices=['float32', 'bfloat16', 'float16'], help='float32, or autocast')
+    parser.add_argument(
+        '--dtypes',
+        nargs='+',
+        default=['float32', 'bfloat16'],
+        choices=['float32', 'bfloat16', 'float16'],
+        help='float32, or autocast',
+    )
     parser.add_argument('--compile', action='store_true', help='torch.compile all of them; ours runs eagerly, too')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--attn-backend', default='auto', choices=['auto', 'sdpa', 'triton'], help='of ours')

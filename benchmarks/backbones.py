@@ -19,8 +19,13 @@ from torch import Tensor, nn
 DEPTHS = {'tiny': (2, 2, 6, 2), 'small': (2, 2, 18, 2), 'base': (2, 2, 18, 2)}
 WIDTHS = {'tiny': 96, 'small': 96, 'base': 128}
 # What must import for a peer to be there; Microsoft's code is a checkout whose folder is given.
-PEERS = {'huggingface': 'transformers', 'timm': 'timm', 'torchvision': 'torchvision', 'mmpretrain': 'mmpretrain.models',
-         'microsoft': 'models.swin_transformer_v2'}
+PEERS = {
+    'huggingface': 'transformers',
+    'timm': 'timm',
+    'torchvision': 'torchvision',
+    'mmpretrain': 'mmpretrain.models',
+    'microsoft': 'models.swin_transformer_v2',
+}
 
 
 class Maps(nn.Module):
@@ -67,33 +72,65 @@ def build(
     heads = [embed // 32 * 2**i for i in range(4)]
     if name == 'ours':
         from swinv2_mm import SwinTransformerV2
+
         return SwinTransformerV2(arch, window_size=window, pretrained_window_sizes=8, with_cp=checkpointing, **ours)
     if name == 'huggingface':
         from transformers import Swinv2Backbone, Swinv2Config
-        model = Swinv2Backbone(Swinv2Config(
-            image_size=size, embed_dim=embed, depths=list(depths), num_heads=heads, window_size=window,
-            pretrained_window_sizes=[8] * 4, out_features=['stage1', 'stage2', 'stage3', 'stage4']))
+
+        model = Swinv2Backbone(
+            Swinv2Config(
+                image_size=size,
+                embed_dim=embed,
+                depths=list(depths),
+                num_heads=heads,
+                window_size=window,
+                pretrained_window_sizes=[8] * 4,
+                out_features=['stage1', 'stage2', 'stage3', 'stage4'],
+            )
+        )
         if checkpointing:
             model.gradient_checkpointing_enable()
         return Maps(model, lambda x: model(x).feature_maps)
     if name == 'mmpretrain':
         from mmpretrain.models.backbones import SwinTransformerV2
+
         return SwinTransformerV2(
-            dict(embed_dims=embed, depths=list(depths), num_heads=heads, extra_norm_every_n_blocks=0), img_size=size,
-            window_size=window, pretrained_window_sizes=[8] * 4, out_indices=(0, 1, 2, 3), pad_small_map=True,
-            with_cp=checkpointing)
+            dict(embed_dims=embed, depths=list(depths), num_heads=heads, extra_norm_every_n_blocks=0),
+            img_size=size,
+            window_size=window,
+            pretrained_window_sizes=[8] * 4,
+            out_indices=(0, 1, 2, 3),
+            pad_small_map=True,
+            with_cp=checkpointing,
+        )
     if name == 'torchvision':
         from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
-        model = SwinTransformer([4, 4], embed, list(depths), heads, [window, window], stochastic_depth_prob=0.1,
-                                block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
+
+        model = SwinTransformer(
+            [4, 4],
+            embed,
+            list(depths),
+            heads,
+            [window, window],
+            stochastic_depth_prob=0.1,
+            block=SwinTransformerBlockV2,
+            downsample_layer=PatchMergingV2,
+        )
         del model.norm, model.head
         return Maps(model, partial(_stages, model.features[0], model.features[1:]))
     if name == 'timm':
         from timm.models.swin_transformer_v2 import SwinTransformerV2
     else:
         from models.swin_transformer_v2 import SwinTransformerV2
-    model = SwinTransformerV2(size, embed_dim=embed, depths=depths, num_heads=heads, num_classes=0, window_size=window,
-                              pretrained_window_sizes=(8,) * 4)
+    model = SwinTransformerV2(
+        size,
+        embed_dim=embed,
+        depths=depths,
+        num_heads=heads,
+        num_classes=0,
+        window_size=window,
+        pretrained_window_sizes=(8,) * 4,
+    )
     if checkpointing:
         model.set_grad_checkpointing()
     del model.norm
@@ -124,8 +161,11 @@ class PeakMemory:
 
 
 def report(
-    growing: Iterator[dict[str, Any]], show: Callable[[dict], None], plot: Callable[[dict, Path], None],
-    json_file: str | None, plot_file: str | None,
+    growing: Iterator[dict[str, Any]],
+    show: Callable[[dict], None],
+    plot: Callable[[dict, Path], None],
+    json_file: str | None,
+    plot_file: str | None,
 ) -> None:
     """Write a report each time that it has grown, so that a run that is stopped leaves what it measured; then show it.
 
@@ -164,11 +204,23 @@ def about(peers: list[str]) -> dict[str, Any]:
 
     import swinv2_mm
 
-    cpu = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                if line.startswith('model name')), platform.machine())
-    found = dict(cpu=cpu, kind=kind_of_processor(), cores=len(os.sched_getaffinity(0)),
-                 capability=torch.backends.cpu.get_cpu_capability(),
-                 python=platform.python_version(), torch=torch.__version__, swinv2_mm=swinv2_mm.__version__)
+    cpu = next(
+        (
+            line.partition(':')[2].strip()
+            for line in Path('/proc/cpuinfo').read_text().splitlines()
+            if line.startswith('model name')
+        ),
+        platform.machine(),
+    )
+    found = dict(
+        cpu=cpu,
+        kind=kind_of_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        swinv2_mm=swinv2_mm.__version__,
+    )
     if torch.cuda.is_available():
         found['gpu'] = torch.cuda.get_device_name()
     for name in peers:

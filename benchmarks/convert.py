@@ -39,9 +39,15 @@ def make_file(path: Path) -> None:
 
     size, w, side = VARIANTS['base'], 8, 256
     geometry = Geometry(
-        size.embed_dims, size.depths, size.num_heads, in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True,
+        size.embed_dims,
+        size.depths,
+        size.num_heads,
+        in_channels=3,
+        patch_size=4,
+        mlp_ratio=4.0,
+        qkv_bias=True,
         extra_norm_every=0,
-    )  # fmt: skip
+    )
     C = size.embed_dims * 2 ** (len(size.depths) - 1)
     shapes = geometry.shapes() | {f'norm3.{leaf}': (C,) for leaf in ('weight', 'bias')}
     generator = torch.Generator().manual_seed(0)
@@ -133,18 +139,30 @@ def about() -> dict[str, Any]:
 
     import swinv2_mm
 
-    cpu = next((line.partition(':')[2].strip() for line in Path('/proc/cpuinfo').read_text().splitlines()
-                if line.startswith('model name')), platform.machine())
+    cpu = next(
+        (
+            line.partition(':')[2].strip()
+            for line in Path('/proc/cpuinfo').read_text().splitlines()
+            if line.startswith('model name')
+        ),
+        platform.machine(),
+    )
     return dict(
-        cpu=cpu, cores=len(os.sched_getaffinity(0)), threads=torch.get_num_threads(), python=platform.python_version(),
-        torch=torch.__version__, safetensors=safetensors.__version__, swinv2_mm=swinv2_mm.__version__,
-    )  # fmt: skip
+        cpu=cpu,
+        cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        safetensors=safetensors.__version__,
+        swinv2_mm=swinv2_mm.__version__,
+    )
 
 
 def in_child(task: str, *arguments: object) -> Any:
     """Run a task of :data:`_TASKS` in a process of its own."""
-    child = subprocess.run([sys.executable, __file__, '--child', task, *map(str, arguments)], stdout=subprocess.PIPE,
-                           text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, __file__, '--child', task, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(child.stdout)
 
 
@@ -167,9 +185,13 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         peak = in_child('peak', src, suffix) - in_child('peak', src)
         report['outputs'][suffix] = dict(
-            seconds=seconds, median_seconds=medians, ratio=medians['convert'] / medians['copy'],
-            ratio_of_fastest=min(seconds['convert']) / min(seconds['copy']), peak_bytes=peak, peak_per_file=peak / size,
-        )  # fmt: skip
+            seconds=seconds,
+            median_seconds=medians,
+            ratio=medians['convert'] / medians['copy'],
+            ratio_of_fastest=min(seconds['convert']) / min(seconds['copy']),
+            peak_bytes=peak,
+            peak_per_file=peak / size,
+        )
     return report
 
 
@@ -179,15 +201,24 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = (f'A file of {report["file_bytes"] / 1e6:.0f} MB, medians of {report["pairs"]} pairs; goals: ratio < '
-             f'{RATIO_GOAL}, memory < {MEMORY_GOAL} of the file')
+    title = (
+        f'A file of {report["file_bytes"] / 1e6:.0f} MB, medians of {report["pairs"]} pairs; goals: ratio < '
+        f'{RATIO_GOAL}, memory < {MEMORY_GOAL} of the file'
+    )
     table = Table(box=box.SIMPLE_HEAD, title_justify='left', title=title)
     for column in ('written as', 'load + save', 'convert', 'ratio', 'of the fastest', 'peak memory', 'of the file'):
         table.add_column(column, justify='left' if column == 'written as' else 'right')
     for suffix, row in report['outputs'].items():
         a, b = (row['median_seconds'][name] for name in ('copy', 'convert'))
-        table.add_row(suffix, f'{a:.2f} s', f'{b:.2f} s', f'{row["ratio"]:.2f}', f'{row["ratio_of_fastest"]:.2f}',
-                      f'{row["peak_bytes"] / 1e6:.0f} MB', f'{row["peak_per_file"]:.2f}')
+        table.add_row(
+            suffix,
+            f'{a:.2f} s',
+            f'{b:.2f} s',
+            f'{row["ratio"]:.2f}',
+            f'{row["ratio_of_fastest"]:.2f}',
+            f'{row["peak_bytes"] / 1e6:.0f} MB',
+            f'{row["peak_per_file"]:.2f}',
+        )
     Console(highlight=False, width=100).print(table)
     print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
     print(report['command'])

@@ -33,8 +33,15 @@ WAYS = {
 
 def ways_of(peers: list[str]) -> list[str]:
     """Ours, then each peer as it is and, where it can, with checkpointing."""
-    return [*WAYS, *(way for peer in peers for way in (peer, f'{peer}, checkpointing')
-                     if way not in ('torchvision, checkpointing', 'microsoft, checkpointing'))]
+    return [
+        *WAYS,
+        *(
+            way
+            for peer in peers
+            for way in (peer, f'{peer}, checkpointing')
+            if way not in ('torchvision, checkpointing', 'microsoft, checkpointing')
+        ),
+    ]
 
 
 def step(way: str, side: int, window: int, limit: float) -> dict[str, float] | None:
@@ -71,8 +78,12 @@ def measure(sides: list[int], windows: list[int], limit: float) -> Iterator[dict
     steps, start = [], time.monotonic()
     for done, (way, side, window) in enumerate(jobs):
         left = (time.monotonic() - start) / done * (len(jobs) - done) if done else 0
-        print(f'\r{done}/{len(jobs)}, about {left / 60:.0f} min left; now {way}, {side} px, window {window}      ',
-              end='', file=sys.stderr, flush=True)
+        print(
+            f'\r{done}/{len(jobs)}, about {left / 60:.0f} min left; now {way}, {side} px, window {window}      ',
+            end='',
+            file=sys.stderr,
+            flush=True,
+        )
         result = in_child(way, side, window, limit)
         steps.append(dict(way=way, side=side, window=window, **(result or dict(gib=None, seconds=None))))
         yield dict(about=about(peers), limit_gib=limit, steps=steps)
@@ -86,16 +97,25 @@ def show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     cases = list(dict.fromkeys((row['side'], row['window']) for row in found['steps']))
-    table = Table(box=box.SIMPLE_HEAD, title='One training step of SwinV2-T, float32: GiB above the model (seconds)',
-                  title_justify='left')
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title='One training step of SwinV2-T, float32: GiB above the model (seconds)',
+        title_justify='left',
+    )
     table.add_column('')
     for side, window in cases:
         table.add_column(f'{side} px, w{window}', justify='right')
     for way in dict.fromkeys(row['way'] for row in found['steps']):
         cells = {(row['side'], row['window']): row for row in found['steps'] if row['way'] == way}
-        table.add_row(way, *(
-            f'{cells[case]["gib"]:.2f} ({cells[case]["seconds"]:.0f})' if cells[case]['gib'] is not None
-            else f'> {found["limit_gib"]:g}' for case in cases))
+        table.add_row(
+            way,
+            *(
+                f'{cells[case]["gib"]:.2f} ({cells[case]["seconds"]:.0f})'
+                if cells[case]['gib'] is not None
+                else f'> {found["limit_gib"]:g}'
+                for case in cases
+            ),
+        )
     console = Console(highlight=False)
     console.width = max(console.width, 32 + 17 * len(cases))
     console.print(table)
@@ -106,6 +126,7 @@ def show(found: dict[str, Any]) -> None:
 def plot(found: dict[str, Any], path: Path) -> None:
     """Peak against image size, one panel per window; a step beyond the limit has no point."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
@@ -113,8 +134,11 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(windows), figsize=(4.2 * len(windows), 4), sharey=True, squeeze=False)
     for axis, window in zip(axes[0], windows, strict=True):
         for way in dict.fromkeys(row['way'] for row in found['steps']):
-            points = [(row['side'], row['gib']) for row in found['steps']
-                      if (row['way'], row['window']) == (way, window) and row['gib'] is not None]
+            points = [
+                (row['side'], row['gib'])
+                for row in found['steps']
+                if (row['way'], row['window']) == (way, window) and row['gib'] is not None
+            ]
             style = dict(linestyle='-' if way in WAYS else '--', marker='o' if way in WAYS else 'x')
             axis.plot(*zip(*points, strict=True) if points else ([], []), label=way, **style)
         axis.set(title=f'window {window}', xlabel='side of the image in pixels', yscale='log')

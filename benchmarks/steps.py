@@ -1,6 +1,6 @@
 """What each step towards speed brings on a CPU: our backbone with one of them taken back at a time, taking turns.
 
-    python benchmarks/steps.py
+python benchmarks/steps.py
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def measure(side: int, window: int, mode: str, dtype: str, rounds: int) -> dict[
         for step, taken in seconds.items():
             with without(step):
                 start = time.perf_counter()
-                with torch.set_grad_enabled(mode == 'training'), \
-                        torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
+                with (
+                    torch.set_grad_enabled(mode == 'training'),
+                    torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'),
+                ):
                     maps = model(images)
                 if mode == 'training':
                     sum(features.float().square().mean() for features in maps).backward()
@@ -68,17 +70,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=7, help='turns that each takes; default 7')
     rounds = parser.parse_args().rounds
-    cases = [(1024, 8, 'inference', 'float32'), (1024, 8, 'inference', 'bfloat16'), (1024, 16, 'inference', 'bfloat16'),
-             (512, 8, 'training', 'float32'), (512, 16, 'training', 'float32')]
-    table = Table('', *(title(dict(arch='tiny', window=w, batch=1, size=f'{s}x{s}', dtype=d, mode=m, compile=False))
-                        for s, w, m, d in cases), box=box.SIMPLE_HEAD, title_justify='left',
-                  title='Seconds as it is; without a step, times as long (median over the turns)')
+    cases = [
+        (1024, 8, 'inference', 'float32'),
+        (1024, 8, 'inference', 'bfloat16'),
+        (1024, 16, 'inference', 'bfloat16'),
+        (512, 8, 'training', 'float32'),
+        (512, 16, 'training', 'float32'),
+    ]
+    table = Table(
+        '',
+        *(
+            title(dict(arch='tiny', window=w, batch=1, size=f'{s}x{s}', dtype=d, mode=m, compile=False))
+            for s, w, m, d in cases
+        ),
+        box=box.SIMPLE_HEAD,
+        title_justify='left',
+        title='Seconds as it is; without a step, times as long (median over the turns)',
+    )
     found = [measure(*case, rounds) for case in cases]
     for step in STEPS:
-        table.add_row(step, *(
-            f'{statistics.median(seconds[step]):.3f}' if step == 'as it is' else
-            f'{statistics.median(a / b for a, b in zip(seconds[step], seconds["as it is"], strict=True)):.2f}x'
-            for seconds in found))
+        table.add_row(
+            step,
+            *(
+                f'{statistics.median(seconds[step]):.3f}'
+                if step == 'as it is'
+                else f'{statistics.median(a / b for a, b in zip(seconds[step], seconds["as it is"], strict=True)):.2f}x'
+                for seconds in found
+            ),
+        )
     console = Console(highlight=False)
     console.width = max(console.width, 130)
     console.print(table)

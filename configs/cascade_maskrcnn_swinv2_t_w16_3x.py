@@ -12,14 +12,19 @@ _base_ = [
 model = dict(
     backbone=dict(_delete_=True, **_base_.swinv2_t, drop_path_rate=0.2),
     neck=dict(in_channels=_base_.widths.t),
-    roi_head=dict(bbox_head=[
-        dict(
-            head,
-            type='ConvFCBBoxHead',
-            num_shared_convs=4,
-            num_shared_fcs=1,
-            reg_class_agnostic=False,
-            reg_decoded_bbox=True,
-            norm_cfg=dict(type='SyncBN', requires_grad=True),
-            loss_bbox=dict(type='GIoULoss', loss_weight=10.0)) for head in _base_.model.roi_head.bbox_head
-    ]))
+    roi_head=dict(
+        bbox_head=[
+            dict(
+                head,
+                type='ConvFCBBoxHead',
+                num_shared_convs=4,
+                num_shared_fcs=1,
+                reg_class_agnostic=False,
+                reg_decoded_bbox=True,
+                norm_cfg=dict(type='SyncBN', requires_grad=True),
+                loss_bbox=dict(type='GIoULoss', loss_weight=10.0),
+            )
+            for head in _base_.model.roi_head.bbox_head
+        ]
+    ),
+)

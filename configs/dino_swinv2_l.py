@@ -7,4 +7,5 @@ model = dict(
     backbone=dict(**_base_.swinv2_l, out_indices=(0, 1, 2, 3), with_cp=True),
     neck=dict(in_channels=_base_.widths.l, num_outs=5),
     encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=5))),
-    decoder=dict(layer_cfg=dict(cross_attn_cfg=dict(num_levels=5))))
+    decoder=dict(layer_cfg=dict(cross_attn_cfg=dict(num_levels=5))),
+)

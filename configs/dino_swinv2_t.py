@@ -4,5 +4,6 @@ _base_ = ['mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', '_base_/swinv2.py', '_
 
 model = dict(
     backbone=dict(_delete_=True, **_base_.swinv2_t, out_indices=(1, 2, 3), drop_path_rate=0.2),
-    neck=dict(in_channels=_base_.widths.t[1:]))
+    neck=dict(in_channels=_base_.widths.t[1:]),
+)
 optim_wrapper = dict(paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=_base_.slow_backbone))

@@ -15,10 +15,15 @@ _base_ = [
 model = dict(
     backbone=dict(**_base_.swinv2_b_22k, window_size=32, drop_path_rate=0.3, with_cp=True, attn_chunk='auto'),
     neck=dict(in_channels=_base_.widths.b),
-    test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))))
-train_pipeline = _base_.train_pipeline[:1] + [
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True),
-] + _base_.train_pipeline[2:]
+    test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))),
+)
+train_pipeline = (
+    _base_.train_pipeline[:1]
+    + [
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True, with_seg=True),
+    ]
+    + _base_.train_pipeline[2:]
+)
 train_dataloader = dict(  # on 32 GPUs; otherwise --auto-scale-lr
-    batch_size=2,
-    dataset=dict(data_prefix=dict(seg='stuffthingmaps/train2017/'), pipeline=train_pipeline))
+    batch_size=2, dataset=dict(data_prefix=dict(seg='stuffthingmaps/train2017/'), pipeline=train_pipeline)
+)

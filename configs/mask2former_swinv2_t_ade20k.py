@@ -8,6 +8,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(_delete_=True, **_base_.swinv2_t, drop_path_rate=0.3),
-    decode_head=dict(in_channels=_base_.widths.t))
+    backbone=dict(_delete_=True, **_base_.swinv2_t, drop_path_rate=0.3), decode_head=dict(in_channels=_base_.widths.t)
+)
 optim_wrapper = dict(paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys=_base_.slow_backbone))

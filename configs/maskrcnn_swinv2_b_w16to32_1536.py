@@ -14,6 +14,8 @@ model = dict(
         window_size=32,
         drop_path_rate=0.3,  # Swin V1-B's in detection; the paper does not say
         with_cp=True,
-        attn_chunk='auto'),
-    neck=dict(in_channels=_base_.widths.b))
+        attn_chunk='auto',
+    ),
+    neck=dict(in_channels=_base_.widths.b),
+)
 train_dataloader = dict(batch_size=2)  # on 32 GPUs; otherwise --auto-scale-lr

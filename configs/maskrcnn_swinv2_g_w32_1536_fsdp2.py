@@ -6,7 +6,8 @@ _base_ = ['./maskrcnn_swinv2_b_w16to32_1536.py', '_base_/sharding/fsdp2.py']
 
 model = dict(
     backbone=dict(arch='giant', pretrained_window_sizes=None, init_cfg=None),
-    neck=dict(in_channels=[512, 1024, 2048, 4096]))
+    neck=dict(in_channels=[512, 1024, 2048, 4096]),
+)
 train_dataloader = dict(batch_size=1, sampler=dict(type='InfiniteSampler'))  # on 96 GPUs; otherwise --auto-scale-lr
 optim_wrapper = dict(optimizer=dict(lr=6e-4))
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=45000, val_interval=5000)

@@ -10,4 +10,5 @@ _base_ = [
 model = dict(
     # The neck starts at the second map; a first one that nothing uses would stop distributed training.
     backbone=dict(_delete_=True, **_base_.swinv2_t, out_indices=(1, 2, 3), drop_path_rate=0.2),
-    neck=dict(in_channels=_base_.widths.t[1:], start_level=0))
+    neck=dict(in_channels=_base_.widths.t[1:], start_level=0),
+)

@@ -16,8 +16,10 @@ model = dict(
         drop_path_rate=0.3,
         with_cp=True,
         attn_chunk='auto',
-        init_cfg=dict(checkpoint='swinv2_base_patch4_window12to24_192to384_22kto1k_ft')),
+        init_cfg=dict(checkpoint='swinv2_base_patch4_window12to24_192to384_22kto1k_ft'),
+    ),
     decode_head=dict(in_channels=[128, 256, 512, 1024], num_classes=150),
     auxiliary_head=dict(in_channels=512, num_classes=150),
-    test_cfg=dict(mode='slide', crop_size=(640, 640), stride=(426, 426)))
+    test_cfg=dict(mode='slide', crop_size=(640, 640), stride=(426, 426)),
+)
 train_dataloader = dict(batch_size=4)  # on 16 GPUs; otherwise --auto-scale-lr

@@ -2,9 +2,7 @@
 # 56. The paper tests SwinV2-G so (59.3 instead of 59.1 mIoU). It trains nothing.
 _base_ = './upernet_swinv2_l_640.py'
 
-model = dict(
-    backbone=dict(window_size=56),
-    test_cfg=dict(crop_size=(896, 896), stride=(597, 597)))
+model = dict(backbone=dict(window_size=56), test_cfg=dict(crop_size=(896, 896), stride=(597, 597)))
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(3584, 896), keep_ratio=True),

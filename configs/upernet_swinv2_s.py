@@ -5,4 +5,5 @@ _base_ = './upernet_swinv2_t.py'
 model = dict(
     backbone=_base_.swinv2_s,
     decode_head=dict(in_channels=_base_.widths.s),
-    auxiliary_head=dict(in_channels=_base_.widths.s[2]))
+    auxiliary_head=dict(in_channels=_base_.widths.s[2]),
+)

@@ -7,7 +7,6 @@ _base_ = [
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(512, 512)),
-    decode_head=dict(num_classes=150),
-    auxiliary_head=dict(num_classes=150))
+    data_preprocessor=dict(size=(512, 512)), decode_head=dict(num_classes=150), auxiliary_head=dict(num_classes=150)
+)
 train_dataloader = dict(batch_size=2)

@@ -11,17 +11,19 @@ class_weight = [0.25, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     decode_head=dict(num_classes=4, dropout_ratio=0.0, loss_decode=dict(class_weight=class_weight)),
-    auxiliary_head=dict(num_classes=4, dropout_ratio=0.0, loss_decode=dict(class_weight=class_weight)))
+    auxiliary_head=dict(num_classes=4, dropout_ratio=0.0, loss_decode=dict(class_weight=class_weight)),
+)
 # Norms that open the residual branches faster; a higher rate for everything collapses onto the background.
 optim_wrapper = dict(
     optimizer=dict(lr=3e-4),
-    paramwise_cfg=dict(custom_keys={f'norm{i}': dict(lr_mult=3.0, decay_mult=0.0) for i in (1, 2)}))
+    paramwise_cfg=dict(custom_keys={f'norm{i}': dict(lr_mult=3.0, decay_mult=0.0) for i in (1, 2)}),
+)
 train_cfg = dict(max_epochs=32, val_interval=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='MultiStepLR', milestones=[24, 29], gamma=0.1, by_epoch=True, begin=0, end=32),
 ]
 default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=20),
-    checkpoint=dict(type='CheckpointHook', interval=2, max_keep_ckpts=2))
+    logger=dict(type='LoggerHook', interval=20), checkpoint=dict(type='CheckpointHook', interval=2, max_keep_ckpts=2)
+)
 log_processor = dict(by_epoch=True)

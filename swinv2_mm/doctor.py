@@ -190,7 +190,7 @@ def check_ext() -> Row:
 def check_mmdet(deep: bool) -> Row:
     """MMDetection; with ``deep`` its models, too, which need mmcv's compiled operations."""
     module = 'mmdet.models' if deep else 'mmdet'
-    pins = f"it insists on mmcv<2.2.0 and mmengine<1.0: {install('mmcv==' + TESTED['mmcv'])}"
+    pins = f'it insists on mmcv<2.2.0 and mmengine<1.0: {install("mmcv==" + TESTED["mmcv"])}'
     return check_package('mmdet', module, WARNING, 'no detection without it', pins)
 
 
@@ -198,7 +198,7 @@ def check_mmseg(deep: bool) -> list[Row]:
     """MMSegmentation, and the two packages that it imports without requiring them."""
     extra = [check_package(name, absent=WARNING, why='no segmentation without it') for name in ('ftfy', 'regex')]
     module = 'mmseg.models' if deep else 'mmseg'
-    pins = f"it insists on mmcv<2.2.0 and mmengine<1.0: {install('mmcv==' + TESTED['mmcv'])}"
+    pins = f'it insists on mmcv<2.2.0 and mmengine<1.0: {install("mmcv==" + TESTED["mmcv"])}'
     absent = [row.item for row in extra if row.found == 'missing']
     if absent:
         pins = f'install {" and ".join(absent)} first'

@@ -18,19 +18,26 @@ MODELS = root.Registry('model', parent=root.MODELS, scope='swinv2_mm', locations
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 OPTIM_WRAPPERS = root.Registry(
-    'optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+    'optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='swinv2_mm', locations=['swinv2_mm.engine']
+)
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
-    'optim_wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope='swinv2_mm',
-    locations=['swinv2_mm.engine'])
+    'optim_wrapper constructor',
+    parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='swinv2_mm',
+    locations=['swinv2_mm.engine'],
+)
 RUNNERS = root.Registry(
-    'runner', build_func=root.build_runner_from_cfg, parent=root.RUNNERS, scope='swinv2_mm',
-    locations=['swinv2_mm.engine'])
-STRATEGIES = root.Registry(
-    'strategy', parent=root.STRATEGIES, scope='swinv2_mm', locations=['swinv2_mm.engine'])
-TRANSFORMS = root.Registry(
-    'transform', parent=root.TRANSFORMS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+    'runner',
+    build_func=root.build_runner_from_cfg,
+    parent=root.RUNNERS,
+    scope='swinv2_mm',
+    locations=['swinv2_mm.engine'],
+)
+STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 WEIGHT_INITIALIZERS = root.Registry(
-    'weight initializer', parent=root.WEIGHT_INITIALIZERS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
+    'weight initializer', parent=root.WEIGHT_INITIALIZERS, scope='swinv2_mm', locations=['swinv2_mm.engine']
+)
 
 
 @CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', force=True)

@@ -41,5 +41,6 @@ def get_variant(arch: str) -> Variant:
     variant = VARIANTS.get(str(arch).lower())
     if variant is None:
         raise ValueError(
-            f'arch={arch!r} is unknown; choose one of {", ".join(VARIANTS)}, or give embed_dims, depths and num_heads.')
+            f'arch={arch!r} is unknown; choose one of {", ".join(VARIANTS)}, or give embed_dims, depths and num_heads.'
+        )
     return variant

@@ -26,7 +26,7 @@ def randomize():
             for name, parameter in model.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 if name.endswith('logit_scale'):
-                    noise = 1 + 2 * noise                      # on both sides of the clamp at log(100) = 4.6
+                    noise = 1 + 2 * noise  # on both sides of the clamp at log(100) = 4.6
                 elif 'norm' in name and name.endswith('weight'):
                     noise = 1 + 0.3 * noise
                 elif parameter.ndim > 1:

@@ -25,28 +25,60 @@ ROOMS = {
     'models/kernels': ({'torch', 'triton'}, {'models/recording', 'models/window', 'models/position_bias'}),
     'models/layers': ({'torch'}, {'models/kernels', 'models/recording', 'models/window'}),
     'models/attention': ({'torch'}, {'models/kernels', 'models/position_bias', 'models/recording', 'models/window'}),
-    'models/swin_v2': ({'torch', 'mmengine'}, {
-        'models/arguments', 'models/attention', 'models/kernels', 'models/layers', 'models/recording', 'models/window',
-        'registry', 'sizes'}),
+    'models/swin_v2': (
+        {'torch', 'mmengine'},
+        {
+            'models/arguments',
+            'models/attention',
+            'models/kernels',
+            'models/layers',
+            'models/recording',
+            'models/window',
+            'registry',
+            'sizes',
+        },
+    ),
     'models': (set(), {'models/swin_v2'}),
     'engine/config': ({'torch', 'mmengine'}, {'errors'}),
     'engine/saving': ({'torch', 'mmengine', 'numpy'}, {'checkpoints', 'engine/config', 'errors', 'registry'}),
     'engine/display': ({'torch', 'mmengine', 'numpy'}, {'engine/config', 'errors', 'registry'}),
-    'engine/recipe': ({'torch', 'mmengine', 'numpy'}, {
-        'checkpoints', 'engine/config', 'engine/saving', 'errors', 'models/kernels', 'models/swin_v2', 'registry'}),
-    'engine/checks': ({'torch', 'mmengine', 'numpy'}, {
-        'checkpoints', 'engine/config', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'}),
-    'engine/sharding': ({'torch', 'mmengine'}, {
-        'engine/checks', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'}),
-    'engine/diagnosis': ({'torch', 'mmengine', 'numpy'}, {
-        'checkpoints', 'engine/config', 'engine/recipe', 'engine/sharding', 'errors', 'registry'}),
-    'engine/costs': ({'torch', 'mmengine'}, {
-        'checkpoints', 'engine/checks', 'engine/config', 'errors', 'models/swin_v2'}),
-    'engine/runs': ({'mmengine', 'torch'}, {
-        'engine/checks', 'engine/config', 'engine/diagnosis', 'engine/display', 'engine/recipe', 'engine/saving',
-        'engine/sharding', 'errors'}),
-    'engine': (set(), {
-        'engine/diagnosis', 'engine/display', 'engine/recipe', 'engine/saving', 'engine/sharding', 'errors'}),
+    'engine/recipe': (
+        {'torch', 'mmengine', 'numpy'},
+        {'checkpoints', 'engine/config', 'engine/saving', 'errors', 'models/kernels', 'models/swin_v2', 'registry'},
+    ),
+    'engine/checks': (
+        {'torch', 'mmengine', 'numpy'},
+        {'checkpoints', 'engine/config', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'},
+    ),
+    'engine/sharding': (
+        {'torch', 'mmengine'},
+        {'engine/checks', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'},
+    ),
+    'engine/diagnosis': (
+        {'torch', 'mmengine', 'numpy'},
+        {'checkpoints', 'engine/config', 'engine/recipe', 'engine/sharding', 'errors', 'registry'},
+    ),
+    'engine/costs': (
+        {'torch', 'mmengine'},
+        {'checkpoints', 'engine/checks', 'engine/config', 'errors', 'models/swin_v2'},
+    ),
+    'engine/runs': (
+        {'mmengine', 'torch'},
+        {
+            'engine/checks',
+            'engine/config',
+            'engine/diagnosis',
+            'engine/display',
+            'engine/recipe',
+            'engine/saving',
+            'engine/sharding',
+            'errors',
+        },
+    ),
+    'engine': (
+        set(),
+        {'engine/diagnosis', 'engine/display', 'engine/recipe', 'engine/saving', 'engine/sharding', 'errors'},
+    ),
     'datasets': ({'torch', 'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich'}, set()),
     'doctor': ({'rich'}, {'models/kernels'}),
     '__init__': (set(), set()),
@@ -94,18 +126,28 @@ def test_imports_follow_the_map(path):
     necessary for everybody."""
     room = room_of(name_of(path))
     packages, rooms = ROOMS[room]
-    foreign = [name for name in imports(path, everywhere=False) if name.split('.')[0] not in
-               {OWN, *sys.stdlib_module_names, *packages}]
-    ours = [room_of('/'.join(name.split('.')[1:]) or '__init__') for name in imports(path, everywhere=True)
-            if name.split('.')[0] == OWN]
+    foreign = [
+        name
+        for name in imports(path, everywhere=False)
+        if name.split('.')[0] not in {OWN, *sys.stdlib_module_names, *packages}
+    ]
+    ours = [
+        room_of('/'.join(name.split('.')[1:]) or '__init__')
+        for name in imports(path, everywhere=True)
+        if name.split('.')[0] == OWN
+    ]
     assert foreign == []
     assert {other for other in ours if other not in {room, *rooms, '__init__'}} == set()
 
 
 def test_no_two_modules_import_each_other():
     """Through any number of others. Prevents: names that are there or not by what was imported first."""
-    known = {name_of(path): {'/'.join(name.split('.')[1:]) for name in imports(path, everywhere=True)
-                             if name.startswith(f'{OWN}.')} for path in FILES}
+    known = {
+        name_of(path): {
+            '/'.join(name.split('.')[1:]) for name in imports(path, everywhere=True) if name.startswith(f'{OWN}.')
+        }
+        for path in FILES
+    }
     left = {name: {other for other in others if other in known} - {name} for name, others in known.items()}
     while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:
@@ -113,13 +155,16 @@ def test_no_two_modules_import_each_other():
     assert left == {}
 
 
-@pytest.mark.parametrize(('module', 'absent'), [
-    ('swinv2_mm', {'torch', 'mmengine', *FRAMEWORKS}),
-    ('swinv2_mm.sizes', {'torch', 'mmengine', *FRAMEWORKS}),
-    ('swinv2_mm.models', FRAMEWORKS),
-    ('swinv2_mm.checkpoints.load', {'swinv2_mm.models', 'swinv2_mm.engine', *FRAMEWORKS}),
-    ('swinv2_mm.engine', FRAMEWORKS),
-])
+@pytest.mark.parametrize(
+    ('module', 'absent'),
+    [
+        ('swinv2_mm', {'torch', 'mmengine', *FRAMEWORKS}),
+        ('swinv2_mm.sizes', {'torch', 'mmengine', *FRAMEWORKS}),
+        ('swinv2_mm.models', FRAMEWORKS),
+        ('swinv2_mm.checkpoints.load', {'swinv2_mm.models', 'swinv2_mm.engine', *FRAMEWORKS}),
+        ('swinv2_mm.engine', FRAMEWORKS),
+    ],
+)
 def test_importing_does_no_more_than_it_says(module, absent):
     """Prevents: a doctor that cannot start where torch is broken, a converter that needs the model, and what only one
     framework has becoming necessary for everybody."""
@@ -130,8 +175,15 @@ def test_importing_does_no_more_than_it_says(module, absent):
 
 def test_folders_are_small():
     """At most twelve entries, eleven in the engine. Prevents: a room in which nothing is found."""
-    sizes = {name_of(folder / '__init__.py'): len([entry for entry in folder.iterdir() if entry.suffix in
-                                                  ('.py', '.cpp', '.h') or ((entry.is_dir() and any(entry.glob('*.*')))
-                                                  and entry.name != '__pycache__')])
-             for folder in {path.parent for path in FILES}}
+    sizes = {
+        name_of(folder / '__init__.py'): len(
+            [
+                entry
+                for entry in folder.iterdir()
+                if entry.suffix in ('.py', '.cpp', '.h')
+                or ((entry.is_dir() and any(entry.glob('*.*'))) and entry.name != '__pycache__')
+            ]
+        )
+        for folder in {path.parent for path in FILES}
+    }
     assert {name: size for name, size in sizes.items() if size > (11 if name == 'engine' else 12)} == {}

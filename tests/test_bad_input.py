@@ -149,14 +149,24 @@ DATA = [
     (SEGMENTATION, 'model.decode_head.type=UPerHed', 'Did you mean UPerHead'),
 ]
 ARGUMENTS = [
-    *(('train', [config, '--work-dir', 'run'], hint) for config, hint in [
-        ('folder.py', 'does not exist'), ('noise.py', 'noise.py'), ('list.json', 'list.json'),
-        ('raises.py', 'line 2'), ('exits.py', 'line 2'), ('orphan.py', 'gone.py')]),
+    *(
+        ('train', [config, '--work-dir', 'run'], hint)
+        for config, hint in [
+            ('folder.py', 'does not exist'),
+            ('noise.py', 'noise.py'),
+            ('list.json', 'list.json'),
+            ('raises.py', 'line 2'),
+            ('exits.py', 'line 2'),
+            ('orphan.py', 'gone.py'),
+        ]
+    ),
     ('train', ['tiny.py', '--work-dir', 'run', '--amp', '--cfg-options', 'optim_wrapper.bogus=1'], 'bogus'),
     ('train', ['tiny.py', '--work-dir', '/proc/nonexistent/run'], 'cannot be written to'),
     ('train', ['tiny.py', '--work-dir', 'tiny.py/run'], 'is a file'),
-    *(('test', ['tiny.py', name], name) for name in
-      ('folder', 'empty.pth', 'image.pth', 'other.pth', 'three.pth', 'numbered.pth')),
+    *(
+        ('test', ['tiny.py', name], name)
+        for name in ('folder', 'empty.pth', 'image.pth', 'other.pth', 'three.pth', 'numbered.pth')
+    ),
     ('test', ['tiny.py', 'other.pth', '--wait-time', 'x'], '--wait-time'),
     ('test', ['tiny.py', 'other.pth', '--out', 'tiny.py/x.pkl'], 'is a file'),
     *(('convert_ckpt', [name, 'out.pth'], name) for name in ('folder', 'empty.pth', 'image.pth', 'numbered.pth')),
@@ -167,19 +177,30 @@ ARGUMENTS = [
     ('make_shapes', ['out', '--num-train', '-5'], 'num_train'),
     ('make_shapes', ['out', '--classes', 'cube'], 'cube'),
     ('make_shapes', ['folder/../tiny.py'], 'tiny.py'),
-    *((tool, ['tiny.py', *shape, '--cfg-options', option], hint)
-      for tool, shape in [('window_report', ['--shape', '64']), ('print_param_groups', [])]
-      for option, hint in [('model=3', 'must be a dict'), ('model.backbone.window_size=0', 'window_size'),
-                           ('model.backbone.bogus=1', 'bogus'), ('model.backbone=3', 'backbone')]),
-    *(('model_zoo', ['tiny.py', '--shape', '64', '--cfg-options', option], hint) for option, hint in
-      [('model=3', 'must be a dict'), ('model.backbone.window_size=0', 'window_size'),
-       ('model.type=No', 'model.type')]),
+    *(
+        (tool, ['tiny.py', *shape, '--cfg-options', option], hint)
+        for tool, shape in [('window_report', ['--shape', '64']), ('print_param_groups', [])]
+        for option, hint in [
+            ('model=3', 'must be a dict'),
+            ('model.backbone.window_size=0', 'window_size'),
+            ('model.backbone.bogus=1', 'bogus'),
+            ('model.backbone=3', 'backbone'),
+        ]
+    ),
+    *(
+        ('model_zoo', ['tiny.py', '--shape', '64', '--cfg-options', option], hint)
+        for option, hint in [
+            ('model=3', 'must be a dict'),
+            ('model.backbone.window_size=0', 'window_size'),
+            ('model.type=No', 'model.type'),
+        ]
+    ),
     ('window_report', ['tiny.py', '--shape', '9999999999'], '--shape'),
     ('window_report', ['tiny.py', '--shape', '64', '--windows', '0'], '--windows'),
     ('model_zoo', ['tiny.py', '--shape', '0'], '--shape'),
     ('print_param_groups', ['tiny.py', '--cfg-options', 'optim_wrapper.optimizer.type=AdmaW'], 'Did you mean AdamW'),
     ('plot_run', ['gone'], 'gone'),
-]  # fmt: skip
+]
 CASES = [
     *(('train', ['tiny.py', '--work-dir', 'run', '--cfg-options', f'model.backbone.{o}'], h) for o, h in BACKBONE),
     *(('train', ['tiny.py', '--work-dir', 'run', '--cfg-options', option], hint) for option, hint in RUN),
@@ -206,11 +227,15 @@ def test_bad_input_is_named(tool, arguments, hint, refuse):
         (lambda content: content | {'images': []}, 'lists no images'),
         (lambda content: content | {'annotations': [{'segments_info': []}]}, 'panoptic'),
         (lambda content: content | {'images': [image | {'id': 10**6} for image in content['images']]}, 'image_id'),
-        (lambda content: content | {'categories': [{'id': c['id'] + 7, 'name': c['name']}
-                                                   for c in content['categories']]}, 'category_id'),
+        (
+            lambda content: (
+                content | {'categories': [{'id': c['id'] + 7, 'name': c['name']} for c in content['categories']]}
+            ),
+            'category_id',
+        ),
     ],
     ids=['truncated', 'list', 'yaml', 'parts', 'no images', 'panoptic', 'ids', 'categories'],
-)  # fmt: skip
+)
 def test_annotations_are_looked_into(change, hint, refuse):
     """Bug: a data set that is empty, or whose labels are shifted, is trained on for days."""
     content = change(json.loads(Path(INSTANCES).read_text()))

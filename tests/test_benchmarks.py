@@ -11,8 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-CASE = dict(arch='tiny', window=4, size='64x64', batch=2, mode='inference', dtype='float32', compile=False,
-            device='cpu', attn_backend='auto')
+CASE = dict(
+    arch='tiny',
+    window=4,
+    size='64x64',
+    batch=2,
+    mode='inference',
+    dtype='float32',
+    compile=False,
+    device='cpu',
+    attn_backend='auto',
+)
 
 
 def load(name, monkeypatch):
@@ -43,10 +52,12 @@ def test_the_floor_counts_the_products_of_the_blocks(backbone):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(backbone.images_of(CASE))
     tokens, C = 2 * 16 * 16, 96
-    around = tokens * 48 * C + sum(tokens // 4**i * 8 * (C * 2**(i - 1))**2 for i in (1, 2, 3))
+    around = tokens * 48 * C + sum(tokens // 4**i * 8 * (C * 2 ** (i - 1)) ** 2 for i in (1, 2, 3))
     # The position bias: offsets x (2 coordinates to 512 hidden to the heads); the last stage's map is 2 x 2 tokens.
-    around += sum(depth * offsets * 512 * (2 + heads)
-                  for depth, offsets, heads in ((2, 49, 3), (2, 49, 6), (6, 49, 12), (2, 9, 24)))
+    around += sum(
+        depth * offsets * 512 * (2 + heads)
+        for depth, offsets, heads in ((2, 49, 3), (2, 49, 6), (6, 49, 12), (2, 9, 24))
+    )
     products, _ = backbone.products(CASE)
     assert 2 * (around + sum(count * M * K * N for count, M, K, N in products)) == counter.get_total_flops()
 
@@ -76,16 +87,29 @@ def test_a_backbone_that_is_killed_is_left_out(backbone):
 
 def test_a_peak_is_that_of_a_call(backbone):
     """In a process of its own, a larger image takes more. Prevents: the memory of the imports, or of nothing."""
-    small, large = (backbone.take_turns(['ours'], dict(CASE, size=size), 1)['gib']['ours']
-                    for size in ('64x64', '1024x1024'))
+    small, large = (
+        backbone.take_turns(['ours'], dict(CASE, size=size), 1)['gib']['ours'] for size in ('64x64', '1024x1024')
+    )
     assert 0 <= small < 0.1 < large < 2
 
 
 def test_a_run_goes_on_where_it_was_stopped(backbone, tmp_path, monkeypatch):
     """Prevents: hours measured again, or measured cases lost."""
     file = tmp_path / 'found.json'
-    arguments = ['backbone.py', '--sizes', '32x32', '--windows', '2', '--dtypes', 'float32', '--rounds', '1', '--peers',
-                 '--json', str(file)]
+    arguments = [
+        'backbone.py',
+        '--sizes',
+        '32x32',
+        '--windows',
+        '2',
+        '--dtypes',
+        'float32',
+        '--rounds',
+        '1',
+        '--peers',
+        '--json',
+        str(file),
+    ]
     found = []
     for more, modes in (([], ['inference']), (['--resume'], ['inference', 'training'])):
         monkeypatch.setattr(sys, 'argv', [*arguments, *more, '--modes', *modes])
@@ -98,9 +122,27 @@ def test_a_run_goes_on_where_it_was_stopped(backbone, tmp_path, monkeypatch):
 def test_what_was_measured_elsewhere_is_not_continued(backbone, tmp_path, monkeypatch):
     """Prevents: two machines in one table; or the loss of the version of a peer that is left out now."""
     file = tmp_path / 'found.json'
-    monkeypatch.setattr(sys, 'argv', ['backbone.py', '--sizes', '32x32', '--windows', '2', '--dtypes', 'float32',
-                                      '--modes', 'inference', '--rounds', '1', '--peers', '--resume', '--json',
-                                      str(file)])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'backbone.py',
+            '--sizes',
+            '32x32',
+            '--windows',
+            '2',
+            '--dtypes',
+            'float32',
+            '--modes',
+            'inference',
+            '--rounds',
+            '1',
+            '--peers',
+            '--resume',
+            '--json',
+            str(file),
+        ],
+    )
     here = backbone.about([])
     file.write_text(json.dumps(dict(rows=[], about=here | dict(cpu='another', timm='1.0'))))
     with pytest.raises(SystemExit, match=r'found\.json was measured with cpu another\.'):

@@ -84,8 +84,10 @@ def test_config_learns_and_predicts(path):
     detection = cfg.default_scope == 'mmdet'
     classes = number_of_classes(cfg)
     sample = (detection_batch if detection else segmentation_batch)(classes)
-    data = dict(inputs=[torch.randint(0, 256, (3, *sample.img_shape), dtype=torch.uint8) for _ in range(2)],
-                data_samples=[sample, deepcopy(sample)])
+    data = dict(
+        inputs=[torch.randint(0, 256, (3, *sample.img_shape), dtype=torch.uint8) for _ in range(2)],
+        data_samples=[sample, deepcopy(sample)],
+    )
     model.train()
     losses = model(**model.data_preprocessor(data, True), mode='loss')
     total, _ = model.parse_losses(losses)
@@ -122,20 +124,28 @@ def test_optimizer_groups(path):
     if 'mask2former' in path.stem:  # as in the frameworks' configs
         exempt += ('query_embed', 'query_feat', 'level_embed')
     full = 1e-4 if 'dino' in path.stem else 0.05  # as in MMDetection's DINO; the paper's
-    wrong = [name for name, p in model.named_parameters()
-             if decay[id(p)] != (full if p.ndim > 1 and not any(key in name for key in exempt) else 0.0)]
+    wrong = [
+        name
+        for name, p in model.named_parameters()
+        if decay[id(p)] != (full if p.ndim > 1 and not any(key in name for key in exempt) else 0.0)
+    ]
     assert wrong == []
     assert cfg.optim_wrapper.clip_grad.max_norm > 0
     if path.stem != 'upernet_swinv2_t_shapes':  # its norms are faster
         rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
         first, last = (rates[id(p)] for p in (model.backbone.patch_embed.proj.weight, model.backbone.norm3.weight))
         decays = path.stem.startswith('upernet') and '640' not in path.stem  # the paper's recipe at 512 pixels
-        assert first / last == pytest.approx(0.95 ** 5 if decays else 1)  # above four blocks
+        assert first / last == pytest.approx(0.95**5 if decays else 1)  # above four blocks
 
 
-@pytest.mark.parametrize(('path', 'base'), [
-    pytest.param(path, 6e-4 if '_g_' in path.stem else 4e-4 if '_1536' in path.stem else 1e-4, id=path.stem)
-    for path in TRAINING if any(kind in path.stem for kind in ('_1536', 'mask2former', 'dino'))])
+@pytest.mark.parametrize(
+    ('path', 'base'),
+    [
+        pytest.param(path, 6e-4 if '_g_' in path.stem else 4e-4 if '_1536' in path.stem else 1e-4, id=path.stem)
+        for path in TRAINING
+        if any(kind in path.stem for kind in ('_1536', 'mask2former', 'dino'))
+    ],
+)
 def test_slow_backbone(path, base):
     """The backbone learns at a tenth of the published rate, all else at that rate.
 
@@ -145,23 +155,36 @@ def test_slow_backbone(path, base):
     model = MODELS.build(shrunken(cfg))
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
-    wrong = [name for name, p in model.named_parameters()
-             if rates[id(p)] != pytest.approx(base * (0.1 if name.startswith('backbone.') else 1))]
+    wrong = [
+        name
+        for name, p in model.named_parameters()
+        if rates[id(p)] != pytest.approx(base * (0.1 if name.startswith('backbone.') else 1))
+    ]
     assert wrong == []
 
 
-@pytest.mark.parametrize(('stem', 'per_gpu', 'gpus'), [('maskrcnn_swinv2_t', 2, 8), ('maskrcnn_swinv2_t_3x', 2, 8),
-                                                      ('upernet_swinv2_t', 2, 8), ('maskrcnn_swinv2_t_shapes', 4, 1),
-                                                      ('upernet_swinv2_t_shapes', 4, 1),
-                                                      ('maskrcnn_swinv2_b_w16to32_1536', 2, 32),
-                                                      ('maskrcnn_swinv2_l_w16to32_1536_zero1', 1, 64),
-                                                      ('maskrcnn_swinv2_g_w32_1536_fsdp2', 1, 96),
-                                                      ('upernet_swinv2_b_640', 4, 16), ('upernet_swinv2_l_640', 2, 32),
-                                                      ('cascade_maskrcnn_swinv2_t_w16_3x', 2, 8),
-                                                      ('mask2former_swinv2_t', 2, 8), ('mask2former_swinv2_l', 1, 16),
-                                                      ('dino_swinv2_t', 2, 8), ('mask2former_swinv2_t_ade20k', 2, 8),
-                                                      ('htcpp_swinv2_b_w16to32_1536', 2, 32),
-                                                      ('htcpp_swinv2_l_w16to32_1536', 1, 64)])
+@pytest.mark.parametrize(
+    ('stem', 'per_gpu', 'gpus'),
+    [
+        ('maskrcnn_swinv2_t', 2, 8),
+        ('maskrcnn_swinv2_t_3x', 2, 8),
+        ('upernet_swinv2_t', 2, 8),
+        ('maskrcnn_swinv2_t_shapes', 4, 1),
+        ('upernet_swinv2_t_shapes', 4, 1),
+        ('maskrcnn_swinv2_b_w16to32_1536', 2, 32),
+        ('maskrcnn_swinv2_l_w16to32_1536_zero1', 1, 64),
+        ('maskrcnn_swinv2_g_w32_1536_fsdp2', 1, 96),
+        ('upernet_swinv2_b_640', 4, 16),
+        ('upernet_swinv2_l_640', 2, 32),
+        ('cascade_maskrcnn_swinv2_t_w16_3x', 2, 8),
+        ('mask2former_swinv2_t', 2, 8),
+        ('mask2former_swinv2_l', 1, 16),
+        ('dino_swinv2_t', 2, 8),
+        ('mask2former_swinv2_t_ade20k', 2, 8),
+        ('htcpp_swinv2_b_w16to32_1536', 2, 32),
+        ('htcpp_swinv2_l_w16to32_1536', 1, 64),
+    ],
+)
 def test_auto_scale_lr_knows_the_batch(stem, per_gpu, gpus):
     """The base batch is the published one: images per GPU times GPUs. Prevents: --auto-scale-lr by a wrong factor."""
     cfg = load(ROOT / f'{stem}.py')
@@ -213,11 +236,19 @@ def test_windows_are_those_of_the_release(path):
     assert backbone.pretrained_window_sizes == tuple((w, w) for w in release.pretrained_window_sizes)
 
 
-@pytest.mark.parametrize(('stem', 'window', 'millions'), [
-    ('maskrcnn_swinv2_b_w16to32_1536', 32, 86.9), ('maskrcnn_swinv2_l_w16to32_1536_zero1', 32, 195.2),
-    ('maskrcnn_swinv2_g_w32_1536_fsdp2', 32, 2997.9), ('htcpp_swinv2_b_w16to32_1536', 32, 86.9),
-    ('htcpp_swinv2_l_w16to32_1536', 32, 195.2), ('upernet_swinv2_b_640', 40, 86.9),
-    ('upernet_swinv2_l_640', 40, 195.2), ('upernet_swinv2_l_896_test', 56, 195.2)])
+@pytest.mark.parametrize(
+    ('stem', 'window', 'millions'),
+    [
+        ('maskrcnn_swinv2_b_w16to32_1536', 32, 86.9),
+        ('maskrcnn_swinv2_l_w16to32_1536_zero1', 32, 195.2),
+        ('maskrcnn_swinv2_g_w32_1536_fsdp2', 32, 2997.9),
+        ('htcpp_swinv2_b_w16to32_1536', 32, 86.9),
+        ('htcpp_swinv2_l_w16to32_1536', 32, 195.2),
+        ('upernet_swinv2_b_640', 40, 86.9),
+        ('upernet_swinv2_l_640', 40, 195.2),
+        ('upernet_swinv2_l_896_test', 56, 195.2),
+    ],
+)
 def test_large_inputs(stem, window, millions):
     """The windows of the paper, its number of parameters (88 M, 197 M and 3 B with the classifier), memory saved.
 
@@ -236,8 +267,11 @@ def test_large_inputs(stem, window, millions):
 LAID_OUT = [
     *(f'coco/{kind}' for kind in ('train2017', 'val2017')),
     *(f'coco/annotations/instances_{split}2017.json' for split in ('train', 'val')),
-    *(f'ade/ADEChallengeData2016/{kind}/{split}' for kind in ('images', 'annotations')
-      for split in ('training', 'validation')),
+    *(
+        f'ade/ADEChallengeData2016/{kind}/{split}'
+        for kind in ('images', 'annotations')
+        for split in ('training', 'validation')
+    ),
     *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
     *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
 ]
@@ -274,6 +308,7 @@ def test_large_scale_jitter(stem):
     """
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
+
     cfg = load(ROOT / f'{stem}.py')
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert bool(pipeline[1].get('with_seg')) == stem.startswith('htc')
@@ -281,11 +316,18 @@ def test_large_scale_jitter(stem):
     np.random.seed(0)
     sides = []
     for _ in range(6):
-        data = dict(img=np.zeros((90, 120, 3), np.uint8), img_shape=(90, 120), ori_shape=(90, 120), img_id=0,
-                    img_path='', gt_bboxes=HorizontalBoxes([[10.0, 10.0, 110.0, 80.0]]),
-                    gt_bboxes_labels=np.zeros(1, int), gt_ignore_flags=np.zeros(1, bool),
-                    gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120),
-                    gt_seg_map=np.ones((90, 120), np.uint8))
+        data = dict(
+            img=np.zeros((90, 120, 3), np.uint8),
+            img_shape=(90, 120),
+            ori_shape=(90, 120),
+            img_id=0,
+            img_path='',
+            gt_bboxes=HorizontalBoxes([[10.0, 10.0, 110.0, 80.0]]),
+            gt_bboxes_labels=np.zeros(1, int),
+            gt_ignore_flags=np.zeros(1, bool),
+            gt_masks=BitmapMasks(np.ones((1, 90, 120), np.uint8), 90, 120),
+            gt_seg_map=np.ones((90, 120), np.uint8),
+        )
         for transform in transforms:
             data = transform(data)
         sides.append(max(data['inputs'].shape))

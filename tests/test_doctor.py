@@ -149,17 +149,21 @@ def test_another_version_is_a_warning(machine):
     assert rows['mmengine'].status == doctor.OK
 
 
-@pytest.mark.parametrize('sets, compiled, found, remedy', [
-    (('avx512', 'avx2'), ('avx512', 'avx2'), 'C++ for avx512, the widest', ''),
-    (('avx512', 'avx2'), ('avx2',), 'C++ for avx2, avx512 was not compiled', ''),
-    (('avx512', 'avx2'), (), 'those for avx512 were not compiled', 'install a C++ compiler'),
-    ((), (), 'ours need AVX2 or NEON', ''),
-])
+@pytest.mark.parametrize(
+    'sets, compiled, found, remedy',
+    [
+        (('avx512', 'avx2'), ('avx512', 'avx2'), 'C++ for avx512, the widest', ''),
+        (('avx512', 'avx2'), ('avx2',), 'C++ for avx2, avx512 was not compiled', ''),
+        (('avx512', 'avx2'), (), 'those for avx512 were not compiled', 'install a C++ compiler'),
+        ((), (), 'ours need AVX2 or NEON', ''),
+    ],
+)
 def test_the_kernels_that_are_used_are_told(sets, compiled, found, remedy, monkeypatch):
     """Bug: an installation without a compiler is slow, and nothing says why."""
     monkeypatch.setattr('swinv2_mm.models.kernels.cpp.instruction_sets', lambda: sets)
-    monkeypatch.setattr('swinv2_mm.models.kernels.cpp.compiled_for',
-                        lambda name: object() if name in compiled else None)
+    monkeypatch.setattr(
+        'swinv2_mm.models.kernels.cpp.compiled_for', lambda name: object() if name in compiled else None
+    )
     row = doctor.check_attention()
     assert row.status == doctor.OK and found in row.found
     assert row.remedy.startswith(remedy) and bool(row.remedy) == bool(remedy)

@@ -21,30 +21,37 @@ def run(code):
     return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(('framework', 'unusable', 'error'), [
-    ('mmengine', ('mmdet', 'mmseg', 'mmcv'), 'ImportError'),
-    ('mmdet', ('mmseg',), 'ImportError'),
-    ('mmseg', ('mmdet',), 'ModuleNotFoundError'),  # a broken mmdet stops mmseg 1.2.2 itself, an absent one does not
-])
+@pytest.mark.parametrize(
+    ('framework', 'unusable', 'error'),
+    [
+        ('mmengine', ('mmdet', 'mmseg', 'mmcv'), 'ImportError'),
+        ('mmdet', ('mmseg',), 'ImportError'),
+        ('mmseg', ('mmdet',), 'ModuleNotFoundError'),  # a broken mmdet stops mmseg 1.2.2 itself, an absent one does not
+    ],
+)
 def test_builds_without_custom_imports(framework, unusable, error):
     """In a fresh process, from each framework's registry and default scope, with the other frameworks unimportable.
 
     Prevents: custom_imports becoming necessary, and a broken mmseg hurting a detection user, or the reverse.
     """
     registry = 'mmengine.registry' if framework == 'mmengine' else f'{framework}.registry'
-    result = run(HIDE.format(names=unusable, error=error) + f"""
+    result = run(
+        HIDE.format(names=unusable, error=error)
+        + f"""
 from {registry} import MODELS
 from mmengine.registry import init_default_scope
 init_default_scope({framework!r})
 model = MODELS.build({CFG})
 import torch
 print([tuple(out.shape) for out in model(torch.rand(1, 3, 32, 32))])
-""")
+"""
+    )
     assert result.stdout.strip().endswith('[(1, 16, 8, 8), (1, 32, 4, 4)]'), result.stderr
 
 
 def test_wrong_argument_names_the_class():
     """Prevents: a typo in a config that is accepted, or an error that does not say where."""
     from mmengine.registry import MODELS
+
     with pytest.raises(Exception, match=r'windows_size.*|SwinTransformerV2'):
         MODELS.build(dict(type='swinv2_mm.SwinTransformerV2', windows_size=8))

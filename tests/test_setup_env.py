@@ -129,8 +129,14 @@ def test_a_build_out_of_memory_is_explained():
 
 def copy_of_the_tools(directory):
     """A checkout small enough to run setup_env in, without an environment."""
-    for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'swinv2_mm/models/kernels/csrc/window_attention.cpp',
-                 'tools/setup_env.py', 'tools/cxx_pch.py'):
+    for name in (
+        'constraints.txt',
+        'pyproject.toml',
+        'setup.py',
+        'swinv2_mm/models/kernels/csrc/window_attention.cpp',
+        'tools/setup_env.py',
+        'tools/cxx_pch.py',
+    ):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
     return directory

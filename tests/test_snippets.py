@@ -81,8 +81,10 @@ def blocks_of(text, page):
 def commands_in_text(text, page):
     """Command lines in the running text, between single backticks."""
     prose = re.sub(r'^```.*?^```', lambda match: re.sub(r'[^\n]', '', match[0]), text, flags=re.M | re.S)
-    return [Block(page, prose[:match.start()].count('\n') + 1, 'bash', ' '.join(match[1].split()))
-            for match in re.finditer(r'`((?:python|bash|make|tools/\w+\.sh|--cfg-options)\s[^`]+)`', prose)]
+    return [
+        Block(page, prose[: match.start()].count('\n') + 1, 'bash', ' '.join(match[1].split()))
+        for match in re.finditer(r'`((?:python|bash|make|tools/\w+\.sh|--cfg-options)\s[^`]+)`', prose)
+    ]
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page.read_text(), str(page.relative_to(ROOT)))]
@@ -100,11 +102,13 @@ def kind_of(block):
 
 
 def of_kind(kind):
-    return [pytest.param(block, id=str(block)) for block in BLOCKS if block.language in LANGUAGES
-            and kind_of(block) == kind]
+    return [
+        pytest.param(block, id=str(block)) for block in BLOCKS if block.language in LANGUAGES and kind_of(block) == kind
+    ]
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------
+
 
 def whole_config(scope):
     """The README's own config for a framework, which pieces are merged into, too."""
@@ -218,6 +222,7 @@ def test_config(block, desk):
 
 # --- programs --------------------------------------------------------------------------------------------------------
 
+
 def make_release(path):
     """Random weights in Microsoft's layout: a file of that name comes before a download."""
     torch.manual_seed(0)
@@ -233,6 +238,7 @@ def make_converted(path):
 def make_image(path):
     import numpy as np
     from PIL import Image
+
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8)).save(path)
 
 
@@ -275,10 +281,12 @@ def furnish(text, folder):
 
 
 def check_program(text, folder):
-    """Run a program in a process of its own; what it prints is what the comment behind ``print`` says, if there is one.
-    """
-    missing = [name for name in ELSEWHERE if re.search(rf'^(from|import) {name}\b', text, re.M)
-               and importlib.util.find_spec(name) is None]
+    """Run a program in a process of its own; it prints what the comment behind ``print`` says, if there is one."""
+    missing = [
+        name
+        for name in ELSEWHERE
+        if re.search(rf'^(from|import) {name}\b', text, re.M) and importlib.util.find_spec(name) is None
+    ]
     if missing:
         return resolve(text, missing)
     furnish(text, folder)
@@ -299,8 +307,11 @@ def resolve(text, missing):
         if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] not in missing:
             module = importlib.import_module(node.module)
             assert [name.name for name in node.names if not hasattr(module, name.name)] == []
-    layers = {name.rpartition('.')[2] for name, layer in SwinTransformerV2('tiny').named_modules()
-              if isinstance(layer, torch.nn.Linear)}
+    layers = {
+        name.rpartition('.')[2]
+        for name, layer in SwinTransformerV2('tiny').named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
     named = re.search(r'target_modules=(\[.*?\])', text)
     assert named is None or set(ast.literal_eval(named[1])) <= layers
 
@@ -330,6 +341,7 @@ def test_the_docstrings_have_examples():
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
+
 
 class Parsed(Exception):
     """Carries what a tool's parser made of a command line, instead of what the tool would do with it."""
@@ -380,8 +392,9 @@ def check_tool(path, arguments, desk, capsys):
     parsed = parse_by_tool(path, arguments)
     if getattr(parsed, 'config', None):
         cfg = read_config(parsed.config, desk)
-        options = {key: value for key, value in (getattr(parsed, 'cfg_options', None) or {}).items()
-                   if key not in ADDED_HOOKS}
+        options = {
+            key: value for key, value in (getattr(parsed, 'cfg_options', None) or {}).items() if key not in ADDED_HOOKS
+        }
         capsys.readouterr()
         apply_options(cfg, options, parsed.config)
         assert 'warning' not in capsys.readouterr().err
@@ -406,7 +419,7 @@ def check_command(words, desk, capsys):
             if '--max-restarts' in arguments:
                 at = arguments.index('--max-restarts')
                 assert PLACEHOLDERS.get(arguments[at + 1], arguments[at + 1]).isdigit()
-                arguments = arguments[:at] + arguments[at + 2:]
+                arguments = arguments[:at] + arguments[at + 2 :]
             check_launch('dist_train.sh', 'train.py', number, [config, *arguments], desk, capsys)
         case ['bash', 'tools/dist_test.sh', config, checkpoint, number, *arguments]:
             check_launch('dist_test.sh', 'test.py', number, [config, checkpoint, *arguments], desk, capsys)
@@ -427,7 +440,7 @@ def check_commands(text, desk, capsys):
     for line in re.sub(r'\\\n', ' ', text).splitlines():
         words = shlex.split(line, comments=True)
         if words:
-            check_command(words[:words.index('|')] if '|' in words else words, desk, capsys)
+            check_command(words[: words.index('|')] if '|' in words else words, desk, capsys)
 
 
 @pytest.mark.parametrize('block', of_kind('commands') + [pytest.param(block, id=str(block)) for block in COMMANDS])
@@ -440,6 +453,7 @@ def test_commands(block, desk, capsys):
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('block', of_kind('output'))
 def test_output(block, desk, capsys):
@@ -455,11 +469,15 @@ def test_every_block_is_of_a_known_kind():
     assert min(kinds.count(kind) for kind in ('program', 'config', 'commands', 'output')) >= 3
 
 
-SGD = "_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'\nmodel = dict(backbone=dict(_delete_=True, "\
-      "type='swinv2_mm.SwinTransformerV2'), neck=dict(in_channels=[96, 192, 384, 768]))\n"
+SGD = (
+    "_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'\nmodel = dict(backbone=dict(_delete_=True, "
+    "type='swinv2_mm.SwinTransformerV2'), neck=dict(in_channels=[96, 192, 384, 768]))\n"
+)
 WITHOUT_SGD = "optim_wrapper = dict(_delete_=True, optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))"
-LAYER_DECAY = WITHOUT_SGD[:-1] + ", constructor='swinv2_mm.LayerDecayOptimWrapperConstructor', " \
-              'paramwise_cfg=dict(decay_rate=0.9))'
+LAYER_DECAY = (
+    WITHOUT_SGD[:-1] + ", constructor='swinv2_mm.LayerDecayOptimWrapperConstructor', "
+    'paramwise_cfg=dict(decay_rate=0.9))'
+)
 BROKEN = {  # and what is said about it
     'no_language_we_know': ('yaml', 'model: tiny', 'nobody knows'),
     'not_python': ('python', 'model = dict(', 'never closed'),
@@ -468,8 +486,11 @@ BROKEN = {  # and what is said about it
     'wrong_argument': ('python', "model = dict(backbone=dict(window='8'))", 'window'),
     'wrong_channels': ('python', SGD.replace('768', '512'), 'takes 512 channels and gets 768'),
     'pretrained_of_resnet': ('python', whole_config('mmseg').replace('pretrained=None,', ''), 'pretrained'),
-    'channels_of_resnet': ('python', whole_config('mmseg').replace('in_channels=384', 'num_convs=1'),
-                           'Invalid channel dimensions'),
+    'channels_of_resnet': (
+        'python',
+        whole_config('mmseg').replace('in_channels=384', 'num_convs=1'),
+        'Invalid channel dimensions',
+    ),
     'schedule_of_sgd': ('python', whole_config('mmseg').split('param_scheduler')[0] + LAYER_DECAY, 'eta_min'),
     'momentum_of_sgd': ('python', SGD + "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))", 'momentum'),
     'decays_norms': ('python', SGD + WITHOUT_SGD, 'patch_embed.proj.bias decays'),

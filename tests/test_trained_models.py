@@ -80,8 +80,12 @@ def run(request, data, tmp_path_factory):
 
 def python(code, *arguments):
     environment = {name: value for name, value in os.environ.items() if name != 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'}
-    done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True,
-                          env=dict(environment, OMP_NUM_THREADS='1'))
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=dict(environment, OMP_NUM_THREADS='1'),
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -135,8 +139,12 @@ def test_adapters_train_a_frozen_model(run, data):
         return sum((m - t).square().mean() for m, t in zip(model.extract_feat(image), target, strict=True))
 
     before = loss().item()
-    adapted = peft.get_peft_model(model.backbone, peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules=r'.*\.(qkv|proj|fc1|fc2)', exclude_modules=['patch_embed.proj']))
+    adapted = peft.get_peft_model(
+        model.backbone,
+        peft.LoraConfig(
+            r=4, lora_alpha=8, target_modules=r'.*\.(qkv|proj|fc1|fc2)', exclude_modules=['patch_embed.proj']
+        ),
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapters = {name: p for name, p in adapted.named_parameters() if 'lora_' in name}

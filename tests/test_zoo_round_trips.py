@@ -57,20 +57,39 @@ class Case:
 AVERAGE = {'type': 'EMAHook', 'momentum': 0.3}
 UNTOLD = [
     Case('maskrcnn_swinv2_t', pretrained=(8, 8, 8, 4), changes=dict(window_size=16)),
-    Case('upernet_swinv2_b', pretrained=(12, 12, 12, 6), changes=dict(window_size=16, depths=(1, 2, 1, 1)),
-         hooks=(AVERAGE,)),
-    Case('maskrcnn_swinv2_s', pretrained=(8, 8, 8, 4), changes=dict(window_size=16, depths=(2, 1, 1, 1)),
-         hooks=(dict(AVERAGE, update_buffers=True),)),
+    Case(
+        'upernet_swinv2_b',
+        pretrained=(12, 12, 12, 6),
+        changes=dict(window_size=16, depths=(1, 2, 1, 1)),
+        hooks=(AVERAGE,),
+    ),
+    Case(
+        'maskrcnn_swinv2_s',
+        pretrained=(8, 8, 8, 4),
+        changes=dict(window_size=16, depths=(2, 1, 1, 1)),
+        hooks=(dict(AVERAGE, update_buffers=True),),
+    ),
     Case('upernet_swinv2_t', pretrained=(16, 16, 16, 8), changes=dict(window_size=16)),
 ]
-ZOO = [*(Case(path.stem) for path in TRAINING),
-       *(Case(path.stem.replace('_896_test', '_640'), path.stem) for path in TEST_ONLY)]
+ZOO = [
+    *(Case(path.stem) for path in TRAINING),
+    *(Case(path.stem.replace('_896_test', '_640'), path.stem) for path in TEST_ONLY),
+]
 # One of each family and each way of giving the windows; the others take minutes.
-QUICK = {'maskrcnn_swinv2_t', 'maskrcnn_swinv2_l', 'htcpp_swinv2_l_w16to32_1536', 'cascade_maskrcnn_swinv2_t_w16_3x',
-         'upernet_swinv2_b_640', 'mask2former_swinv2_t', 'dino_swinv2_t', 'maskrcnn_swinv2_g_w32_1536_fsdp2',
-         *map(str, UNTOLD[:2])}
-CASES = [pytest.param(case, id=str(case), marks=[] if str(case) in QUICK else pytest.mark.slow)
-         for case in (*ZOO, *UNTOLD)]
+QUICK = {
+    'maskrcnn_swinv2_t',
+    'maskrcnn_swinv2_l',
+    'htcpp_swinv2_l_w16to32_1536',
+    'cascade_maskrcnn_swinv2_t_w16_3x',
+    'upernet_swinv2_b_640',
+    'mask2former_swinv2_t',
+    'dino_swinv2_t',
+    'maskrcnn_swinv2_g_w32_1536_fsdp2',
+    *map(str, UNTOLD[:2]),
+}
+CASES = [
+    pytest.param(case, id=str(case), marks=[] if str(case) in QUICK else pytest.mark.slow) for case in (*ZOO, *UNTOLD)
+]
 
 
 @dataclass
@@ -110,8 +129,11 @@ class Run:
 
     @property
     def backbone_state(self):
-        return {name.removeprefix('backbone.'): tensor for name, tensor in self.state.items()
-                if name.startswith('backbone.')}
+        return {
+            name.removeprefix('backbone.'): tensor
+            for name, tensor in self.state.items()
+            if name.startswith('backbone.')
+        }
 
     def expect(self, backbone):
         """Compare a backbone with the one that was saved, at the same window."""
@@ -145,8 +167,10 @@ def microsoft_file(backbone, windows, path):
         axis = 8 * torch.arange(1.0 - window, window) / (window - 1)
         axis = axis.sign() * torch.log2(1 + axis.abs()) / 3
         table = torch.stack(torch.meshgrid(axis, axis, indexing='ij'), dim=-1)[None]
-        weights |= {f'layers.{index}.blocks.{block}.attn.relative_coords_table': table.clone()
-                    for block in range(len(stage.blocks))}
+        weights |= {
+            f'layers.{index}.blocks.{block}.attn.relative_coords_table': table.clone()
+            for block in range(len(stage.blocks))
+        }
     torch.save({'model': weights}, path)
     return path
 
@@ -209,9 +233,18 @@ def run(request, tmp_path_factory, data):
         start.unlink()
     model, checkpoint = runner.model, (work_dir / 'last_checkpoint').read_text()
     average = next((hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)), model)
-    result = Run((config, work_dir / trained.name), bool(case.pretrained), trained, options, work_dir,
-                 checkpoint, torch.load(checkpoint)['state_dict'], model.backbone.pretrained_window_sizes,
-                 features(model.backbone), deepcopy(average.backbone).eval())
+    result = Run(
+        (config, work_dir / trained.name),
+        bool(case.pretrained),
+        trained,
+        options,
+        work_dir,
+        checkpoint,
+        torch.load(checkpoint)['state_dict'],
+        model.backbone.pretrained_window_sizes,
+        features(model.backbone),
+        deepcopy(average.backbone).eval(),
+    )
     if case.pretrained:
         assert result.windows == pairs(case.pretrained, 4)
     elif case.stem.endswith('_l') or '_l_' in case.stem:
@@ -267,9 +300,11 @@ def test_converting(run, run_tool, capsys):
     told = list(map(str, plain(run.windows)))
     assert run_tool('convert_ckpt', run.checkpoint, 'timm.pth', '--to', 'timm') == 0
     for source, name, arguments in (
-            (run.checkpoint, 'ours.safetensors', []), (run.checkpoint, 'ours.pth', []),
-            ('timm.pth', 'back.pth', ['--pretrained-window-sizes', *told]),
-            ('timm.pth', 'back.safetensors', ['--pretrained-window-sizes', *told])):
+        (run.checkpoint, 'ours.safetensors', []),
+        (run.checkpoint, 'ours.pth', []),
+        ('timm.pth', 'back.pth', ['--pretrained-window-sizes', *told]),
+        ('timm.pth', 'back.safetensors', ['--pretrained-window-sizes', *told]),
+    ):
         assert run_tool('convert_ckpt', source, name, *arguments) == 0
         content = read_file(name)
         weights = content['state_dict']
@@ -286,8 +321,10 @@ def initialise(config, checkpoint, **arguments):
     """``init_detector`` or ``init_model``, and its counterpart that predicts."""
     if Config.fromfile(config).default_scope == 'mmdet':
         from mmdet.apis import inference_detector, init_detector
+
         return init_detector(str(config), checkpoint, device='cpu', **arguments), inference_detector
     from mmseg.apis import inference_model, init_model
+
     return init_model(str(config), checkpoint, device='cpu', **arguments), inference_model
 
 
@@ -298,8 +335,10 @@ def test_the_frameworks_functions(run, data):
     that it does not need.
     """
     image = str(next(data.rglob('*.jpg')))
-    for config, arguments in (*((config, {}) for config in run.configs),
-                              (run.configs[0], {'cfg_options': {'log_level': 'ERROR'}})):
+    for config, arguments in (
+        *((config, {}) for config in run.configs),
+        (run.configs[0], {'cfg_options': {'log_level': 'ERROR'}}),
+    ):
         model, infer = initialise(config, run.checkpoint, **arguments)
         run.expect(model.backbone)
     assert infer(model, image) is not None
@@ -320,9 +359,11 @@ def test_mmengines_function(run):
 @pytest.fixture
 def contradicted(run):
     """The options of a config whose pretrained windows are wrong, and a check that both are named."""
+
     def names_both(text):
         text = ' '.join(text.split())
         assert str([WRONG] * 4) in text and str(plain(run.windows)) in text, text
+
     return {'model.backbone.pretrained_window_sizes': WRONG}, names_both
 
 
@@ -356,12 +397,12 @@ def test_functions_tell_a_contradiction(run, contradicted):
     cfg.model.backbone.init_cfg = None
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
-    for load_it in (lambda: initialise(run.configs[0], run.checkpoint, cfg_options=wrong),
-                    lambda: load_checkpoint(model, run.checkpoint, map_location='cpu'),
-                    lambda: model.load_state_dict(run.state),
-                    lambda: model.backbone.load_state_dict(run.backbone_state)):
+    for load_it in (
+        lambda: initialise(run.configs[0], run.checkpoint, cfg_options=wrong),
+        lambda: load_checkpoint(model, run.checkpoint, map_location='cpu'),
+        lambda: model.load_state_dict(run.state),
+        lambda: model.backbone.load_state_dict(run.backbone_state),
+    ):
         with pytest.raises(ValueError) as raised:
             load_it()
         names_both(str(raised.value))
-
-

@@ -1,8 +1,8 @@
 """Convert SwinV2 weights of any known layout for swinv2_mm.SwinTransformerV2, or back.
 
-    python tools/convert_ckpt.py swinv2_tiny_patch4_window8_256 swinv2_t.pth
-    python tools/convert_ckpt.py hf://microsoft/swinv2-tiny-patch4-window8-256 swinv2_t.safetensors --verify
-    python tools/convert_ckpt.py work_dirs/maskrcnn_swinv2_t/epoch_12.pth timm.pth --to timm
+python tools/convert_ckpt.py swinv2_tiny_patch4_window8_256 swinv2_t.pth
+python tools/convert_ckpt.py hf://microsoft/swinv2-tiny-patch4-window8-256 swinv2_t.safetensors --verify
+python tools/convert_ckpt.py work_dirs/maskrcnn_swinv2_t/epoch_12.pth timm.pth --to timm
 """
 
 import argparse
@@ -24,20 +24,26 @@ TARGETS = ('microsoft', 'timm', 'huggingface')
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('src', help='a file or folder, a URL, a released name (docs/checkpoints.md), or hf://owner/name')
+    parser.add_argument(
+        'src', help='a file or folder, a URL, a released name (docs/checkpoints.md), or hf://owner/name'
+    )
     parser.add_argument('dst', help='the file to write: .safetensors, or .pth')
     parser.add_argument('--source', choices=['auto', *LAYOUTS], default='auto', help='layout of SRC; default auto')
     parser.add_argument('--prefix', help="what stands before the backbone's keys, as backbone. in a detector")
     parser.add_argument('--ema', action='store_true', help='take the running average of the weights')
     parser.add_argument(
-        '--pretrained-window-sizes', type=int, nargs='+', metavar='W',
+        '--pretrained-window-sizes',
+        type=int,
+        nargs='+',
+        metavar='W',
         help='windows of the first pre-training, one per stage or one for all, where SRC does not tell them',
-    )  # fmt: skip
+    )
     parser.add_argument('--to', choices=TARGETS, help='write the layout of another code base instead of our own')
     parser.add_argument(
-        '--verify', action='store_true',
+        '--verify',
+        action='store_true',
         help="build the backbone, load strictly, run it, and compare with the source's own package if it is installed",
-    )  # fmt: skip
+    )
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     parser.add_argument('--json', action='store_true', help='report as JSON')
     args = parser.parse_args(argv)
@@ -73,9 +79,12 @@ def verify(loaded: Loaded) -> Difference:
     geometry = loaded.conversion.geometry
     windows = plain(loaded.window_size or loaded.pretrained_window_sizes)
     backbone = SwinTransformerV2(
-        **geometry.arguments(), window_size=windows, pretrained_window_sizes=plain(loaded.pretrained_window_sizes),
-        out_indices=tuple(range(len(geometry.depths))), mask_padding=False,  # as all others do
-    )  # fmt: skip
+        **geometry.arguments(),
+        window_size=windows,
+        pretrained_window_sizes=plain(loaded.pretrained_window_sizes),
+        out_indices=tuple(range(len(geometry.depths))),
+        mask_padding=False,  # as all others do
+    )
     return compare_with_peer(backbone.eval(), loaded)
 
 

@@ -12,7 +12,6 @@ from swinv2_mm.datasets import OUTLINES, ShapesSpec, write_shapes
 
 
 class Parser(argparse.ArgumentParser):
-
     def error(self, message: str):
         self.exit(2, f'error: {message}\n')
 
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         spec = ShapesSpec(args.seed, args.size, args.num_train, args.num_val, classes)
         written = write(spec, args.out, args.force)
     except (ValueError, OSError) as error:
-        if getattr(error, 'errno', None):   # the system refused, not write_shapes
+        if getattr(error, 'errno', None):  # the system refused, not write_shapes
             print(f'error: cannot write {args.out}: {error}; nothing was left behind', file=sys.stderr)
             return 1
         print(f'error: {error}', file=sys.stderr)
@@ -67,8 +66,10 @@ def main(argv: list[str] | None = None) -> int:
         print('error: interrupted; nothing was left behind', file=sys.stderr)
         return 130
     if written:
-        print(f'wrote {spec.num_train} training and {spec.num_val} validation images to {args.out} '
-              f'in {time.perf_counter() - start:.1f} s')
+        print(
+            f'wrote {spec.num_train} training and {spec.num_val} validation images to {args.out} '
+            f'in {time.perf_counter() - start:.1f} s'
+        )
     else:
         print(f'{args.out} is already there')
     return 0

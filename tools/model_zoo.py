@@ -1,8 +1,8 @@
 """Write docs/model_zoo.md from the configs, or count the parameters and FLOPs of one config.
 
-    python tools/model_zoo.py
-    python tools/model_zoo.py --check
-    python tools/model_zoo.py configs/maskrcnn_swinv2_t.py --shape 800 1333
+python tools/model_zoo.py
+python tools/model_zoo.py --check
+python tools/model_zoo.py configs/maskrcnn_swinv2_t.py --shape 800 1333
 """
 
 import argparse
@@ -64,8 +64,9 @@ def count(args: argparse.Namespace) -> None:
     shape = args.shape or prediction_size(cfg) or ()
     shape = tuple(shape) * 2 if len(shape) == 1 else tuple(shape)
     if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
-        raise UserError(f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, '
-                        f'not {args.shape}.')
+        raise UserError(
+            f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, not {args.shape}.'
+        )
     model = build_on_meta(cfg.model, cfg.default_scope)
     cost = complexity(model, shape)
     title = '{} x {} pixels: multiply-adds (papers: FLOPs)'.format(*cost.size)

@@ -1,6 +1,6 @@
 """How fast each part of a model learns, and which parts get weight decay, as the optimizer of a config has it.
 
-    python tools/print_param_groups.py configs/upernet_swinv2_t.py
+python tools/print_param_groups.py configs/upernet_swinv2_t.py
 """
 
 import argparse
@@ -77,18 +77,32 @@ def print_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def contents(model: nn.Module, parameters: Sequence[Tensor]) -> tuple[str, str, str]:
     """Say in which modules parameters are, of which kind they are, and how many numbers they hold."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    norms = {parameter for module in model.modules() if 'norm' in type(module).__name__.lower()
-             for parameter in module.parameters(recurse=False)}  # fmt: skip
+    norms = {
+        parameter
+        for module in model.modules()
+        if 'norm' in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
     modules: dict[str, dict[str, None]] = {}
     kinds = {}
     for parameter in parameters:
         name = names[parameter]
         part = PART.match(name)
         modules.setdefault(name.split('.')[0], {})[part[1] if part else ''] = None
-        kinds['norms' if parameter in norms else 'cpb_mlp' if 'cpb_mlp' in name else
-              'logit_scale' if 'logit_scale' in name else 'biases' if name.endswith('bias') else 'weights'] = None
-    where = [place for module, parts in modules.items()
-             for place in (parts if all(parts) and len(parts) < 5 else [module])]  # fmt: skip
+        kinds[
+            'norms'
+            if parameter in norms
+            else 'cpb_mlp'
+            if 'cpb_mlp' in name
+            else 'logit_scale'
+            if 'logit_scale' in name
+            else 'biases'
+            if name.endswith('bias')
+            else 'weights'
+        ] = None
+    where = [
+        place for module, parts in modules.items() for place in (parts if all(parts) and len(parts) < 5 else [module])
+    ]
     count = sum(parameter.numel() for parameter in parameters)
     return ', '.join(where), ', '.join(kinds), f'{count:,}'
 

@@ -141,9 +141,7 @@ def check_cuda_compiler(torch: 'Torch', nvcc: Optional[str]) -> None:
     wanted = wanted.format(torch.cuda)
     cpu_only = 'To do without the GPU: CUDA_VISIBLE_DEVICES= make setup'
     if nvcc is None:
-        raise SetupError(
-            'There is a GPU, and no nvcc to compile mmcv for it. Install {}.\n{}'.format(wanted, cpu_only)
-        )
+        raise SetupError('There is a GPU, and no nvcc to compile mmcv for it. Install {}.\n{}'.format(wanted, cpu_only))
     if nvcc.split('.')[0] != torch.cuda.split('.')[0]:
         raise SetupError(
             'nvcc is of CUDA {}, and torch {} of CUDA {}: mmcv cannot be compiled for the GPU. Install {}.\n{}'.format(
@@ -416,8 +414,10 @@ def inputs_hash() -> str:
     digest = hashlib.sha256()
     folder = ROOT / 'swinv2_mm/models/kernels/csrc'
     sources = sorted(path for path in folder.iterdir() if path.suffix in ('.cpp', '.h'))
-    for path in (*(ROOT / name for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.py')),
-                 *sources):
+    for path in (
+        *(ROOT / name for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.py')),
+        *sources,
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

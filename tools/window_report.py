@@ -1,6 +1,6 @@
 """What windows cost at an image size, and which cost least.
 
-    python tools/window_report.py configs/maskrcnn_swinv2_t.py --shape 800 1333
+python tools/window_report.py configs/maskrcnn_swinv2_t.py --shape 800 1333
 """
 
 import argparse
@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = tuple(args.shape or input_size(cfg) or ())
     shape = shape * 2 if len(shape) == 1 else shape
     if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
-        raise UserError(f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, '
-                        f'not {args.shape}.')
+        raise UserError(
+            f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, not {args.shape}.'
+        )
     if min(args.windows) < 1:
         raise UserError(f'--windows {args.windows}: windows are whole numbers from 1.')
     print_report(backbone, shape, args.windows)
@@ -72,12 +73,15 @@ def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> N
     model.set_window_size(own)
     model.set_window_fit(own_fit)
     rows, cols = (best_side(model, shape, axis) for axis in (0, 1))
-    console.print(f'For images of one size: near this one, {rows} rows and {cols} columns waste least on padding with '
-                  'the window of the config.')
+    console.print(
+        f'For images of one size: near this one, {rows} rows and {cols} columns waste least on padding with '
+        'the window of the config.'
+    )
 
 
 def best_side(model, shape: tuple[int, int], axis: int) -> int:
     """The multiple of 32 within an eighth of a side where the least of the work is spent on padding."""
+
     def padding(side: int) -> float:
         size = (side, shape[1]) if axis == 0 else (shape[0], side)
         work, costs = model.multiply_adds(size), model.padding_cost(size)

@@ -72,8 +72,9 @@ class _Names:
 
 _1K = _Names('ImageNet-1K', '', 'ms_in1k', None, 'swinv2-{}-w{}_3rdparty_in1k-{}px')
 _22K = _Names('ImageNet-22K', '_22k', 'ms_in22k', '_22k', 'pretrain/swinv2-{}-w{}_3rdparty_in21k-{}px')
-_FT = _Names('ImageNet-22K, then 1K', '_22kto1k_ft', 'ms_in22k_ft_in1k', '_22kft1k',
-             'swinv2-{}-w{}_in21k-pre_3rdparty_in1k-{}px')
+_FT = _Names(
+    'ImageNet-22K, then 1K', '_22kto1k_ft', 'ms_in22k_ft_in1k', '_22kft1k', 'swinv2-{}-w{}_in21k-pre_3rdparty_in1k-{}px'
+)
 
 # Stage 4 is an 8x8 map at 256 pixels, 6x6 at 192 and 12x12 at 384: Microsoft's code shrinks the window to it.
 _W8, _W12, _W16, _W24 = (8, 8, 8, 8), (12, 12, 12, 6), (16, 16, 16, 8), (24, 24, 24, 12)
@@ -104,29 +105,60 @@ _TORCHVISION = (
 )
 
 
-def _microsoft(arch: str, training: str, image_size: int, window_size: tuple[int, ...], pretrained: tuple[int, ...],
-               names: _Names, top1: float | None, gflops: float | None, sha256: str) -> Release:
+def _microsoft(
+    arch: str,
+    training: str,
+    image_size: int,
+    window_size: tuple[int, ...],
+    pretrained: tuple[int, ...],
+    names: _Names,
+    top1: float | None,
+    gflops: float | None,
+    sha256: str,
+) -> Release:
     """Spell out a row of Microsoft's table."""
     name = f'swinv2_{arch}_patch4_{training}{names.suffix}'
     mmpretrain = names.mmpretrain.format(arch, window_size[0], image_size)
-    return Release(name, arch, image_size, window_size, pretrained, names.data, top1, (
-        File('microsoft', f'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/{name}.pth'),
-        File('timm', f'hf://timm/swinv2_{arch}_{training}.{names.tag}'),
-        File('huggingface', f'hf://microsoft/{name.replace("_", "-")}'),
-        File('mmpretrain', f'https://download.openmmlab.com/mmclassification/v0/swin-v2/{mmpretrain}_20220803-{sha256}'
-                           '.pth', sha256),
-    ), None if gflops is None else _PARAMETERS[arch], gflops)
+    return Release(
+        name,
+        arch,
+        image_size,
+        window_size,
+        pretrained,
+        names.data,
+        top1,
+        (
+            File('microsoft', f'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/{name}.pth'),
+            File('timm', f'hf://timm/swinv2_{arch}_{training}.{names.tag}'),
+            File('huggingface', f'hf://microsoft/{name.replace("_", "-")}'),
+            File(
+                'mmpretrain',
+                f'https://download.openmmlab.com/mmclassification/v0/swin-v2/{mmpretrain}_20220803-{sha256}.pth',
+                sha256,
+            ),
+        ),
+        None if gflops is None else _PARAMETERS[arch],
+        gflops,
+    )
 
 
 def _torchvision(name: str, arch: str, top1: float, sha256: str) -> Release:
     """Spell out a row of torchvision's table: all are trained at 256 pixels, their normaliser is their own window."""
-    return Release(name, arch, 256, _W8, _W8, _1K.data, top1, (
-        File('torchvision', f'https://download.pytorch.org/models/{name}-{sha256}.pth', sha256),
-    ))
+    return Release(
+        name,
+        arch,
+        256,
+        _W8,
+        _W8,
+        _1K.data,
+        top1,
+        (File('torchvision', f'https://download.pytorch.org/models/{name}-{sha256}.pth', sha256),),
+    )
 
 
 RELEASES: dict[str, Release] = {
-    release.name: release for release in (
+    release.name: release
+    for release in (
         *(_microsoft(*row) for row in _MICROSOFT),
         *(_torchvision(*row) for row in _TORCHVISION),
     )
@@ -152,8 +184,7 @@ def _aliases(file: File) -> Iterator[str]:
 
 
 _INDEX = {
-    alias: (release, file)
-    for release in RELEASES.values() for file in release.files for alias in _aliases(file)
+    alias: (release, file) for release in RELEASES.values() for file in release.files for alias in _aliases(file)
 } | {name: (release, release.files[0]) for name, release in RELEASES.items()}
 
 

@@ -89,8 +89,10 @@ def _what_it_is(keys: list[str], layout: str | None, prefix: str | None) -> str:
     for pattern, words in FOREIGN:
         if any(re.fullmatch(pattern, key) for key in keys):
             return words
-    return (f'no SwinV2 weights in a known layout ({", ".join(LAYOUTS)}): of its {len(keys)} keys the first are '
-            f'{", ".join(keys[:5]) or "(none)"}.')
+    return (
+        f'no SwinV2 weights in a known layout ({", ".join(LAYOUTS)}): of its {len(keys)} keys the first are '
+        f'{", ".join(keys[:5]) or "(none)"}.'
+    )
 
 
 def convert_state_dict(
@@ -115,10 +117,12 @@ def convert_state_dict(
         if not key.startswith(prefix):
             dropped[key] = f'another part of the model than {prefix}'
             continue
-        bare = key[len(prefix):]
+        bare = key[len(prefix) :]
         matches = [
-            (index, row, part, match) for index, (row, patterns) in enumerate(rows)
-            for part, pattern in enumerate(patterns) if (match := _match(pattern, bare, row)) is not None
+            (index, row, part, match)
+            for index, (row, patterns) in enumerate(rows)
+            for part, pattern in enumerate(patterns)
+            if (match := _match(pattern, bare, row)) is not None
         ]
         reasons = [reason for pattern, reason in table.dropped if re.fullmatch(pattern, bare)]
         if len(matches) + len(reasons) != 1:
@@ -129,8 +133,10 @@ def convert_state_dict(
             index, row, part, (i, j) = matches[0]
             parts.setdefault((index, i, j), {})[part] = key
     if unknown:
-        raise UserError(f'{len(unknown)} keys are unknown in the layout {name}: {shorten(unknown)}. Nothing is '
-                        'converted, since what they do in the model is not known.')
+        raise UserError(
+            f'{len(unknown)} keys are unknown in the layout {name}: {shorten(unknown)}. Nothing is '
+            'converted, since what they do in the model is not known.'
+        )
 
     stages = [int(i) for _, i, _ in parts if i]
     last = str(max(stages, default=0))
@@ -157,17 +163,23 @@ def convert_state_dict(
     if own is not None:
         windows, pretrained = None, told_windows(sources[PRETRAINED_KEY][0], own)
         if len(pretrained) != len(geometry.depths):
-            raise UserError(f'{sources[PRETRAINED_KEY][0]} is for {len(pretrained)} stages, not '
-                            f'{len(geometry.depths)}.')
+            raise UserError(
+                f'{sources[PRETRAINED_KEY][0]} is for {len(pretrained)} stages, not {len(geometry.depths)}.'
+            )
     elif windows is not None and len(windows) != len(geometry.depths):
         windows = pretrained = None
     norms = [f'norm{i}' for i in range(len(geometry.depths))]
     return Conversion(
-        weights, name, prefix, geometry, windows, pretrained,
+        weights,
+        name,
+        prefix,
+        geometry,
+        windows,
+        pretrained,
         sources={ours: theirs for ours, theirs in sources.items() if ours in weights},
         dropped=dropped,
         new=[norm for norm in norms if f'{norm}.weight' not in weights],
-    )  # fmt: skip
+    )
 
 
 def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -237,6 +249,8 @@ def _apply(row: Row, keys: tuple[str, ...], state: Mapping[str, Tensor]) -> list
 
 def _own(tensor: Tensor) -> Tensor:
     """Copy a part of a larger tensor: saving it would save all of the other, and safetensors refuses to."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous() else \
-        tensor.contiguous().clone()
-
+    return (
+        tensor
+        if tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+        else tensor.contiguous().clone()
+    )

@@ -50,14 +50,25 @@ def _nothing(*args: object) -> _Ignored:
 # dicts become OrderedDicts, since of all classes torch lets a file put items only into these.
 _INERT = (
     *((OrderedDict, name) for name in ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict')),
-    *((_Ignored, name) for name in (
-        'argparse.Namespace', 'mmengine.logging.history_buffer.HistoryBuffer', 'numpy.ndarray', 'numpy.dtype',
-    )),
-    *((_nothing, name) for name in (
-        'builtins.getattr', 'pathlib.PosixPath', 'pathlib._local.PosixPath',
-        *(f'numpy.{core}.multiarray.{maker}' for core in ('core', '_core') for maker in ('_reconstruct', 'scalar')),
-    )),
-)  # fmt: skip
+    *(
+        (_Ignored, name)
+        for name in (
+            'argparse.Namespace',
+            'mmengine.logging.history_buffer.HistoryBuffer',
+            'numpy.ndarray',
+            'numpy.dtype',
+        )
+    ),
+    *(
+        (_nothing, name)
+        for name in (
+            'builtins.getattr',
+            'pathlib.PosixPath',
+            'pathlib._local.PosixPath',
+            *(f'numpy.{core}.multiarray.{maker}' for core in ('core', '_core') for maker in ('_reconstruct', 'scalar')),
+        )
+    ),
+)
 
 
 def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict[str, Any]:
@@ -92,8 +103,10 @@ def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict
     except Exception as error:  # damaged bytes can surface as almost any
         raise UserError(_why_unreadable(path, start, error)) from error
     if not isinstance(content, dict):
-        raise UserError(f'{path} is no checkpoint: it holds an object of type {type(content).__name__} instead of a '
-                        'dict of weights.')
+        raise UserError(
+            f'{path} is no checkpoint: it holds an object of type {type(content).__name__} instead of a '
+            'dict of weights.'
+        )
     return content
 
 
@@ -119,8 +132,10 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Any]:
             header = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         looks = _looks_like(start)
-        raise UserError(f'{path} is no safetensors file, or an incomplete one'
-                        f'{f": it looks like {looks}" if looks else ""} ({error}). Get it again.') from error
+        raise UserError(
+            f'{path} is no safetensors file, or an incomplete one'
+            f'{f": it looks like {looks}" if looks else ""} ({error}). Get it again.'
+        ) from error
     return {'state_dict': weights, 'meta': json.loads(header.get(_META, '{}'))}
 
 
@@ -177,13 +192,16 @@ def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str,
     for name in names:
         inner = content.get(name)
         if isinstance(inner, Mapping):
-            found = {key: tensor for key, tensor in inner.items()
-                     if isinstance(key, str) and isinstance(tensor, Tensor)}
+            found = {
+                key: tensor for key, tensor in inner.items() if isinstance(key, str) and isinstance(tensor, Tensor)
+            }
             if found:
                 return found, name
     if ema:
-        raise UserError(f'there are no averaged weights in it: none of {", ".join(_AVERAGED)} is among its keys '
-                        f'{", ".join(map(str, list(content)[:8]))}.')
+        raise UserError(
+            f'there are no averaged weights in it: none of {", ".join(_AVERAGED)} is among its keys '
+            f'{", ".join(map(str, list(content)[:8]))}.'
+        )
     found = {key: tensor for key, tensor in content.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
     if not found:
         keys = ', '.join(map(str, list(content)[:8])) or '(none)'
@@ -191,8 +209,12 @@ def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str,
     return found, ''
 
 
-def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, Any],
-               container: str | None = 'state_dict') -> None:
+def write_file(
+    weights: Mapping[str, Tensor],
+    path: str | os.PathLike,
+    meta: Mapping[str, Any],
+    container: str | None = 'state_dict',
+) -> None:
     """Write weights as ``path``, which appears only when it is complete.
 
     Args:
@@ -212,6 +234,7 @@ def write_file(weights: Mapping[str, Tensor], path: str | os.PathLike, meta: Map
         with replacing(path) as partial:
             if path.suffix == '.safetensors':
                 from safetensors.torch import save_file
+
                 save_file(dict(weights), partial, metadata={'format': 'pt', _META: json.dumps(dict(meta))})
             else:
                 torch.save({container: dict(weights), 'meta': dict(meta)} if container else dict(weights), partial)

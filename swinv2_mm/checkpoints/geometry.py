@@ -47,7 +47,8 @@ class Geometry:
     def arch(self) -> str | None:
         """The published size that this is, None if it is none."""
         sizes = (
-            name for name, size in VARIANTS.items()
+            name
+            for name, size in VARIANTS.items()
             if (size.embed_dims, size.depths, size.num_heads, size.extra_norm_every)
             == (self.embed_dims, self.depths, self.num_heads, self.extra_norm_every)
         )
@@ -60,8 +61,13 @@ class Geometry:
             # Only the two largest sizes have the extra norms; a free size takes them from there.
             base = 'huge' if self.extra_norm_every else 'tiny'
             size = dict(arch=base, embed_dims=self.embed_dims, depths=self.depths, num_heads=self.num_heads)
-        return dict(size, in_channels=self.in_channels, patch_size=self.patch_size, mlp_ratio=self.mlp_ratio,
-                    qkv_bias=self.qkv_bias)
+        return dict(
+            size,
+            in_channels=self.in_channels,
+            patch_size=self.patch_size,
+            mlp_ratio=self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+        )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every learned tensor of the backbone but the output norms, with its shape."""
@@ -100,7 +106,7 @@ class Geometry:
             f'{block}mlp.fc1.bias': (hidden,),
             f'{block}mlp.fc2.weight': (C, hidden),
             f'{block}mlp.fc2.bias': (C,),
-        }  # fmt: skip
+        }
 
 
 def _norm(name: str, C: int) -> dict[str, tuple[int, ...]]:
@@ -117,15 +123,19 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
     weights = {key: tensor for key, tensor in weights.items() if key != PRETRAINED_KEY}
     geometry = _guess(weights)
     wanted = geometry.shapes()
-    norms = {f'norm{i}.{leaf}': (geometry.embed_dims * 2**i,)
-             for i in range(len(geometry.depths)) for leaf in ('weight', 'bias')}
+    norms = {
+        f'norm{i}.{leaf}': (geometry.embed_dims * 2**i,)
+        for i in range(len(geometry.depths))
+        for leaf in ('weight', 'bias')
+    }
     halves = [key for key in norms if key in weights and _other_half(key) not in weights]
     known = wanted | norms
     faults = {
         'are missing': [key for key in wanted if key not in weights] + [_other_half(key) for key in halves],
         'belong to no part of it': [key for key in weights if key not in known],
         'have a shape that does not fit the others': [
-            f'{key} {tuple(tensor.shape)} instead of {known[key]}' for key, tensor in weights.items()
+            f'{key} {tuple(tensor.shape)} instead of {known[key]}'
+            for key, tensor in weights.items()
             if key in known and tuple(tensor.shape) != known[key]
         ],
         'hold no floating-point numbers': [key for key, t in weights.items() if not t.is_floating_point()],
@@ -135,8 +145,10 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
         broken = [key for key, tensor in weights.items() if not _is_finite(tensor)]
         faults = {'hold NaN or infinity': broken} if broken else {}
     if faults:
-        raise UserError('no complete SwinV2 backbone: ' + '; '.join(
-            f'{len(keys)} tensors {what}: {shorten(keys)}' for what, keys in faults.items()))
+        raise UserError(
+            'no complete SwinV2 backbone: '
+            + '; '.join(f'{len(keys)} tensors {what}: {shorten(keys)}' for what, keys in faults.items())
+        )
     return geometry
 
 
@@ -202,8 +214,10 @@ def read_windows(tables: Mapping[str, Tensor]) -> tuple[tuple[Pair, ...], tuple[
         stage = int(key.split('.')[1])
         windows = _window_of(key, table)
         if found.setdefault(stage, windows) != windows:
-            raise UserError(f'{key} is for a window of {windows[0]} and a pretrained window of {windows[1]}, another '
-                            f'block of the stage for {found[stage][0]} and {found[stage][1]}.')
+            raise UserError(
+                f'{key} is for a window of {windows[0]} and a pretrained window of {windows[1]}, another '
+                f'block of the stage for {found[stage][0]} and {found[stage][1]}.'
+            )
     if not found or sorted(found) != list(range(max(found) + 1)):
         return None
     windows, pretrained = zip(*(found[i] for i in sorted(found)), strict=True)
@@ -244,6 +258,8 @@ def _window_of(key: str, table: Tensor) -> tuple[Pair, Pair]:
         pretrained.append(p)
     known = torch.stack(torch.meshgrid(*coords, indexing='ij'), dim=-1)
     if not torch.allclose(exact, known, rtol=0, atol=tolerance) and max(window) > 1:
-        raise UserError(f'{key} does not hold the log-spaced coordinates of any pretrained window: it is damaged, or '
-                        'another variant of the model.')
+        raise UserError(
+            f'{key} does not hold the log-spaced coordinates of any pretrained window: it is damaged, or '
+            'another variant of the model.'
+        )
     return tuple(window), tuple(pretrained)

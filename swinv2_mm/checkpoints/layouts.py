@@ -102,9 +102,19 @@ _QKV = ('attn.qkv.weight',)
 _QV_BIAS = ('attn.q_bias', 'attn.v_bias')
 _CPB = ('attn.cpb_mlp.0.weight', 'attn.cpb_mlp.0.bias', 'attn.cpb_mlp.2.weight')
 _REST = (
-    'attn.logit_scale', *_CPB, 'attn.proj.weight', 'attn.proj.bias', 'norm1.weight', 'norm1.bias', 'norm2.weight',
-    'norm2.bias', 'mlp.fc1.weight', 'mlp.fc1.bias', 'mlp.fc2.weight', 'mlp.fc2.bias',
-)  # fmt: skip
+    'attn.logit_scale',
+    *_CPB,
+    'attn.proj.weight',
+    'attn.proj.bias',
+    'norm1.weight',
+    'norm1.bias',
+    'norm2.weight',
+    'norm2.bias',
+    'mlp.fc1.weight',
+    'mlp.fc1.bias',
+    'mlp.fc2.weight',
+    'mlp.fc2.bias',
+)
 _EXTRA = ('norm3.weight', 'norm3.bias')  # every six blocks of huge and giant
 _MERGING = ('reduction.weight', 'norm.weight', 'norm.bias')
 _NORM = ('weight', 'bias')
@@ -119,7 +129,7 @@ def _rows(
     rows = []
     for leaf in leaves:
         start = next((name for name in names or () if leaf.startswith(name)), '')
-        spelling = (names or {}).get(start, '') + leaf[len(start):]
+        spelling = (names or {}).get(start, '') + leaf[len(start) :]
         rows.append(Row((theirs + spelling,), (ours + leaf,), **row))
     return tuple(rows)
 
@@ -189,7 +199,9 @@ LAYOUTS = {
             *_rows('embeddings.norm.', 'patch_embed.norm.', _NORM),
             Row(
                 tuple(f'{_HF_BLOCK}attention.self.{name}.weight' for name in ('query', 'key', 'value')),
-                (_OUR_BLOCK + 'attn.qkv.weight',), load=_stack, save=_unstack,
+                (_OUR_BLOCK + 'attn.qkv.weight',),
+                load=_stack,
+                save=_unstack,
             ),
             *_rows(_HF_BLOCK, _OUR_BLOCK, (*_QV_BIAS, *_REST), _HF_NAMES),
             *_rows(_HF_BLOCK, _OUR_BLOCK, _TABLE, _HF_NAMES, save=None, learned=False),
@@ -210,8 +222,11 @@ LAYOUTS = {
             *_rows('features.0.2.', 'patch_embed.norm.', _NORM),
             *_rows('features.{i}.{j}.', _OUR_BLOCK, (*_QKV, *_REST), _TORCHVISION_NAMES, stage=(2, 1)),
             Row(
-                ('features.{i}.{j}.attn.qkv.bias',), tuple(_OUR_BLOCK + leaf for leaf in _QV_BIAS), stage=(2, 1),
-                load=_drop_key_bias, save=_add_key_bias,
+                ('features.{i}.{j}.attn.qkv.bias',),
+                tuple(_OUR_BLOCK + leaf for leaf in _QV_BIAS),
+                stage=(2, 1),
+                load=_drop_key_bias,
+                save=_add_key_bias,
             ),
             *_rows('features.{i}.{j}.', _OUR_BLOCK, _TABLE, stage=(2, 1), save=None, learned=False),
             *_rows('features.{i}.', _OUR_MERGING, _MERGING, stage=(2, 0)),
@@ -228,8 +243,10 @@ LAYOUTS = {
             *_rows('stages.{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK, _MMPRETRAIN_NAMES),
             *_rows('stages.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, _MMPRETRAIN_NAMES, save=None, learned=False),
             Row(
-                ('stages.{i}.downsample.reduction.weight',), (_OUR_MERGING + 'reduction.weight',),
-                load=_from_unfold, save=_to_unfold,
+                ('stages.{i}.downsample.reduction.weight',),
+                (_OUR_MERGING + 'reduction.weight',),
+                load=_from_unfold,
+                save=_to_unfold,
             ),
             *_rows('stages.{i}.downsample.norm.', _OUR_MERGING + 'norm.', _NORM),
             *_rows('norm{i}.', 'norm{i}.', _NORM),
@@ -261,12 +278,16 @@ LAYOUTS['simmim'] = Layout(
 
 # What else people mistake for SwinV2: a key that gives it away, and what to say. The first that fits speaks.
 FOREIGN = (
-    (r'.*relative_position_bias_table',
-     'this is Swin V1: it has relative_position_bias_table, which V2 replaced by a continuous position bias, and its '
-     'norms stand elsewhere. Its weights do not fit; take a swinv2_* checkpoint.'),
-    (r'.*\.attn\.meta_mlp\..*',
-     "this is timm's swinv2_cr, a variant of its own with another position bias. Take a swinv2_* checkpoint."),
+    (
+        r'.*relative_position_bias_table',
+        'this is Swin V1: it has relative_position_bias_table, which V2 replaced by a continuous position bias, and '
+        'its norms stand elsewhere. Its weights do not fit; take a swinv2_* checkpoint.',
+    ),
+    (
+        r'.*\.attn\.meta_mlp\..*',
+        "this is timm's swinv2_cr, a variant of its own with another position bias. Take a swinv2_* checkpoint.",
+    ),
     (r'(.*\.)?layer1\.0\.(conv1|bn1)\..*', 'this looks like a ResNet.'),
     (r'(.*\.)?(cls_token|embeddings\.cls_token|blocks\.0\.attn\.qkv\.weight)', 'this looks like a plain ViT.'),
     (r'(.*\.)?(downsample_layers\.0\.0|stages\.0\.(blocks\.)?0\.(dwconv|conv_dw))\..*', 'this looks like a ConvNeXt.'),
-)  # fmt: skip
+)

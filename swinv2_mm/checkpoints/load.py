@@ -116,25 +116,35 @@ def _windows(
     meta = meta if isinstance(meta, Mapping) else {}
     release = source.release if source.release and source.release.arch == geometry.arch else None
     told = (
-        (conversion.window_size, conversion.pretrained_window_sizes,
-         'its coordinate tables' if conversion.window_size else 'its weights'),
+        (
+            conversion.window_size,
+            conversion.pretrained_window_sizes,
+            'its coordinate tables' if conversion.window_size else 'its weights',
+        ),
         (pairs(meta.get('window_size'), stages), pairs(meta.get('pretrained_window_sizes'), stages), 'its meta'),
         (*_from_config_json(source.config, geometry), 'config.json'),
         (*windows_of_training(meta.get('cfg'), conversion.prefix, stages), 'the config of its training'),
-        *([(pairs(release.window_size, stages), pairs(release.pretrained_window_sizes, stages), 'the catalogue')]
-          if release else []),
+        *(
+            [(pairs(release.window_size, stages), pairs(release.pretrained_window_sizes, stages), 'the catalogue')]
+            if release
+            else []
+        ),
     )
     _, pretrained, teller = next((row for row in told if row[1] is not None), (None, None, 'nothing'))
     windows = next((row[0] for row in told if row[0] is not None), None)
     wanted = pairs(given, stages)
     if given is not None and wanted is None:
-        raise UserError(f'pretrained_window_sizes={given!r} must be whole numbers from 1, one for each of the '
-                        f'{stages} stages, or one for all.')
+        raise UserError(
+            f'pretrained_window_sizes={given!r} must be whole numbers from 1, one for each of the '
+            f'{stages} stages, or one for all.'
+        )
     if wanted is None:
         return windows, pretrained, teller
     if pretrained is not None and pretrained != wanted:
-        raise UserError(f'pretrained_window_sizes={plain(wanted)} contradicts {teller}, which gives '
-                        f'{plain(pretrained)}; leave it out.')
+        raise UserError(
+            f'pretrained_window_sizes={plain(wanted)} contradicts {teller}, which gives '
+            f'{plain(pretrained)}; leave it out.'
+        )
     return windows, wanted, teller if pretrained else 'you'
 
 
@@ -144,8 +154,10 @@ def pairs(value: Any, stages: int, least: int = 1) -> Windows | None:
         value = [value]
     if not isinstance(value, list | tuple) or not value:
         return None
-    found = [(entry, entry) if isinstance(entry, int) else tuple(entry) if isinstance(entry, list | tuple) else ()
-             for entry in value]
+    found = [
+        (entry, entry) if isinstance(entry, int) else tuple(entry) if isinstance(entry, list | tuple) else ()
+        for entry in value
+    ]
     found = found * stages if len(found) == 1 else found
     whole = all(len(pair) == 2 and all(type(side) is int and side >= least for side in pair) for pair in found)
     return tuple(found) if whole and len(found) == stages else None
@@ -226,8 +238,12 @@ def _assigned(text: Any, name: str) -> Any:
         tree = ast.parse(text) if isinstance(text, str) else ast.Module([], [])
     except (SyntaxError, ValueError):  # the latter for a null character
         return None
-    values = [node.value for node in tree.body if isinstance(node, ast.Assign)
-              and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)]
+    values = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+    ]
     return _value(values[-1]) if values else None
 
 
@@ -236,8 +252,11 @@ def _value(node: ast.AST) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
-        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)
-                if isinstance(key, ast.Constant)}
+        return {
+            _value(key): _value(value)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant)
+        }
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item) for item in node.elts]
     try:

@@ -60,16 +60,22 @@ def print_report(report: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title_justify='left', title=report['destination'])
     table.add_column(no_wrap=True, style='bold')
     table.add_column(overflow='fold')
-    where = ''.join((f', under {report["container"]!r}' if report['container'] else '',
-                     f', prefix {report["prefix"]!r}' if report['prefix'] else ''))
+    where = ''.join(
+        (
+            f', under {report["container"]!r}' if report['container'] else '',
+            f', prefix {report["prefix"]!r}' if report['prefix'] else '',
+        )
+    )
     size = meta['arch'] or f'embed_dims={meta["embed_dims"]}, depths={meta["depths"]}, num_heads={meta["num_heads"]}'
     table.add_row('from', f'{meta["source"]} ({meta["source_layout"]}{where})')
     table.add_row('sha256', meta['source_sha256'])
     table.add_row('model', size)
     if meta['window_size']:
         table.add_row('window_size', f'{meta["window_size"]} when it was trained; yours may be any')
-    table.add_row('pretrained_window_sizes', f'{meta["pretrained_window_sizes"]} (from {report["windows_told_by"]}); '
-                                             'belongs to the weights')
+    table.add_row(
+        'pretrained_window_sizes',
+        f'{meta["pretrained_window_sizes"]} (from {report["windows_told_by"]}); belongs to the weights',
+    )
     table.add_row('loaded', f'{report["loaded"]} tensors ({", ".join(report["dtypes"])})')
     table.add_row('renamed', str(sum(theirs != [ours] for ours, theirs in report['sources'].items())))
     reasons: dict[str, list[str]] = {}
@@ -86,6 +92,8 @@ def print_report(report: dict[str, Any]) -> None:
     Console(highlight=False, markup=False, emoji=False).print(table)  # a path may look like markup
     if report['target'] == 'openmmlab':
         size = ', '.join(f'{name}={value!r}' for name, value in report['arguments'].items())
-        print(f"backbone=dict(type='swinv2_mm.SwinTransformerV2', {size},\n"
-              f"              pretrained_window_sizes={meta['pretrained_window_sizes']},\n"
-              f"              init_cfg=dict(type='Pretrained', checkpoint={report['destination']!r}))")
+        print(
+            f"backbone=dict(type='swinv2_mm.SwinTransformerV2', {size},\n"
+            f'              pretrained_window_sizes={meta["pretrained_window_sizes"]},\n'
+            f"              init_cfg=dict(type='Pretrained', checkpoint={report['destination']!r}))"
+        )

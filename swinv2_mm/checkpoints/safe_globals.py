@@ -14,9 +14,12 @@ def of_numpy(*kinds: str) -> list[object]:
         np.dtype,
         *(type(np.dtype(kind)) for kind in kinds),
         # NumPy 2 moved these two; a file names the place that they had when it was written.
-        *((made.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
-          for name, made in makers.items() for core in ('core', '_core')),
-    ]  # fmt: skip
+        *(
+            (made.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
+            for name, made in makers.items()
+            for core in ('core', '_core')
+        ),
+    ]
 
 
 def _statistic(owner: type, name: str) -> object:

@@ -48,7 +48,7 @@ class Source:
         if self.known_hash and not digest.startswith(self.known_hash):
             raise UserError(
                 f'{self.path} is not the file that was released: its SHA-256 starts with '
-                f'{digest[:len(self.known_hash)]} instead of {self.known_hash}. Delete it, and it is fetched again.'
+                f'{digest[: len(self.known_hash)]} instead of {self.known_hash}. Delete it, and it is fetched again.'
             )
         return digest
 
@@ -105,8 +105,11 @@ def _local(name: str, path: Path, release: Release | None) -> Source:
 def _nothing_there(name: str) -> str:
     message = f'{name} is neither a file (the current folder is {Path.cwd()}) nor a released checkpoint.'
     folder = Path(name).expanduser().parent
-    files = [str(file) for file in folder.glob('*') if file.suffix in ('.pth', '.bin', '.safetensors', '.pt')] \
-        if folder.is_dir() else []
+    files = (
+        [str(file) for file in folder.glob('*') if file.suffix in ('.pth', '.bin', '.safetensors', '.pt')]
+        if folder.is_dir()
+        else []
+    )
     close = get_close_matches(name, [*RELEASES, *files], n=3, cutoff=0.7)
     hint = f' Did you mean {" or ".join(close)}?' if close else f' Released are {", ".join(RELEASES)}.'
     return message + hint
@@ -131,12 +134,16 @@ def _from_url(url: str, known_hash: str | None, release: Release | None) -> Path
         say(f'fetching {url}\n      to {path}')
         torch.hub.download_url_to_file(url, str(path), known_hash, progress=True)
     except RuntimeError as error:  # torch's word for a wrong hash
-        raise UserError(f'{url}: the file that came is not the one that was released ({error}). It was not kept. '
-                        'Try again; if it happens again, do not trust that server.') from error
+        raise UserError(
+            f'{url}: the file that came is not the one that was released ({error}). It was not kept. '
+            'Try again; if it happens again, do not trust that server.'
+        ) from error
     except OSError as error:  # urllib's errors are among them
         hash_hint = f' (SHA-256 {known_hash}…)' if known_hash else ''
-        raise UserError(f'{url} cannot be fetched: {error}. Without a network: fetch it elsewhere{hash_hint}, and put '
-                        f'it at {path}, or give its path instead.') from error
+        raise UserError(
+            f'{url} cannot be fetched: {error}. Without a network: fetch it elsewhere{hash_hint}, and put '
+            f'it at {path}, or give its path instead.'
+        ) from error
     try:
         read_file(path)
     except UserError as error:  # a page that asks for a login, or half of the file
@@ -156,8 +163,10 @@ def _from_hub(location: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
     except ImportError as error:
         raise UserError(f'{location}: huggingface_hub is needed to fetch it; pip install huggingface_hub.') from error
-    by_hand = (f'Without a network: fetch config.json and {_HUB_FILES[0]} of https://huggingface.co/{repo} elsewhere, '
-               'put both into a folder, and give the path of that folder instead.')
+    by_hand = (
+        f'Without a network: fetch config.json and {_HUB_FILES[0]} of https://huggingface.co/{repo} elsewhere, '
+        'put both into a folder, and give the path of that folder instead.'
+    )
     try:
         for pattern in _HUB_FILES:
             folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=['config.json', pattern]))
@@ -170,4 +179,3 @@ def _from_hub(location: str) -> Path:
     except (HfHubHTTPError, OSError) as error:  # offline, an OSError too
         raise UserError(f'{location} cannot be fetched: {" ".join(str(error).split())[:200]} {by_hand}') from error
     raise UserError(f'{location} holds neither {" nor ".join(_HUB_FILES)}.')
-

@@ -76,16 +76,21 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         normed = [norm(x).permute(0, 3, 1, 2) for norm, x in zip(norms, features, strict=True)]
         largest = max(float((a - b).abs().max()) for a, b in zip(maps, normed, strict=True))
     if largest > TOLERANCE * scale:
-        raise UserError(f'--verify: the feature maps differ from those of {name} by {largest:.1e}; the largest value '
-                        f'is {scale:.1f}. Nothing was written: the weights would not compute what they should.')
+        raise UserError(
+            f'--verify: the feature maps differ from those of {name} by {largest:.1e}; the largest value '
+            f'is {scale:.1f}. Nothing was written: the weights would not compute what they should.'
+        )
     return Difference(name, largest, scale, side)
 
 
 def _bare(loaded: Loaded) -> dict[str, Tensor]:
     """The source's tensors under its own names, without the prefix, in float32."""
     prefix = loaded.conversion.prefix
-    return {key[len(prefix):]: tensor.float() for key, tensor in loaded.original.items()
-            if key.startswith(prefix) and tensor.is_floating_point()}
+    return {
+        key[len(prefix) :]: tensor.float()
+        for key, tensor in loaded.original.items()
+        if key.startswith(prefix) and tensor.is_floating_point()
+    }
 
 
 def _huggingface(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] | None:
@@ -95,13 +100,21 @@ def _huggingface(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Te
     except ImportError:
         return None
     geometry = loaded.conversion.geometry
-    model = Swinv2Model(Swinv2Config(
-        image_size=side, patch_size=geometry.patch_size, num_channels=geometry.in_channels,
-        embed_dim=geometry.embed_dims, depths=list(geometry.depths), num_heads=list(geometry.num_heads),
-        window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
-        pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes],
-        mlp_ratio=geometry.mlp_ratio, qkv_bias=geometry.qkv_bias,
-    ), add_pooling_layer=False).eval()  # fmt: skip
+    model = Swinv2Model(
+        Swinv2Config(
+            image_size=side,
+            patch_size=geometry.patch_size,
+            num_channels=geometry.in_channels,
+            embed_dim=geometry.embed_dims,
+            depths=list(geometry.depths),
+            num_heads=list(geometry.num_heads),
+            window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
+            pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes],
+            mlp_ratio=geometry.mlp_ratio,
+            qkv_bias=geometry.qkv_bias,
+        ),
+        add_pooling_layer=False,
+    ).eval()
     missing, _ = model.load_state_dict(_bare(loaded), strict=False)
     if any('layernorm.' not in key and 'relative_' not in key for key in missing):
         return None
@@ -123,12 +136,18 @@ def _timm(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] 
         return None
     geometry = loaded.conversion.geometry
     model = SwinTransformerV2(
-        img_size=side, patch_size=geometry.patch_size, in_chans=geometry.in_channels, num_classes=0,
-        embed_dim=geometry.embed_dims, depths=geometry.depths, num_heads=geometry.num_heads,
+        img_size=side,
+        patch_size=geometry.patch_size,
+        in_chans=geometry.in_channels,
+        num_classes=0,
+        embed_dim=geometry.embed_dims,
+        depths=geometry.depths,
+        num_heads=geometry.num_heads,
         window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
         pretrained_window_sizes=tuple(rows for rows, _ in loaded.pretrained_window_sizes),
-        mlp_ratio=geometry.mlp_ratio, qkv_bias=geometry.qkv_bias,
-    ).eval()  # fmt: skip
+        mlp_ratio=geometry.mlp_ratio,
+        qkv_bias=geometry.qkv_bias,
+    ).eval()
     missing, _ = model.load_state_dict(_bare(loaded), strict=False)
     if any(not key.startswith('norm.') and 'relative_' not in key for key in missing):
         return None

@@ -32,8 +32,17 @@ import cv2
 import numpy as np
 from numpy import ndarray
 
-__all__ = ['DIFFICULTY', 'OUTLINES', 'SPLITS', 'Difficulty', 'Instance', 'Sample', 'ShapesSpec', 'render',
-           'write_shapes']
+__all__ = [
+    'DIFFICULTY',
+    'OUTLINES',
+    'SPLITS',
+    'Difficulty',
+    'Instance',
+    'Sample',
+    'ShapesSpec',
+    'render',
+    'write_shapes',
+]
 
 
 # ---------------------------------------------------------------------------------------------- what can be tuned
@@ -90,8 +99,10 @@ def _polygon(corners: int, radii: tuple[float, ...] = (1.0,)) -> ndarray:
 
 def _cross() -> ndarray:
     """A plus sign whose arms are as long as they are wide, ``(12, 2)``."""
-    return np.array([(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1),
-                     (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)], dtype=float)
+    return np.array(
+        [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)],
+        dtype=float,
+    )
 
 
 # Each outline is a list of closed polygons, filled by the even-odd rule; a hole turns the other way round.
@@ -106,11 +117,12 @@ OUTLINES: dict[str, Callable[[], list[ndarray]]] = {
 
 SPLITS = ('training', 'validation')
 _GENERATOR = 'swinv2_mm.datasets'
-_FORMAT = 1     # raise it when the same parameters give other files
-_SAMPLES = 4    # sub-pixels per pixel and axis: 17 grey levels at a border
+_FORMAT = 1  # raise it when the same parameters give other files
+_SAMPLES = 4  # sub-pixels per pixel and axis: 17 grey levels at a border
 
 
 # -------------------------------------------------------------------------------------------------- the parameters
+
 
 @dataclass(frozen=True)
 class ShapesSpec:
@@ -194,6 +206,7 @@ class Sample:
 
 # -------------------------------------------------------------------------------------------------------- one image
 
+
 def render(spec: ShapesSpec, split: str, index: int) -> Sample:
     """Make one image.
 
@@ -254,8 +267,9 @@ def _place(rng: np.random.Generator, spec: ShapesSpec) -> list[_Shape]:
             whole = shape.visible.sum()
             remains = [other.visible & ~shape.visible for other in shapes]
             if whole >= max(d.min_visible_px, (1 - d.max_outside) * size**2) and all(
-                    remain.sum() >= max(d.min_visible_px, d.min_visible_share * other.size**2)
-                    for other, remain in zip(shapes, remains, strict=True)):
+                remain.sum() >= max(d.min_visible_px, d.min_visible_share * other.size**2)
+                for other, remain in zip(shapes, remains, strict=True)
+            ):
                 for other, remain in zip(shapes, remains, strict=True):
                     other.visible = remain
                 shapes.append(shape)
@@ -314,8 +328,10 @@ def _colour(rng: np.random.Generator, ground: ndarray, others: list[ndarray]) ->
     best, best_margin = None, -np.inf
     for _ in range(50):
         colour = rng.uniform(0.05, 0.95, 3)
-        margin = min([np.linalg.norm(colour - ground) - DIFFICULTY.background_contrast]
-                     + [np.linalg.norm(colour - other) - DIFFICULTY.shape_contrast for other in others])
+        margin = min(
+            [np.linalg.norm(colour - ground) - DIFFICULTY.background_contrast]
+            + [np.linalg.norm(colour - other) - DIFFICULTY.shape_contrast for other in others]
+        )
         if margin >= 0:
             return colour
         if margin > best_margin:
@@ -327,7 +343,7 @@ def _noise(rng: np.random.Generator, side: int, cells: int, channels: int) -> nd
     """Smooth noise of about unit deviation with ``cells`` bumps per side, ``(side, side, channels)``."""
     coarse = rng.standard_normal((cells, cells, channels))
     fine = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
-    return fine.reshape(side, side, channels)   # OpenCV drops a last axis of 1
+    return fine.reshape(side, side, channels)  # OpenCV drops a last axis of 1
 
 
 def _slope(rng: np.random.Generator, side: int, center: ndarray, width: float) -> ndarray:
@@ -340,6 +356,7 @@ def _slope(rng: np.random.Generator, side: int, center: ndarray, width: float) -
 
 # ------------------------------------------------------------------------------------------------ COCO annotations
 
+
 def _segmentation(mask: ndarray) -> list[list[float]] | dict[str, Any]:
     """A mask as COCO writes it, exactly: polygons, or run lengths if the mask has a hole.
 
@@ -350,7 +367,7 @@ def _segmentation(mask: ndarray) -> list[list[float]] | dict[str, Any]:
     # In a mask enlarged twice, each pixel on the contour tells which corner of the original pixel it lies at.
     twice = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(twice, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if (hierarchy[0, :, 3] >= 0).any():     # a contour with a parent is a hole
+    if (hierarchy[0, :, 3] >= 0).any():  # a contour with a parent is a hole
         return _run_lengths(mask)
     polygons = []
     for contour in contours:
@@ -379,8 +396,10 @@ def _box(mask: ndarray) -> list[float]:
 
 # ------------------------------------------------------------------------------------------------------- the writer
 
-def write_shapes(spec: ShapesSpec, out: str | Path, force: bool = False,
-                 progress: Callable[[int, int], None] | None = None) -> bool:
+
+def write_shapes(
+    spec: ShapesSpec, out: str | Path, force: bool = False, progress: Callable[[int, int], None] | None = None
+) -> bool:
     """Write a data set, whole or not at all.
 
     The files are made in a folder ``.OUT.tmp-*`` beside ``out`` and moved there in one step; any exception, so
@@ -418,9 +437,12 @@ def write_shapes(spec: ShapesSpec, out: str | Path, force: bool = False,
 
 def _marker(spec: ShapesSpec) -> dict[str, Any]:
     """The content of ``shapes.json`` that two equal data sets share."""
-    return {'generator': _GENERATOR, 'format': _FORMAT,
-            'parameters': {**dataclasses.asdict(spec), 'classes': list(spec.classes)},
-            'difficulty': dataclasses.asdict(DIFFICULTY)}
+    return {
+        'generator': _GENERATOR,
+        'format': _FORMAT,
+        'parameters': {**dataclasses.asdict(spec), 'classes': list(spec.classes)},
+        'difficulty': dataclasses.asdict(DIFFICULTY),
+    }
 
 
 def _files(spec: ShapesSpec) -> Iterator[str]:
@@ -460,12 +482,17 @@ def _find(spec: ShapesSpec, out: Path) -> str:
         return 'same'
     added = sorted(present - set(_files(other)))
     if added:
-        raise FileExistsError(f'{out} holds another shapes data set, and files beside it ({added[0]}): move those '
-                              'away, or choose another folder')
+        raise FileExistsError(
+            f'{out} holds another shapes data set, and files beside it ({added[0]}): move those '
+            'away, or choose another folder'
+        )
     if missing:
         return f'with {len(missing)} of its files missing ({min(missing)})'
-    changes = [f'{name}={value!r}, not {wanted["parameters"][name]!r}'
-               for name, value in there['parameters'].items() if value != wanted['parameters'][name]]
+    changes = [
+        f'{name}={value!r}, not {wanted["parameters"][name]!r}'
+        for name, value in there['parameters'].items()
+        if value != wanted['parameters'][name]
+    ]
     return 'made with ' + ('; '.join(changes) or 'another version of the generator')
 
 
@@ -477,8 +504,9 @@ def _to_write(spec: ShapesSpec, out: Path, force: bool) -> bool:
     """
     found = _find(spec, out)
     if found not in ('nothing', 'same') and not force:
-        raise FileExistsError(f'{out} holds a shapes data set {found}: pass force=True (--force) to replace it, '
-                              'or choose another folder')
+        raise FileExistsError(
+            f'{out} holds a shapes data set {found}: pass force=True (--force) to replace it, or choose another folder'
+        )
     return found != 'same'
 
 
@@ -493,20 +521,32 @@ def _fill(spec: ShapesSpec, folder: Path, progress: Callable[[int, int], None] |
         for index in range(spec.num_images(split)):
             name = f'{index:06d}.png'
             sample = render(spec, split, index)
-            _write_png(folder / 'images' / split / name, sample.image[..., ::-1])   # OpenCV's order is BGR
+            _write_png(folder / 'images' / split / name, sample.image[..., ::-1])  # OpenCV's order is BGR
             _write_png(folder / 'annotations' / split / name, sample.semantic)
             images.append({'id': index, 'file_name': name, 'height': spec.size, 'width': spec.size})
             for instance in sample.instances:
                 # From 1: COCOeval takes the id 0 for "matched with nothing".
-                annotations.append({'id': len(annotations) + 1, 'image_id': index, 'category_id': instance.label + 1,
-                                    'iscrowd': 0, 'area': float(instance.mask.sum()), 'bbox': _box(instance.mask),
-                                    'segmentation': _segmentation(instance.mask)})
+                annotations.append(
+                    {
+                        'id': len(annotations) + 1,
+                        'image_id': index,
+                        'category_id': instance.label + 1,
+                        'iscrowd': 0,
+                        'area': float(instance.mask.sum()),
+                        'bbox': _box(instance.mask),
+                        'segmentation': _segmentation(instance.mask),
+                    }
+                )
             done += 1
             if progress is not None:
                 progress(done, total)
-        coco = {'info': {'description': f'shapes, {split}', 'version': str(_FORMAT)}, 'licenses': [], 'images': images,
-                'annotations': annotations,
-                'categories': [{'id': i, 'name': name} for i, name in enumerate(spec.classes, start=1)]}
+        coco = {
+            'info': {'description': f'shapes, {split}', 'version': str(_FORMAT)},
+            'licenses': [],
+            'images': images,
+            'annotations': annotations,
+            'categories': [{'id': i, 'name': name} for i, name in enumerate(spec.classes, start=1)],
+        }
         (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco, separators=(',', ':')))
     libraries = {'numpy': np.__version__, 'opencv': cv2.__version__}
     (folder / 'shapes.json').write_text(json.dumps({**_marker(spec), 'libraries': libraries}, indent=2) + '\n')
@@ -521,12 +561,12 @@ def _write_png(path: Path, image: ndarray) -> None:
 def _publish(spec: ShapesSpec, folder: Path, out: Path, force: bool) -> None:
     """Give a finished folder its name, taking the place of an empty folder or of an older data set."""
     try:
-        folder.rename(out)      # replaces an empty folder, refuses any other
+        folder.rename(out)  # replaces an empty folder, refuses any other
         return
     except OSError:
         if not out.is_dir() or not any(out.iterdir()):
             raise
-    if not _to_write(spec, out, force):     # asked again: another run may have been faster
+    if not _to_write(spec, out, force):  # asked again: another run may have been faster
         shutil.rmtree(folder, ignore_errors=True)
         return
     old = _temporary(out)
@@ -552,7 +592,7 @@ def _sweep(out: Path, hours: float = 1) -> None:
     for folder in out.parent.glob(f'.{glob.escape(out.name)}.tmp-' + 8 * '[0-9a-f]'):
         try:
             newest = max(os.stat(path).st_mtime for path, _, _ in os.walk(folder))
-        except (OSError, ValueError):   # its run has just finished
+        except (OSError, ValueError):  # its run has just finished
             continue
         if time.time() - newest > 3600 * hours:
             shutil.rmtree(folder, ignore_errors=True)

@@ -51,8 +51,10 @@ def windows_per_stage(name: str, value: Any, stages: int, minimum: int) -> list[
     """Spell out a window for every stage."""
     per_stage = list(value) if is_sequence(value) else [value] * stages
     if len(per_stage) != stages:
-        raise ValueError(f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
-                         f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.')
+        raise ValueError(
+            f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
+            f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.'
+        )
     pairs = [tuple(entry) if is_sequence(entry) else (entry, entry) for entry in per_stage]
     for i, pair in enumerate(pairs):
         if len(pair) != 2:
@@ -64,12 +66,16 @@ def windows_per_stage(name: str, value: Any, stages: int, minimum: int) -> list[
 
 def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
     if len(num_heads) != len(dims):
-        raise ValueError(f'num_heads={list(num_heads)!r} has {len(num_heads)} entries, depths has {len(dims)}; '
-                         'give one number of heads per stage.')
+        raise ValueError(
+            f'num_heads={list(num_heads)!r} has {len(num_heads)} entries, depths has {len(dims)}; '
+            'give one number of heads per stage.'
+        )
     for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
         if dim % heads:
-            raise ValueError(f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
-                             f'the published sizes use {max(dim // 32, 1)} (head width 32).')
+            raise ValueError(
+                f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
+                f'the published sizes use {max(dim // 32, 1)} (head width 32).'
+            )
 
 
 def check_window_fit(value: Any) -> None:
@@ -90,8 +96,10 @@ def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
     whole = bool(indices) and all(type(i) is int and i in range(-stages, stages) for i in indices)
     stage_indices = tuple(i % stages for i in indices) if whole else ()
     if not whole or list(stage_indices) != sorted(set(stage_indices)):
-        raise ValueError(f'out_indices={value!r} must list stages in rising order, each once, out of '
-                         f'{list(range(stages))}, or counted from the last, {list(range(-stages, 0))}.')
+        raise ValueError(
+            f'out_indices={value!r} must list stages in rising order, each once, out of '
+            f'{list(range(stages))}, or counted from the last, {list(range(-stages, 0))}.'
+        )
     return stage_indices
 
 
@@ -102,23 +110,36 @@ _NORM = 'nothing: SwinV2 has LayerNorms, in fixed places'
 _REPLACED = {
     'pretrained': "init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...)",
     'convert_weights': "nothing: init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...) recognises the layout",
-    'pretrain_img_size': _ANY_SIZE, 'img_size': _ANY_SIZE, 'strict_img_size': _ANY_SIZE,
+    'pretrain_img_size': _ANY_SIZE,
+    'img_size': _ANY_SIZE,
+    'strict_img_size': _ANY_SIZE,
     'interpolate_mode': 'nothing: the position bias is continuous',
     'pad_small_map': 'nothing: a window larger than the map is shrunk to it',
-    'always_partition': 'nothing: a window larger than the map is shrunk to it', 'dynamic_mask': _ANY_SIZE,
+    'always_partition': 'nothing: a window larger than the map is shrunk to it',
+    'dynamic_mask': _ANY_SIZE,
     'use_abs_pos_embed': 'nothing: SwinV2 has no absolute positions',
     'ape': 'nothing: SwinV2 has no absolute positions',
     'qk_scale': 'nothing: SwinV2 learns the scale of its logits',
-    'patch_norm': _NORM, 'norm_cfg': _NORM, 'norm_layer': _NORM,
+    'patch_norm': _NORM,
+    'norm_cfg': _NORM,
+    'norm_layer': _NORM,
     'out_after_downsample': 'nothing: maps are emitted as they leave their stage',
-    'act_cfg': 'nothing: the activation is GELU', 'act_layer': 'nothing: the activation is GELU',
-    'strides': 'patch_size; each stage then halves the map', 'patch_cfg': 'patch_size',
+    'act_cfg': 'nothing: the activation is GELU',
+    'act_layer': 'nothing: the activation is GELU',
+    'strides': 'patch_size; each stage then halves the map',
+    'patch_cfg': 'patch_size',
     'stage_cfgs': 'arguments of the backbone, which hold for all stages',
-    'drop_after_pos': 'drop_rate', 'proj_drop_rate': 'drop_rate', 'pos_drop_rate': 'drop_rate',
-    'embed_dim': 'embed_dims', 'in_chans': 'in_channels', 'use_checkpoint': 'with_cp',
-    'features_only': 'out_indices', 'num_classes': 'nothing: this is a backbone',
+    'drop_after_pos': 'drop_rate',
+    'proj_drop_rate': 'drop_rate',
+    'pos_drop_rate': 'drop_rate',
+    'embed_dim': 'embed_dims',
+    'in_chans': 'in_channels',
+    'use_checkpoint': 'with_cp',
+    'features_only': 'out_indices',
+    'num_classes': 'nothing: this is a backbone',
     'global_pool': 'nothing: this is a backbone',
-    'extra_norm_every_n_blocks': 'arch', 'norm_period': 'arch',
+    'extra_norm_every_n_blocks': 'arch',
+    'norm_period': 'arch',
 }
 
 
@@ -135,5 +156,5 @@ def refuse_unknown(function: Callable, unknown: Mapping[str, Any]) -> None:
     for name in unknown:
         close = get_close_matches(name, known, n=1)
         instead = f'write {_REPLACED[name]}' if name in _REPLACED else f'Did you mean {close[0]}?' if close else ''
-        said.append(f"{name!r}{f' ({instead})' if instead else ''}".replace('write nothing', 'leave it out'))
+        said.append(f'{name!r}{f" ({instead})" if instead else ""}'.replace('write nothing', 'leave it out'))
     raise TypeError(f'SwinTransformerV2 got an unexpected keyword argument {", ".join(said)}')

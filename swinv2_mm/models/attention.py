@@ -143,7 +143,7 @@ class WindowAttention(nn.Module):
                 table = F.linear(hidden, last.weight.to(dtype))
             else:
                 table = self.cpb_mlp(coords.to(weight.dtype)).to(dtype)
-            table = 16 * torch.sigmoid(table)                        # (2 Wh - 1, 2 Ww - 1, nH)
+            table = 16 * torch.sigmoid(table)  # (2 Wh - 1, 2 Ww - 1, nH)
         return table.permute(2, 0, 1)
 
     def _has_own_mlp(self) -> bool:
@@ -151,8 +151,13 @@ class WindowAttention(nn.Module):
         if not untouched(self.cpb_mlp, nn.Sequential) or len(self.cpb_mlp) != 3:
             return False
         first, act, last = self.cpb_mlp
-        return (untouched_linear(first) and untouched(act, nn.ReLU) and untouched_linear(last)
-                and first.bias is not None and last.bias is None)
+        return (
+            untouched_linear(first)
+            and untouched(act, nn.ReLU)
+            and untouched_linear(last)
+            and first.bias is not None
+            and last.bias is None
+        )
 
     def forward(
         self, x: Tensor, window: tuple[int, int], shifted: bool, size: tuple[int, int], largest: tuple[int, int]
@@ -176,29 +181,29 @@ class WindowAttention(nn.Module):
         if self.fused:
             shift = shift_of(x.shape[1:3], window, shifted)
             out = fused_window_attention(
-                self._qkv(x), self.position_bias(window), self._scale().flatten(), window, shift)
+                self._qkv(x), self.position_bias(window), self._scale().flatten(), window, shift
+            )
             return self._project(out[:, :H, :W])
         if is_symbolic(*x.shape[:3]):
             out = map_attention(
-                self._qkv(x), self._scale(), self.position_bias(largest), size, window, shifted, self.attn_chunk)
-            return self._project(out.flatten(3))                     # (B, H, W, C)
-        B, Hp, Wp = map(int, x.shape[:3])                            # torch.jit.trace has tensors for sizes
+                self._qkv(x), self._scale(), self.position_bias(largest), size, window, shifted, self.attn_chunk
+            )
+            return self._project(out.flatten(3))  # (B, H, W, C)
+        B, Hp, Wp = map(int, x.shape[:3])  # torch.jit.trace has tensors for sizes
         window = int(window[0]), int(window[1])
         if not self.dropout and cpp_attention.may_take(x, x.shape[-1] // self.num_heads, window[0] * window[1]):
             return self._project(self._attend_on_map(x, window, shifted, size).flatten(3))  # (B, H, W, C)
         layout = window_layout(B, Hp, Wp, window, shifted, x.device)
-        qkv = self._qkv(window_partition(x, layout))                 # (G, N, 3, nH, d)
+        qkv = self._qkv(window_partition(x, layout))  # (G, N, 3, nH, d)
         scale, bias = self._scale(), self.position_bias(layout.window)
         if self.dropout or is_traced() or not is_ordinary(qkv):
             out = _written_out(qkv, scale, bias, layout.groups, self.attn_chunk, self.dropout)
         else:
             out = cosine_attention(qkv, scale, bias, layout.groups, self.attn_chunk)
-        out = self._project(out.flatten(2))                          # (G, N, C)
+        out = self._project(out.flatten(2))  # (G, N, C)
         return window_reverse(out, layout, (Hp, Wp))[:, :H, :W]
 
-    def _attend_on_map(
-        self, x: Tensor, window: tuple[int, int], shifted: bool, size: tuple[int, int]
-    ) -> Tensor:
+    def _attend_on_map(self, x: Tensor, window: tuple[int, int], shifted: bool, size: tuple[int, int]) -> Tensor:
         """Attention, ``(B, H, W, nH, d)``, without a copy of the map in windows."""
         scale, table = self._scale(), self.position_bias(window)
         if not untouched_linear(self.qkv) or self.qkv.bias is not None:
@@ -210,11 +215,11 @@ class WindowAttention(nn.Module):
             return attention_on_map(qkv, bias, scale, table, size, shifted, self.attn_chunk)
         out = x.new_empty(*x.shape[:3], self.num_heads, x.shape[3] // self.num_heads)
         for some in cut(0, self.num_heads, max(heads, 1)):
-            weight = self.qkv.weight.view(3, *out.shape[3:], -1)[:, some].flatten(0, 2)    # (3 heads d, C)
+            weight = self.qkv.weight.view(3, *out.shape[3:], -1)[:, some].flatten(0, 2)  # (3 heads d, C)
             qkv = linear(x, weight).view(*x.shape[:3], 3, -1, out.shape[4])
             some_bias = None if bias is None else self._split(bias)[:, some].flatten()
             cpp_attention.forward(qkv, some_bias, scale[some], table[some], shifted, out[:, :, :, some])
-        return out[:, :size[0], :size[1]]
+        return out[:, : size[0], : size[1]]
 
     @torch.compiler.disable
     def _forward_uncompiled(self, *args: Any) -> Tensor:
@@ -241,17 +246,22 @@ class WindowAttention(nn.Module):
 
 
 def _written_out(
-    qkv: Tensor, scale: Tensor, bias: Tensor, groups: tuple[WindowGroup, ...], attn_chunk: int | str | None,
+    qkv: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    groups: tuple[WindowGroup, ...],
+    attn_chunk: int | str | None,
     dropout: float,
 ) -> Tensor:
     """As :func:`cosine_attention`, in operations that a compiler can fuse, and with dropout."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)               # 3 x (G, nH, N, d)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (G, nH, N, d)
     q = (unit_vectors(q) * scale).to(v.dtype)
     k = unit_vectors(k).to(v.dtype)
     bias = spread_over_slots(bias).to(v.dtype)
     chunk = None if attn_chunk is None else at_a_time(attn_chunk, *q.shape[1:3], on_cpu=False)[0]
-    pieces = [(piece.stop - piece.start, group.mask())
-              for group in groups for piece in cut(group.start, group.stop, chunk)]
+    pieces = [
+        (piece.stop - piece.start, group.mask()) for group in groups for piece in cut(group.start, group.stop, chunk)
+    ]
     sizes = [size for size, _ in pieces]
     parts = []
     # Splitting instead of slicing: the gradient of a slice is as large as what it was cut from.
@@ -260,7 +270,7 @@ def _written_out(
             parts.append(attend(q_, k_, v_, bias, mask, dropout))
         else:
             parts.append(checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False))
-    return torch.cat(parts).transpose(1, 2)                      # (G, N, nH, d)
+    return torch.cat(parts).transpose(1, 2)  # (G, N, nH, d)
 
 
 def _same(kept: Tensor, weight: Tensor) -> bool:

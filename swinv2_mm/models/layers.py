@@ -111,7 +111,7 @@ class PatchMerging(nn.Module):
         if is_padding(H % 2, W % 2):
             x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
-        x = x.permute(0, 1, 3, 4, 2, 5)                   # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
+        x = x.permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
         x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)
         return self.norm(call(self.reduction, x))
 

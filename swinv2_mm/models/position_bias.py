@@ -61,7 +61,7 @@ def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) ->
     """
     nH, Wh, Ww = table.shape[0], (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
     top, bottom = first // Ww, Wh if last is None else last // Ww
-    x = table[:, top:bottom + Wh - 1].flip(1, 2)
+    x = table[:, top : bottom + Wh - 1].flip(1, 2)
     x = x.unfold(1, Wh, 1).unfold(2, Ww, 1)  # (nH, bottom - top, Ww, Wh, Ww): queries from last to first, then keys
     x = x.flip(1, 2)
     return x.reshape(nH, (bottom - top) * Ww, Wh * Ww)

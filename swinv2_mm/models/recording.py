@@ -12,8 +12,11 @@ def is_traced() -> bool:
 
     It is then given the formulas as they are written, without functions of ours that it cannot look into.
     """
-    return (torch.compiler.is_compiling() or torch.jit.is_tracing()
-            or torch._C._functorch.peek_interpreter_stack() is not None)
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def is_recorded() -> bool:

@@ -89,8 +89,8 @@ class SwinTransformerV2Block(nn.Module):
         self.shifted = shifted
         self.mask_padding = mask_padding
         self.attn = WindowAttention(
-            embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate, attn_chunk,
-            attn_backend)
+            embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate, attn_chunk, attn_backend
+        )
         self.norm1 = nn.LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
         self.norm2 = nn.LayerNorm(embed_dims)
@@ -150,7 +150,9 @@ class SwinTransformerV2Stage(nn.Module):
                 drop_path_rate=rate,
                 extra_norm=extra_norm_every > 0 and (index + 1) % extra_norm_every == 0,
                 **block_args,
-            ) for index, rate in enumerate(drop_path_rates))
+            )
+            for index, rate in enumerate(drop_path_rates)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, in_dims)`` to ``(B, ceil(H / 2), ceil(W / 2), embed_dims)``, or ``(B, H, W, embed_dims)``."""
@@ -273,12 +275,16 @@ class SwinTransformerV2(BaseModule):
         if attn_backend not in ('auto', 'sdpa', 'triton'):
             raise ValueError(f"attn_backend={attn_backend!r} is unknown; choose 'auto', 'sdpa' or 'triton'.")
         if attn_backend == 'triton' and attn_drop_rate:
-            raise ValueError(f"attn_backend='triton' has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out "
-                             'one of the two.')
+            raise ValueError(
+                f"attn_backend='triton' has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out "
+                'one of the two.'
+            )
         checkpointed = checkpointed_stages(with_cp, stages)
         if type(frozen_stages) is not int or frozen_stages not in range(-1, stages + 1):
-            raise ValueError(f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
-                             f'{stages}, the number of stages.')
+            raise ValueError(
+                f'frozen_stages={frozen_stages!r} must be a whole number from -1 (nothing frozen) to '
+                f'{stages}, the number of stages.'
+            )
 
         if is_sequence(init_cfg):  # mmengine applies them in order: none may overwrite what was loaded
             init_cfg = sorted(init_cfg, key=_fills_backbone)
@@ -298,7 +304,7 @@ class SwinTransformerV2(BaseModule):
             SwinTransformerV2Stage(
                 in_dims=dims[max(i - 1, 0)],
                 embed_dims=dims[i],
-                drop_path_rates=rates[sum(depths[:i]):sum(depths[:i + 1])],
+                drop_path_rates=rates[sum(depths[:i]) : sum(depths[: i + 1])],
                 downsample=i > 0,
                 extra_norm_every=variant.extra_norm_every,
                 with_cp=i in checkpointed,
@@ -313,7 +319,9 @@ class SwinTransformerV2(BaseModule):
                 window_fit=window_fit,
                 attn_chunk=attn_chunk,
                 attn_backend=attn_backend,
-            ) for i in range(stages))
+            )
+            for i in range(stages)
+        )
         for i in out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
         self._reset_parameters()
@@ -331,7 +339,7 @@ class SwinTransformerV2(BaseModule):
         if self.frozen_stages < 0:
             return []
         norms = [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
-        return [self.patch_embed, self.pos_drop, *self.stages[:self.frozen_stages], *norms]
+        return [self.patch_embed, self.pos_drop, *self.stages[: self.frozen_stages], *norms]
 
     def _freeze(self) -> None:
         for module in self._frozen_modules():
@@ -346,7 +354,12 @@ class SwinTransformerV2(BaseModule):
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str, *, prefix: str | None = None, source: str | None = None, ema: bool = False,
+        cls,
+        checkpoint: str,
+        *,
+        prefix: str | None = None,
+        source: str | None = None,
+        ema: bool = False,
         **arguments: Any,
     ) -> SwinTransformerV2:
         """Build the backbone that a checkpoint is of, filled, in eval mode.
@@ -375,19 +388,27 @@ class SwinTransformerV2(BaseModule):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:  # the numbers in use: whoever averages buffers, or empties them, may have changed the copy
             destination[f'{prefix}pretrained_windows'] = torch.tensor(
-                self.pretrained_window_sizes, device=self.pretrained_windows.device)
+                self.pretrained_window_sizes, device=self.pretrained_windows.device
+            )
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict, strict: bool, missing_keys: list[str],
-        unexpected_keys: list[str], error_msgs: list[str],
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """As torch's, and mmengine's, that call it; the pretrained windows are taken over, or a contradiction told."""
         key = f'{prefix}pretrained_windows'
         told = state_dict.pop(key, None)  # it is a copy, to be edited here
         if told is not None and is_ordinary(told) and not told.is_meta and len(told) >= len(self.stages):
-            self._take_windows([tuple(pair) for pair in told[:len(self.stages)].tolist()], prefix)
+            self._take_windows([tuple(pair) for pair in told[: len(self.stages)].tolist()], prefix)
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         if key in missing_keys:  # weights of other code bases, and of times before
             missing_keys.remove(key)
 
@@ -397,7 +418,8 @@ class SwinTransformerV2(BaseModule):
             raise ValueError(
                 f'{prefix}pretrained_window_sizes={_plain(own)} of the model contradicts the weights that are loaded, '
                 f'whose position bias was trained with {_plain(told)}. Set it to that, or leave it out: the weights '
-                'know it. window_size may be any.')
+                'know it. window_size may be any.'
+            )
         for stage, pair in zip(self.stages, told, strict=True):
             for block in stage.blocks:
                 block.attn.pretrained_window_size = pair
@@ -408,8 +430,10 @@ class SwinTransformerV2(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
         if self._windows_unknown:
-            raise RuntimeError(f'pretrained_window_sizes of the backbone was left to the weights, which have not told '
-                               f'it: {self._windows_unknown}')
+            raise RuntimeError(
+                f'pretrained_window_sizes of the backbone was left to the weights, which have not told '
+                f'it: {self._windows_unknown}'
+            )
         if not is_recorded():
             self._log_padding(tuple(x.shape[-2:]))
         if autocasts_in_vain(x):
@@ -435,8 +459,10 @@ class SwinTransformerV2(BaseModule):
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Channels, stride and stage of the maps that are emitted, in timm's words."""
-        return [dict(num_chs=self.num_features[i], reduction=self.patch_size * 2**i, module=f'stages.{i}', index=i)
-                for i in self.out_indices]
+        return [
+            dict(num_chs=self.num_features[i], reduction=self.patch_size * 2**i, module=f'stages.{i}', index=i)
+            for i in self.out_indices
+        ]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that Microsoft's training does not decay, beside norms and biases; timm asks for them by this."""
@@ -458,13 +484,13 @@ class SwinTransformerV2(BaseModule):
         last = sum(depths) + 1
         if not param_name.startswith(prefix):
             return last, last + 1
-        match param_name[len(prefix):].split('.'):
+        match param_name[len(prefix) :].split('.'):
             case 'patch_embed', *_:
                 layer = 0
             case 'stages', stage, 'downsample', *_:
-                layer = sum(depths[:int(stage)])
+                layer = sum(depths[: int(stage)])
             case 'stages', stage, 'blocks', block, *_:
-                layer = sum(depths[:int(stage)]) + int(block) + 1
+                layer = sum(depths[: int(stage)]) + int(block) + 1
             case _:
                 layer = last
         return layer, last + 1
@@ -525,7 +551,8 @@ class SwinTransformerV2(BaseModule):
         """
         counts = []
         for stage, C, ((H, W), window), cost in zip(
-                self.stages, self.num_features, self.windows_on(size), self.padding_cost(size), strict=True):
+            self.stages, self.num_features, self.windows_on(size), self.padding_cost(size), strict=True
+        ):
             N = window[0] * window[1]
             hidden = stage.blocks[0].mlp.fc1.out_features
             entry = self.patch_embed.proj if stage.downsample is None else stage.downsample.reduction

@@ -159,10 +159,10 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
     scatter, images, start, pad, groups = scatter.reshape(B, H, W), np.arange(B)[:, None], 0, 0, []
     for row_codes, row_windows in rows.kinds.items():
         for col_codes, col_windows in cols.kinds.items():
-            r, c = rows.tokens[row_windows], cols.tokens[col_windows]    # (nr, Wh), (nc, Ww)
+            r, c = rows.tokens[row_windows], cols.tokens[col_windows]  # (nr, Wh), (nc, Ww)
             count = len(r) * len(c)
             stop = start + B * count
-            found = gather[start * N:stop * N].reshape(B, len(r), len(c), Wh, Ww)
+            found = gather[start * N : stop * N].reshape(B, len(r), len(c), Wh, Ww)
             padded = _PAD in (*row_codes, *col_codes)
             if padded or any((*row_codes, *col_codes)):
                 in_image = np.minimum(r, H - 1)[:, None, :, None] * W + np.minimum(c, W - 1)[:, None, :]
@@ -174,7 +174,7 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
             if padded:
                 real = (r < H)[:, None, :, None] & (c < W)[:, None, :]
                 missing = start * N + np.flatnonzero(np.broadcast_to(~real, found.shape))
-                pads[pad:pad + len(missing)] = missing
+                pads[pad : pad + len(missing)] = missing
                 pad += len(missing)
             # The slot of a token is what its image, its row and its column add to it.
             by_row = np.arange(0, count * N, len(c) * N)[:, None] + np.arange(0, N, Ww)
@@ -186,16 +186,21 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
         into[:] = mask or []
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
         gathers, scatters, pad_slots, *own = torch.from_numpy(everything).to(device).split(sizes)
-    return WindowLayout(window, gathers, scatters, pad_slots, tuple(
-        WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, own, strict=True)))
+    return WindowLayout(
+        window,
+        gathers,
+        scatters,
+        pad_slots,
+        tuple(WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, own, strict=True)),
+    )
 
 
 def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:
     """``scatter[:, rows, cols] = by_row[:, :, None] + by_col``, for the rows and columns that are part of the map."""
     H, W = scatter.shape[1:]
     if rows[-1] - rows[0] + 1 == len(rows) and cols[-1] - cols[0] + 1 == len(cols):  # nothing wraps: most windows
-        part = scatter[:, rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1]                # ends with the map
-        np.add(by_row[:, :part.shape[1], None], by_col[:part.shape[2]], out=part)
+        part = scatter[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]  # ends with the map
+        np.add(by_row[:, : part.shape[1], None], by_col[: part.shape[2]], out=part)
         return
     r, c = np.flatnonzero(rows < H), np.flatnonzero(cols < W)
     scatter[:, rows[r][:, None], cols[c]] = by_row[:, r, None] + by_col[c]

@@ -31,8 +31,9 @@ def test_equal_channels_give_what_three_gave(kernel, channels):
         torch.testing.assert_close(adapted[:, c], kernel[:, c % 3] * 3 / channels)
     if channels % 3 == 0:
         grey = torch.randn(1, 1, 4, 4)
-        torch.testing.assert_close(respond(adapted, grey.expand(1, channels, 4, 4)),
-                                   respond(kernel, grey.expand(1, 3, 4, 4)))
+        torch.testing.assert_close(
+            respond(adapted, grey.expand(1, channels, 4, 4)), respond(kernel, grey.expand(1, 3, 4, 4))
+        )
 
 
 @pytest.mark.parametrize('side', [5, 6, 8, 14])

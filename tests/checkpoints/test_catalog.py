@@ -19,7 +19,9 @@ OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0/swin-v2/'
 PYTORCH = 'https://download.pytorch.org/models/'
 
 # Written out, where the module composes: Microsoft's file, timm's name, Hugging Face's name, MMPretrain's file.
-SPELLINGS = [row.split() for row in '''
+SPELLINGS = [
+    row.split()
+    for row in """
 swinv2_tiny_patch4_window8_256                        swinv2_tiny_window8_256.ms_in1k
     swinv2-tiny-patch4-window8-256                        swinv2-tiny-w8_3rdparty_in1k-256px_20220803-e318968f
 swinv2_small_patch4_window8_256                       swinv2_small_window8_256.ms_in1k
@@ -44,7 +46,10 @@ swinv2_base_patch4_window12to24_192to384_22kto1k_ft   swinv2_base_window12to24_1
     swinv2-base-patch4-window12to24-192to384-22kto1k-ft   swinv2-base-w24_in21k-pre_3rdparty_in1k-384px_20220803-44eb70f8
 swinv2_large_patch4_window12to24_192to384_22kto1k_ft  swinv2_large_window12to24_192to384.ms_in22k_ft_in1k
     swinv2-large-patch4-window12to24-192to384-22kto1k-ft  swinv2-large-w24_in21k-pre_3rdparty_in1k-384px_20220803-3b36c165
-'''.strip().replace('\n    ', ' ').splitlines()]  # noqa: E501
+""".strip()
+    .replace('\n    ', ' ')
+    .splitlines()
+]
 TORCHVISION = {'swin_v2_t': 'swin_v2_t-b137f0e2', 'swin_v2_s': 'swin_v2_s-637d8ceb', 'swin_v2_b': 'swin_v2_b-781e5279'}
 # timm's table of deprecated names.
 OLD = {
@@ -100,14 +105,31 @@ def test_table_and_spellings_cover_each_other():
     assert all(name == release.name for name, release in RELEASES.items())
 
 
-@pytest.mark.parametrize('word', [
-    '', 'swinv2', 'tiny', 'swin_v2', 'Swin_V2_T', 'SwinV2_tiny_patch4_window8_256', ' swin_v2_t', 'swin_v2_t.pt',
-    'swinv2_tiny_patch4_window8_256.bin', './swinv2_tiny_patch4_window8_256.pth',
-    'swinv2_tiny_window8_256.ms_in22k', 'swinv2_tiny_window8_256.', 'microsoft/swinv2_tiny_patch4_window8_256',
-    'timm/swinv2-tiny-patch4-window8-256', 'hf://swinv2-tiny-patch4-window8-256', 'swinv2_tiny_window8_256_22k',
-    'swin_tiny_patch4_window7_224', 'microsoft/swin-tiny-patch4-window7-224', 'swin_t',
-    'http://download.pytorch.org/models/swin_v2_t-b137f0e2.pth',
-])
+@pytest.mark.parametrize(
+    'word',
+    [
+        '',
+        'swinv2',
+        'tiny',
+        'swin_v2',
+        'Swin_V2_T',
+        'SwinV2_tiny_patch4_window8_256',
+        ' swin_v2_t',
+        'swin_v2_t.pt',
+        'swinv2_tiny_patch4_window8_256.bin',
+        './swinv2_tiny_patch4_window8_256.pth',
+        'swinv2_tiny_window8_256.ms_in22k',
+        'swinv2_tiny_window8_256.',
+        'microsoft/swinv2_tiny_patch4_window8_256',
+        'timm/swinv2-tiny-patch4-window8-256',
+        'hf://swinv2-tiny-patch4-window8-256',
+        'swinv2_tiny_window8_256_22k',
+        'swin_tiny_patch4_window7_224',
+        'microsoft/swin-tiny-patch4-window7-224',
+        'swin_t',
+        'http://download.pytorch.org/models/swin_v2_t-b137f0e2.pth',
+    ],
+)
 def test_anything_else_is_unknown(word):
     """A word that nobody published finds nothing. Bug: a near miss, a Swin V1 name or a local path is taken for a
     release, and the wrong weights get its windows."""
@@ -120,8 +142,9 @@ def test_windows_follow_the_published_rule(release):
     after fine-tuning from 192 pixels, where it stays that of the 22K training. Bugs: 16 at the 8x8 map of stage 4,
     which rescales its position bias; a fine-tuned model normalised by its new window."""
     assert release.arch in VARIANTS
-    match = re.fullmatch(r'swinv2_([a-z]+)_patch4_window(?:(\d+)to)?(\d+)_(?:(\d+)to)?(\d+)(_22k|_22kto1k_ft)?',
-                         release.name)
+    match = re.fullmatch(
+        r'swinv2_([a-z]+)_patch4_window(?:(\d+)to)?(\d+)_(?:(\d+)to)?(\d+)(_22k|_22kto1k_ft)?', release.name
+    )
     if match:
         arch, first, last, first_size, last_size, suffix = match.groups()
         assert release.data == {None: 'ImageNet-1K', '_22k': 'ImageNet-22K'}.get(suffix, 'ImageNet-22K, then 1K')
@@ -144,15 +167,21 @@ def test_published_accuracies():
     """Top-1 is the published one, and there is none without a 1K classifier. Bug: the two tables are mixed up, so that
     torchvision's own weights are listed with Microsoft's accuracy."""
     assert {name: release.top1 for name, release in RELEASES.items()} == {
-        'swinv2_tiny_patch4_window8_256': 81.8, 'swinv2_small_patch4_window8_256': 83.7,
-        'swinv2_base_patch4_window8_256': 84.2, 'swinv2_tiny_patch4_window16_256': 82.8,
-        'swinv2_small_patch4_window16_256': 84.1, 'swinv2_base_patch4_window16_256': 84.6,
-        'swinv2_base_patch4_window12_192_22k': None, 'swinv2_large_patch4_window12_192_22k': None,
+        'swinv2_tiny_patch4_window8_256': 81.8,
+        'swinv2_small_patch4_window8_256': 83.7,
+        'swinv2_base_patch4_window8_256': 84.2,
+        'swinv2_tiny_patch4_window16_256': 82.8,
+        'swinv2_small_patch4_window16_256': 84.1,
+        'swinv2_base_patch4_window16_256': 84.6,
+        'swinv2_base_patch4_window12_192_22k': None,
+        'swinv2_large_patch4_window12_192_22k': None,
         'swinv2_base_patch4_window12to16_192to256_22kto1k_ft': 86.2,
         'swinv2_large_patch4_window12to16_192to256_22kto1k_ft': 86.9,
         'swinv2_base_patch4_window12to24_192to384_22kto1k_ft': 87.1,
         'swinv2_large_patch4_window12to24_192to384_22kto1k_ft': 87.6,
-        'swin_v2_t': 82.072, 'swin_v2_s': 83.712, 'swin_v2_b': 84.112,
+        'swin_v2_t': 82.072,
+        'swin_v2_s': 83.712,
+        'swin_v2_b': 84.112,
     }
 
 
@@ -191,8 +220,10 @@ def test_entries_cannot_be_edited():
 def test_needs_only_the_standard_library():
     """The module alone runs without torch. Bug: a table of names takes seconds to import, or cannot be read by a tool
     in an environment without the stack."""
-    code = ("import runpy, sys; before = set(sys.modules); runpy.run_path(sys.argv[1], run_name='catalog'); "
-            "new = {m.split('.')[0] for m in set(sys.modules) - before}; print(*sorted(new - sys.stdlib_module_names))")
+    code = (
+        "import runpy, sys; before = set(sys.modules); runpy.run_path(sys.argv[1], run_name='catalog'); "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; print(*sorted(new - sys.stdlib_module_names))"
+    )
     out = subprocess.run([sys.executable, '-c', code, catalog.__file__], capture_output=True, text=True, check=True)
     assert out.stdout.split() == []
 
@@ -200,8 +231,11 @@ def test_needs_only_the_standard_library():
 def test_the_documented_table_is_the_catalogue():
     """Prevents: a page that tells people other windows than the code uses, or names that nothing finds."""
     page = (Path(__file__).parents[2] / 'docs' / 'checkpoints.md').read_text()
-    rows = [[cell.strip(' `') for cell in line.strip('|').split('|')] for line in page.splitlines()
-            if line.startswith('| `swin')]
+    rows = [
+        [cell.strip(' `') for cell in line.strip('|').split('|')]
+        for line in page.splitlines()
+        if line.startswith('| `swin')
+    ]
     assert [row[0] for row in rows] == list(RELEASES)
     for name, arch, size, windows, pretrained, data, top1, *elsewhere in rows:
         release = RELEASES[name]

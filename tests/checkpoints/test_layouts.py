@@ -22,8 +22,9 @@ LARGEST = {torch.float32: 1e-5, torch.float64: 1e-6}
 
 def moderate(state):
     """Bring the temperatures down: peers mask with -100, which at a scale of 100 still lets attention through."""
-    return {key: 1 + value.clamp(-1.5, 1.5).abs() if key.endswith('logit_scale') else value
-            for key, value in state.items()}
+    return {
+        key: 1 + value.clamp(-1.5, 1.5).abs() if key.endswith('logit_scale') else value for key, value in state.items()
+    }
 
 
 def as_base(shapes, channels=96):
@@ -53,8 +54,16 @@ def with_window(shapes, windows):
 
 
 def our_maps(conversion, image, windows, pretrained, mask_padding=True):
-    model = SwinTransformerV2(**conversion.geometry.arguments(), window_size=list(windows), mask_padding=mask_padding,
-                              pretrained_window_sizes=list(pretrained)).to(image.dtype).eval()
+    model = (
+        SwinTransformerV2(
+            **conversion.geometry.arguments(),
+            window_size=list(windows),
+            mask_padding=mask_padding,
+            pretrained_window_sizes=list(pretrained),
+        )
+        .to(image.dtype)
+        .eval()
+    )
     missing, unexpected = model.load_state_dict(conversion.weights, strict=False)
     assert unexpected == []
     assert {key.split('.')[0] for key in missing} == set(conversion.new)
@@ -72,8 +81,12 @@ def largest_difference(maps, norms, theirs):
 
 SIZES_AND_TYPES = pytest.mark.parametrize(
     ('size', 'dtype'),
-    [('tiny', torch.float32), ('tiny', torch.float64), ('base', torch.float64),
-     pytest.param('base', torch.float32, marks=pytest.mark.slow)],
+    [
+        ('tiny', torch.float32),
+        ('tiny', torch.float64),
+        ('base', torch.float64),
+        pytest.param('base', torch.float32, marks=pytest.mark.slow),
+    ],
     ids=['tiny-float32', 'tiny-float64', 'base-float64', 'base-float32'],
 )
 
@@ -123,8 +136,9 @@ def test_a_window_larger_than_the_pretrained_one(name, pretrained):
 
 
 def huggingface(kind, size, window, pretrained=(0, 0, 0, 0), **config):
-    model = kind(Swinv2Config(image_size=256, window_size=window, pretrained_window_sizes=list(pretrained), **size,
-                              **config))
+    model = kind(
+        Swinv2Config(image_size=256, window_size=window, pretrained_window_sizes=list(pretrained), **size, **config)
+    )
     state = {key: value.shape for key, value in model.state_dict().items()}
     random = moderate(random_state(state, 2))
     assert not any(key.endswith('relative_coords_table') for key in state)
@@ -225,10 +239,15 @@ def test_a_detector_of_our_own(randomize):
     assert set(conversion.dropped) == {'neck.convs.0.weight', 'rpn_head.conv.weight', 'backbone.pretrained_windows'}
 
 
-@pytest.mark.parametrize(('windows', 'words'), [
-    (torch.ones(2, 2), 'whole numbers'), (torch.ones(2, dtype=torch.long), 'whole numbers'),
-    (torch.zeros(2, 2, dtype=torch.long), 'whole numbers'), (torch.ones(3, 2, dtype=torch.long), '3 stages, not 2'),
-])
+@pytest.mark.parametrize(
+    ('windows', 'words'),
+    [
+        (torch.ones(2, 2), 'whole numbers'),
+        (torch.ones(2, dtype=torch.long), 'whole numbers'),
+        (torch.zeros(2, 2, dtype=torch.long), 'whole numbers'),
+        (torch.ones(3, 2, dtype=torch.long), '3 stages, not 2'),
+    ],
+)
 def test_pretrained_windows_that_are_none(windows, words):
     """Prevents: a damaged file that becomes a normaliser, which no shape and no later check would show."""
     model = SwinTransformerV2(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1))
@@ -237,8 +256,11 @@ def test_pretrained_windows_that_are_none(windows, words):
 
 
 def learned(state):
-    return {key: value for key, value in state.items() if 'relative_' not in key and 'head' not in key
-            and 'classifier' not in key}
+    return {
+        key: value
+        for key, value in state.items()
+        if 'relative_' not in key and 'head' not in key and 'classifier' not in key
+    }
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -287,6 +309,7 @@ def test_the_expected_shapes_are_those_of_the_model():
         wanted = {k: tuple(v.shape) for k, v in model.named_parameters() if not re.match(r'norm\d', k)}
         meta = {k: torch.ones(1).expand(v) for k, v in wanted.items()}
         from swinv2_mm.checkpoints.geometry import read_geometry
+
         geometry = read_geometry(meta)
         assert geometry.shapes() == wanted
         assert geometry.arch == arguments.get('arch', 'tiny')

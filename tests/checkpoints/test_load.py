@@ -59,8 +59,11 @@ def training_config(**backbone):
 
 
 def tables(window, pretrained):
-    return {f'layers.{i}.blocks.{j}.attn.relative_coords_table': coords_table([w, w], [p, p]).float()
-            for i, (w, p) in enumerate(zip(window, pretrained, strict=True)) for j in range(TINY['depths'][i])}
+    return {
+        f'layers.{i}.blocks.{j}.attn.relative_coords_table': coords_table([w, w], [p, p]).float()
+        for i, (w, p) in enumerate(zip(window, pretrained, strict=True))
+        for j in range(TINY['depths'][i])
+    }
 
 
 HF = dict(model_type='swinv2', image_size=64, window_size=16)  # maps of 16x16 and 8x8
@@ -69,15 +72,32 @@ WINDOWS = [
     ('timm', dict(meta=dict(window_size=[8, [4, 8]], pretrained_window_sizes=6)), [8, [4, 8]], [6, 6], 'its meta'),
     ('timm', dict(meta=training_config(window_size=16)), [16, 16], [16, 16], 'the config of its training'),
     ('timm', dict(meta=training_config()), [8, 8], [8, 8], 'the config of its training'),
-    ('timm', dict(meta=training_config(window_size=16, pretrained_window_sizes=(12, 6))), [16, 16], [12, 6],
-     'the config of its training'),
-    ('timm', dict(meta=training_config(window_size=16, pretrained_window_sizes=((12, 6), 0))), [16, 16], [[12, 6], 16],
-     'the config of its training'),
+    (
+        'timm',
+        dict(meta=training_config(window_size=16, pretrained_window_sizes=(12, 6))),
+        [16, 16],
+        [12, 6],
+        'the config of its training',
+    ),
+    (
+        'timm',
+        dict(meta=training_config(window_size=16, pretrained_window_sizes=((12, 6), 0))),
+        [16, 16],
+        [[12, 6], 16],
+        'the config of its training',
+    ),
     ('timm', dict(meta=training_config(window_size=0)), None, None, 'nothing'),
-    ('timm', dict(meta=training_config(init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='w.pth'))), None, None,
-     'nothing'),
-    *[('timm', dict(meta=dict(cfg=text, window_size='8')), None, None, 'nothing')
-      for text in ('model = dict(', 'null \0', 'dict(type={[]: 1})', 3)],
+    (
+        'timm',
+        dict(meta=training_config(init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='w.pth'))),
+        None,
+        None,
+        'nothing',
+    ),
+    *[
+        ('timm', dict(meta=dict(cfg=text, window_size='8')), None, None, 'nothing')
+        for text in ('model = dict(', 'null \0', 'dict(type={[]: 1})', 3)
+    ],
     ('huggingface', dict(config=HF), [16, 8], [16, 8], 'config.json'),
     ('huggingface', dict(config=HF | dict(pretrained_window_sizes=[0, 0])), [16, 8], [16, 8], 'config.json'),
     ('huggingface', dict(config=HF | dict(pretrained_window_sizes=[12, 6])), [16, 8], [12, 6], 'config.json'),
@@ -140,8 +160,10 @@ def test_fetch_converts_once(tmp_path, conversions):
     """What was converted is found again, and made anew when its source changes. Bug: stale weights, or windows."""
     path = tmp_path / 'folder' / 'model.safetensors'
     changes = [lambda seed=seed: save(path, 'huggingface', seed) for seed in range(2)]
-    changes += [lambda config=config: (path.parent / 'config.json').write_text(json.dumps(config))
-                for config in (HF, HF | dict(pretrained_window_sizes=[12, 6]))]
+    changes += [
+        lambda config=config: (path.parent / 'config.json').write_text(json.dumps(config))
+        for config in (HF, HF | dict(pretrained_window_sizes=[12, 6]))
+    ]
     results = []
     for number, change in enumerate(changes, 1):
         change()
@@ -163,8 +185,10 @@ def test_fetch_without_a_cache(reason, cache, tmp_path, conversions, monkeypatch
     if reason == 'no folder':
         (tmp_path / 'torch').write_text('a file, where the cache would be')
     else:
+
         def full(*_):
             raise OSError('disk full')
+
         monkeypatch.setattr(load, 'write_file', full)
     path = save(tmp_path / 'w.pth')
     for number in (1, 2):
@@ -173,7 +197,7 @@ def test_fetch_without_a_cache(reason, cache, tmp_path, conversions, monkeypatch
         assert torch.equal(weights['patch_embed.proj.bias'], state()['patch_embed.proj.bias'])
 
 
-WORKER = '''
+WORKER = """
 import os, sys, time
 from pathlib import Path
 from swinv2_mm.checkpoints import load
@@ -191,15 +215,23 @@ load.convert_state_dict = slow
 Path('ready-' + sys.argv[1]).touch()
 weights, meta = load.fetch('w.pth')
 print(sum(float(tensor.double().sum()) for tensor in weights.values()), meta['source_sha256'])
-'''
+"""
 
 
 def test_processes_that_start_together_convert_once(cache, tmp_path):
     """Bug: eight processes of one training convert, or write, at the same time, and one of them reads half a file."""
     save(tmp_path / 'w.pth')
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(Path(load.__file__).parents[2]))
-    workers = [subprocess.Popen([sys.executable, '-c', WORKER, name], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for name in 'ab']
+    workers = [
+        subprocess.Popen(
+            [sys.executable, '-c', WORKER, name],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name in 'ab'
+    ]
     results = [worker.communicate() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], results
     assert results[0][0] == results[1][0] != ''

@@ -32,15 +32,25 @@ def source(layout, windows=(16, 8), pretrained=(12, 6)):
     generator = torch.Generator().manual_seed(0)
     weights = {key: torch.randn(t.shape, generator=generator) for key, t in model.state_dict().items()}
     state, _ = export_state_dict(weights, layout)
-    table = {'microsoft': 'layers.{i}.blocks.{j}.attn.', 'simmim': 'layers.{i}.blocks.{j}.attn.',
-             'torchvision': 'features.{odd}.{j}.attn.', 'mmpretrain': 'stages.{i}.blocks.{j}.attn.w_msa.'}.get(layout)
+    table = {
+        'microsoft': 'layers.{i}.blocks.{j}.attn.',
+        'simmim': 'layers.{i}.blocks.{j}.attn.',
+        'torchvision': 'features.{odd}.{j}.attn.',
+        'mmpretrain': 'stages.{i}.blocks.{j}.attn.w_msa.',
+    }.get(layout)
     for i, depth in enumerate(ARCH['depths']):
         for j in range(depth) if table else ():
             start = table.format(i=i, odd=2 * i + 1, j=j)
             state[start + 'relative_coords_table'] = coords(windows[i], pretrained[i])
             state[start + 'relative_position_index'] = torch.zeros(windows[i] ** 2, windows[i] ** 2, dtype=torch.long)
-    heads = dict(microsoft='head.weight', timm='head.fc.weight', torchvision='head.weight', mmpretrain='head.fc.weight',
-                 simmim='mask_token', huggingface='embeddings.mask_token')
+    heads = dict(
+        microsoft='head.weight',
+        timm='head.fc.weight',
+        torchvision='head.weight',
+        mmpretrain='head.fc.weight',
+        simmim='mask_token',
+        huggingface='embeddings.mask_token',
+    )
     if layout in heads:
         state[heads[layout]] = torch.ones(2, 2)
     return state
@@ -51,12 +61,23 @@ def mutations(state):
     for key, tensor in state.items():
         rest = {name: value for name, value in state.items() if name != key}
         yield f'{key} deleted', rest
-        names = {key + 's', 'x.' + key, key.replace('weight', 'bias') + '_', re.sub(r'\.(\d+)\.', '.7.', key, count=1),
-                 re.sub(r'(.*)\.(\d+)\.', r'\1.7.', key)}
+        names = {
+            key + 's',
+            'x.' + key,
+            key.replace('weight', 'bias') + '_',
+            re.sub(r'\.(\d+)\.', '.7.', key, count=1),
+            re.sub(r'(.*)\.(\d+)\.', r'\1.7.', key),
+        }
         for name in sorted(names - {key} - set(state)):
             yield f'{key} renamed to {name}', rest | {name: tensor}
-        shapes = [tensor.flatten(), tensor[None], tensor[:-1], torch.cat([tensor, tensor]), tensor.flatten()[:1],
-                  tensor.transpose(0, -1).contiguous()]
+        shapes = [
+            tensor.flatten(),
+            tensor[None],
+            tensor[:-1],
+            torch.cat([tensor, tensor]),
+            tensor.flatten()[:1],
+            tensor.transpose(0, -1).contiguous(),
+        ]
         for changed in shapes:
             if changed.shape != tensor.shape:
                 yield f'{key} reshaped to {tuple(changed.shape)}', rest | {key: changed}
@@ -129,16 +150,19 @@ def test_several_models_in_one_file():
         convert_state_dict(state | source('microsoft'))
 
 
-@pytest.mark.parametrize(('key', 'words'), [
-    ('layers.0.blocks.0.attn.relative_position_bias_table', 'this is Swin V1'),
-    ('backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table', 'this is Swin V1'),
-    ('stages.0.blocks.0.attn.meta_mlp.fc1.weight', 'swinv2_cr'),
-    ('layer1.0.conv1.weight', 'a ResNet'),
-    ('backbone.layer1.0.bn1.weight', 'a ResNet'),
-    ('cls_token', 'a plain ViT'),
-    ('stages.0.0.conv_dw.weight', 'a ConvNeXt'),
-    ('anything.weight', 'anything.weight'),
-])
+@pytest.mark.parametrize(
+    ('key', 'words'),
+    [
+        ('layers.0.blocks.0.attn.relative_position_bias_table', 'this is Swin V1'),
+        ('backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table', 'this is Swin V1'),
+        ('stages.0.blocks.0.attn.meta_mlp.fc1.weight', 'swinv2_cr'),
+        ('layer1.0.conv1.weight', 'a ResNet'),
+        ('backbone.layer1.0.bn1.weight', 'a ResNet'),
+        ('cls_token', 'a plain ViT'),
+        ('stages.0.0.conv_dw.weight', 'a ConvNeXt'),
+        ('anything.weight', 'anything.weight'),
+    ],
+)
 def test_foreign_files_are_named(key, words):
     """Prevents: a message about missing keys where the file is another model altogether."""
     with pytest.raises(UserError, match=words):

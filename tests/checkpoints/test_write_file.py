@@ -48,9 +48,11 @@ def test_a_failed_write_changes_nothing(suffix, reason, existing, tmp_path, monk
         path.write_text('former')
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if reason == 'interrupted':
+
         def stop(content, file, **_):
             Path(file).write_text('half')
             raise KeyboardInterrupt
+
         monkeypatch.setattr(torch, 'save', stop)
         monkeypatch.setattr(safetensors.torch, 'save_file', stop)
     elif reason == 'disk full':

@@ -51,6 +51,7 @@ def coco(written, request) -> tuple[COCO, str]:
 
 # ------------------------------------------------------------------------------------------------------ determinism
 
+
 def test_same_parameters_give_the_same_bytes(written, tmp_path):
     """A global random state, a date or an unsorted listing would make every run another data set."""
     np.random.seed(1)
@@ -64,20 +65,26 @@ def test_a_larger_set_keeps_the_earlier_images(written, tmp_path):
     write_shapes(spec, tmp_path / 'larger')
     larger, smaller = content(tmp_path / 'larger'), content(written)
     assert {name: larger[name] for name in smaller if name.endswith('.png')} == {
-        name: data for name, data in smaller.items() if name.endswith('.png')}
+        name: data for name, data in smaller.items() if name.endswith('.png')
+    }
     name = 'annotations/instances_training.json'
     annotations = json.loads(smaller[name])['annotations']
-    assert json.loads(larger[name])['annotations'][:len(annotations)] == annotations
+    assert json.loads(larger[name])['annotations'][: len(annotations)] == annotations
 
 
 def test_no_image_is_made_twice():
     """Seeding with seed + index would give neighbouring seeds, or training and validation, the same images."""
-    images = {render(ShapesSpec(seed=seed, size=32), split, index).image.tobytes()
-              for seed in (0, 1, 2) for split in SPLITS for index in range(5)}
+    images = {
+        render(ShapesSpec(seed=seed, size=32), split, index).image.tobytes()
+        for seed in (0, 1, 2)
+        for split in SPLITS
+        for index in range(5)
+    }
     assert len(images) == 3 * 2 * 5
 
 
 # ------------------------------------------------------------------------------------------------------ annotations
+
 
 def test_the_layout_is_the_documented_one(written):
     """Configurations name these folders and files; a renamed one is found only when training starts."""
@@ -142,8 +149,11 @@ def test_annotations_are_what_the_frameworks_accept(coco):
 
 def test_polygons_and_run_lengths_both_occur():
     """Code that reads only one kind must fail on the default set; and a hole must never be filled by a polygon."""
-    kinds = {type(_segmentation(instance.mask))
-             for index in range(30) for instance in render(ShapesSpec(size=64), 'training', index).instances}
+    kinds = {
+        type(_segmentation(instance.mask))
+        for index in range(30)
+        for instance in render(ShapesSpec(size=64), 'training', index).instances
+    }
     assert kinds == {list, dict}
     rings = ShapesSpec(classes=('ring',), size=64)
     whole = [i for n in range(20) for i in render(rings, 'training', n).instances if i.visible_share == 1]
@@ -165,6 +175,7 @@ def test_any_mask_survives_coco(density):
 
 
 # ----------------------------------------------------------------------------------------------------- the pictures
+
 
 @pytest.mark.parametrize('size', [32, 64])
 def test_every_image_has_an_instance_and_each_can_be_seen(size):
@@ -222,17 +233,21 @@ def test_shapes_stand_out_from_the_background():
 
 # ------------------------------------------------------------------------------------------------- what is refused
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    ({'size': 31}, ['size=31', '32']),
-    ({'num_train': 0}, ['num_train=0', '1']),
-    ({'num_val': -1}, ['num_val=-1', '1']),
-    ({'seed': -1}, ['seed=-1', '0']),
-    ({'size': 64.5}, ['size=64.5', 'integer']),
-    ({'classes': ()}, ['classes', 'at least one', 'disk']),
-    ({'classes': ('disk', 'blob')}, ['classes', "'blob'", *OUTLINES]),
-    ({'classes': ('disk', 'disk')}, ['classes', "'disk' twice"]),
-    ({'classes': 'disk'}, ['classes', "'disk'", 'tuple']),
-])
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ({'size': 31}, ['size=31', '32']),
+        ({'num_train': 0}, ['num_train=0', '1']),
+        ({'num_val': -1}, ['num_val=-1', '1']),
+        ({'seed': -1}, ['seed=-1', '0']),
+        ({'size': 64.5}, ['size=64.5', 'integer']),
+        ({'classes': ()}, ['classes', 'at least one', 'disk']),
+        ({'classes': ('disk', 'blob')}, ['classes', "'blob'", *OUTLINES]),
+        ({'classes': ('disk', 'disk')}, ['classes', "'disk' twice"]),
+        ({'classes': 'disk'}, ['classes', "'disk'", 'tuple']),
+    ],
+)
 def test_bad_parameters_are_named(arguments, words):
     """A bad value must not come up as an index error in the middle of drawing."""
     with pytest.raises(ValueError) as error:
@@ -249,9 +264,16 @@ def test_an_unknown_split_or_index_is_named():
 
 
 @pytest.mark.parametrize('force', [False, True])
-@pytest.mark.parametrize('files', [{'notes.txt': 'mine'}, {'shapes.json': 'mine'}, {'shapes.json': '[]'},
-                                   {'shapes.json': '{"generator": "mine", "parameters": {}}'},
-                                   {'shapes.json': '{"generator": "swinv2_mm.datasets"}', 'images/0.png': ''}])
+@pytest.mark.parametrize(
+    'files',
+    [
+        {'notes.txt': 'mine'},
+        {'shapes.json': 'mine'},
+        {'shapes.json': '[]'},
+        {'shapes.json': '{"generator": "mine", "parameters": {}}'},
+        {'shapes.json': '{"generator": "swinv2_mm.datasets"}', 'images/0.png': ''},
+    ],
+)
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, files, force):
     """A mistyped folder name must never cost anyone their files, not even with force."""
     out = tmp_path / 'data'
@@ -267,7 +289,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path, files, force):
 def test_an_existing_set_is_replaced_only_by_force(tmp_path):
     """The same parameters cost nothing; others, or missing files, are said instead of silently trained on."""
     out = tmp_path / 'set'
-    out.mkdir()     # an empty folder is welcome
+    out.mkdir()  # an empty folder is welcome
     other = ShapesSpec(seed=1, size=32, num_train=3, num_val=2)
     assert write_shapes(TINY, out)
     before = content(tmp_path)
@@ -317,6 +339,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ interrupted
 
+
 @pytest.mark.parametrize('kind', [RuntimeError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize('existing', [False, True])
 def test_an_exception_leaves_everything_as_it_was(tmp_path, kind, existing):
@@ -340,9 +363,14 @@ def test_an_exception_leaves_everything_as_it_was(tmp_path, kind, existing):
 def start_and_signal(out: Path, signum: int) -> subprocess.CompletedProcess:
     """Start the tool on a set too large to finish, and send a signal once it writes images."""
     # A job in the background of a shell starts with SIGINT ignored, and so would its children.
-    process = subprocess.Popen([*TOOL, str(out), '--size', '32', '--num-train', '1000000'], env=ENV, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [*TOOL, str(out), '--size', '32', '--num-train', '1000000'],
+        env=ENV,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 30
         while not list(out.parent.glob('.set.tmp-*/images/training/000003.png')):
@@ -397,6 +425,7 @@ def test_a_set_that_appears_meanwhile_is_kept(tmp_path):
 
 # -------------------------------------------------------------------------------------------------- the command line
 
+
 def test_the_tool_writes_says_so_and_does_not_repeat_itself(tmp_path):
     """Output piped to a file must be plain lines, and a second run must be free, so that scripts can just call it."""
     arguments = [tmp_path / 'a/set', '--size', 32, '--num-train', 3, '--num-val', 2]
@@ -405,24 +434,28 @@ def test_the_tool_writes_says_so_and_does_not_repeat_itself(tmp_path):
     assert '5 of 5 images' in first.stdout and 'wrote 3 training and 2 validation images' in first.stdout
     assert '\x1b' not in first.stdout
     assert second.stdout == f'{tmp_path / "a/set"} is already there\n'
-    assert not write_shapes(TINY, tmp_path / 'a/set')   # the tool's arguments reach the package
+    assert not write_shapes(TINY, tmp_path / 'a/set')  # the tool's arguments reach the package
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['--size', '8'], 'size=8'),
-    (['--size', 'big'], 'big'),
-    (['--classes', 'disk,blob'], "'blob'"),
-    (['--classes', ','], 'classes'),
-    (['--num-trian', '3'], '--num-trian'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--size', '8'], 'size=8'),
+        (['--size', 'big'], 'big'),
+        (['--classes', 'disk,blob'], "'blob'"),
+        (['--classes', ','], 'classes'),
+        (['--num-trian', '3'], '--num-trian'),
+    ],
+)
 def test_the_tool_refuses_bad_arguments_in_one_line(tmp_path, arguments, words, monkeypatch, capsys):
     """A traceback, or a screen of usage, hides the one word that is wrong."""
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     import make_shapes
+
     monkeypatch.setattr(make_shapes.signal, 'signal', lambda *_: None)
     try:
         code = make_shapes.main([str(tmp_path / 'set'), *arguments])
-    except SystemExit as stopped:   # argparse's own way out
+    except SystemExit as stopped:  # argparse's own way out
         code = stopped.code
     error = capsys.readouterr().err
     assert code == 2 and error.startswith('error: ') and error.count('\n') == 1 and words in error
@@ -440,8 +473,9 @@ def test_the_tool_refuses_a_foreign_folder(tmp_path):
 
 def test_the_tool_says_when_the_disk_does_not_take_it(tmp_path):
     """A full disk (here: a limit on file size, which root cannot pass either) is one line, and no half set remains."""
-    done = run_tool(tmp_path / 'set', '--size', 64,
-                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
+    done = run_tool(
+        tmp_path / 'set', '--size', 64, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    )
     assert done.returncode == 1
     assert done.stderr.startswith(f'error: cannot write {tmp_path / "set"}') and done.stderr.count('\n') == 1
     assert list(tmp_path.iterdir()) == []

@@ -69,9 +69,14 @@ def test_ten_sizes_need_two_graphs(training, options, randomize):
     assert not counters['graph_break']
 
 
-@pytest.mark.parametrize('options', [
-    {}, pytest.param(dict(mask_padding=False), marks=pytest.mark.slow),
-    pytest.param(dict(attn_chunk=2, with_cp=True), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        pytest.param(dict(mask_padding=False), marks=pytest.mark.slow),
+        pytest.param(dict(attn_chunk=2, with_cp=True), marks=pytest.mark.slow),
+    ],
+)
 def test_values_and_gradients_are_those_of_the_model(options, randomize):
     """To 1e-5, at sizes that the graph was not made from. Prevents: a gradient of padding, or a bias of other offsets
     where the window is larger than the map."""
@@ -130,8 +135,8 @@ def test_the_operation_is_what_torch_expects(randomize):
     that plans memory for another tensor."""
     qkv = torch.randn(2, 6, 8, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     scale = (torch.rand(2, 1, 1, dtype=torch.float64) * 5).requires_grad_()
-    table = torch.randn(2, 9, 11, dtype=torch.float64, requires_grad=True)   # of a window of 5 x 6
-    given = (qkv, scale, table, [5, 7], [3, 4], True, None)                  # 5 x 7 of 6 x 8 are wanted
+    table = torch.randn(2, 9, 11, dtype=torch.float64, requires_grad=True)  # of a window of 5 x 6
+    given = (qkv, scale, table, [5, 7], [3, 4], True, None)  # 5 x 7 of 6 x 8 are wanted
     torch.library.opcheck(attention_op._attention, given)
     function = lambda *tensors: attention_op._attention(*tensors, *given[3:])  # noqa: E731
     assert torch.autograd.gradcheck(function, given[:3], fast_mode=True)
@@ -162,7 +167,7 @@ def test_a_compiler_is_left_no_product(randomize):
             torch.compile(model, backend=backend, dynamic=True, fullgraph=True)(torch.rand(1, 3, 40, 48))
     blocks = sum(TINY['depths'])
     linears = sum('swinv2_mm.linear' in name for name in called)
-    assert linears == 2 * (2 * blocks + 1) + 2 * blocks             # qkv, proj; merging; in training fc1 and fc2
+    assert linears == 2 * (2 * blocks + 1) + 2 * blocks  # qkv, proj; merging; in training fc1 and fc2
     assert sum('swinv2_mm.mlp' in name for name in called) == blocks
     assert sum('linear' in name and 'swinv2_mm' not in name for name in called) == 2 * 2 * blocks  # cpb_mlp
 

@@ -50,11 +50,19 @@ def test_no_weight_decay_names_parameters():
     assert {name for name in parameters if 'cpb' in name or 'scale' in name} == names
 
 
-@pytest.mark.parametrize(('name', 'layer'), [
-    ('patch_embed.proj.weight', 0), ('stages.0.blocks.0.attn.qkv.weight', 1), ('stages.1.downsample.norm.bias', 1),
-    ('stages.1.blocks.0.norm1.weight', 2), ('stages.1.blocks.1.mlp.fc1.weight', 3),
-    ('stages.2.downsample.norm.bias', 3), ('stages.2.blocks.0.attn.logit_scale', 4), ('norm0.weight', 5),
-])
+@pytest.mark.parametrize(
+    ('name', 'layer'),
+    [
+        ('patch_embed.proj.weight', 0),
+        ('stages.0.blocks.0.attn.qkv.weight', 1),
+        ('stages.1.downsample.norm.bias', 1),
+        ('stages.1.blocks.0.norm1.weight', 2),
+        ('stages.1.blocks.1.mlp.fc1.weight', 3),
+        ('stages.2.downsample.norm.bias', 3),
+        ('stages.2.blocks.0.attn.logit_scale', 4),
+        ('norm0.weight', 5),
+    ],
+)
 def test_layers_in_mmpretrains_words(name, layer):
     """From the patch embedding, 0, to the heads, the last. Prevents: rates that decay from the wrong end."""
     model = SwinTransformerV2(**TINY)
@@ -67,8 +75,15 @@ def test_arguments_of_other_code_bases_are_told_at_once():
     """All of Swin V1's in one message, each with what replaces it. Prevents: one error after another, and V1 settings
     that are taken for V2's.
     """
-    v1 = dict(pretrain_img_size=224, patch_norm=True, qk_scale=None, use_abs_pos_embed=False, convert_weights=True,
-              pretrained=None, windows_size=8)
+    v1 = dict(
+        pretrain_img_size=224,
+        patch_norm=True,
+        qk_scale=None,
+        use_abs_pos_embed=False,
+        convert_weights=True,
+        pretrained=None,
+        windows_size=8,
+    )
     with pytest.raises(TypeError) as error:
         SwinTransformerV2(**v1)
     text = str(error.value)
@@ -82,6 +97,7 @@ def test_arguments_of_other_code_bases_are_told_at_once():
 def test_arguments_of_the_peers_are_known():
     """What MMDetection's Swin V1 takes is taken or told. Prevents: a silent gap after an update of this list."""
     from mmdet.models import SwinTransformer
+
     ours = set(inspect.signature(SwinTransformerV2).parameters)
     assert set(inspect.signature(SwinTransformer).parameters) - ours <= set(_REPLACED)
 

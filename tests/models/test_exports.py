@@ -20,8 +20,10 @@ from swinv2_mm.models.kernels import cpp_attention
 
 TINY = dict(embed_dims=32, depths=(2, 1), num_heads=(1, 2), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 pytestmark = pytest.mark.filterwarnings(
-    'ignore:.*is deprecated', 'ignore:You are using the legacy TorchScript-based ONNX export',
-    'ignore::torch.jit.TracerWarning')
+    'ignore:.*is deprecated',
+    'ignore:You are using the legacy TorchScript-based ONNX export',
+    'ignore::torch.jit.TracerWarning',
+)
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def caches():
     for info in pkgutil.walk_packages(models.__path__, f'{models.__name__}.'):
         try:
             module = importlib.import_module(info.name)
-        except ImportError:                                                # Triton is not everywhere
+        except ImportError:  # Triton is not everywhere
             continue
         for name, value in vars(module).items():
             keeps = isinstance(value, functools._lru_cache_wrapper) and value.__module__ == module.__name__
@@ -91,9 +93,13 @@ def tensors_in(value, seen=None):
 
 
 def is_plain(tensor, devices=('cpu',)):
-    return (type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.device.type in devices
-            and not tensor.is_inference() and not torch._is_functional_tensor(tensor)
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+    return (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and tensor.device.type in devices
+        and not tensor.is_inference()
+        and not torch._is_functional_tensor(tensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def assert_nothing_is_left(*used):
@@ -118,7 +124,7 @@ def test_the_search_finds_what_is_kept(build, monkeypatch):
     with torch.no_grad():
         model = build()
         model(picture())
-    assert sum(len(list(tensors_in(cache))) > 0 for cache in caches().values()) >= 2   # coordinates and layouts
+    assert sum(len(list(tensors_in(cache))) > 0 for cache in caches().values()) >= 2  # coordinates and layouts
     assert any(list(tensors_in(vars(module).get('_kept_bias'))) for module in model.modules())
 
     @functools.lru_cache(maxsize=4)
@@ -227,7 +233,8 @@ def graph_without_gradients(model):
 def graph_of_fake_tensors(model, mode='fake'):
     weights = {name: p.detach() for name, p in model.named_parameters()}
     made = make_fx(lambda weights, x: torch.func.functional_call(model, weights, (x,)), tracing_mode=mode)(
-        weights, picture())
+        weights, picture()
+    )
     return [(lambda x: made(weights, x), picture())]
 
 
@@ -263,8 +270,21 @@ def export_auto_strict(model):
     return export_auto(model, strict=True)
 
 
-QUICK = [trace, trace_without_gradients, export_static, fake_inputs, fake_model, meta, onnx_legacy,
-         functional, graph, graph_without_gradients, graph_of_fake_tensors, inference_mode, counted]
+QUICK = [
+    trace,
+    trace_without_gradients,
+    export_static,
+    fake_inputs,
+    fake_model,
+    meta,
+    onnx_legacy,
+    functional,
+    graph,
+    graph_without_gradients,
+    graph_of_fake_tensors,
+    inference_mode,
+    counted,
+]
 LONG = [export_strict, export_auto, onnx_dynamo, compiled]
 LONGER = [export_auto_strict, graph_of_any_size]
 ONE_STAGE = dict(depths=(2,), num_heads=(1,), out_indices=(0,))
@@ -290,15 +310,20 @@ def case(kind, warm, *marks):
     return pytest.param(kind, warm, id=f'{kind.__name__}-{"warm" if warm else "cold"}', marks=marks)
 
 
-@pytest.mark.parametrize(('kind', 'warm'), [
-    *(case(kind, warm) for kind in QUICK for warm in (False, True)), *(case(kind, False) for kind in LONG),
-    *(case(kind, False, pytest.mark.slow) for kind in LONGER)])
+@pytest.mark.parametrize(
+    ('kind', 'warm'),
+    [
+        *(case(kind, warm) for kind in QUICK for warm in (False, True)),
+        *(case(kind, False) for kind in LONG),
+        *(case(kind, False, pytest.mark.slow) for kind in LONGER),
+    ],
+)
 def test_what_comes_out_is_the_model_and_nothing_stays(kind, warm, build, tmp_path):
     """An export of any kind, first in the process and after others, computes what the model does. Before and after it a
     model of the same shapes has the same features and gradients, bit by bit. Prevents: fake, traced or inference
     tensors in a cache that all models share, which fail or compute something else at the next call."""
     clear_caches()
-    if kind in (export_strict, onnx_dynamo, compiled):                     # which take seconds per block
+    if kind in (export_strict, onnx_dynamo, compiled):  # which take seconds per block
         build = functools.partial(build, **ONE_STAGE)
     untouched, expected = build(), features_and_gradients(build())
     others = {x: build()(x) for x in (picture(2), picture(3, 52, 60), picture(2, 64, 40))}
@@ -309,7 +334,7 @@ def test_what_comes_out_is_the_model_and_nothing_stays(kind, warm, build, tmp_pa
     model = build()
     if warm:
         with torch.no_grad():
-            model(picture())                                               # its position bias is kept
+            model(picture())  # its position bias is kept
     results = run(kind, model, tmp_path)
     assert_nothing_is_left(model, untouched)
     assert_identical(features_and_gradients(untouched), expected)
@@ -317,10 +342,10 @@ def test_what_comes_out_is_the_model_and_nothing_stays(kind, warm, build, tmp_pa
     with torch.no_grad():
         for function, x in results:
             right = next((maps for other, maps in others.items() if torch.equal(other, x)), expected)
-            right = right[:len(model.out_indices)]
+            right = right[: len(model.out_indices)]
             assert_close(function(x), right, tolerance)
     assert not model.training
-    assert_identical(features_and_gradients(model), expected)              # and the model itself is as it was
+    assert_identical(features_and_gradients(model), expected)  # and the model itself is as it was
     assert_nothing_is_left(model, untouched)
 
 
@@ -336,13 +361,13 @@ def test_exports_one_after_the_other(reverse, build, tmp_path):
             for function, x in run(kind, model, tmp_path):
                 with torch.no_grad():
                     assert_close(function(x), expected[:2])
-        except Exception as error:                                         # each has a test of its own, too
+        except Exception as error:  # each has a test of its own, too
             failed.append(f'{kind.__name__}: {type(error).__name__}')
         assert_nothing_is_left(model)
         assert_identical(features_and_gradients(model), expected)
     model.train()
     sum(one.square().mean() for one in model(picture())).backward()
-    assert_identical([p.grad for p in model.parameters()], expected[2:2 + len(list(model.parameters()))])
+    assert_identical([p.grad for p in model.parameters()], expected[2 : 2 + len(list(model.parameters()))])
     assert not failed
 
 
@@ -360,12 +385,24 @@ def test_a_fresh_model_may_be_traced_and_exported_twice(build):
     assert_nothing_is_left(model)
 
 
-@pytest.mark.parametrize('options', [
-    dict(num_heads=(4,)), dict(mask_padding=False), dict(window_fit='balanced', window_size=7), dict(attn_chunk=2),
-    dict(with_cp=True), dict(qkv_bias=False), dict(frozen_stages=1), dict(window_size=16),
-    dict(drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3)], ids=lambda options: '-'.join(options))
-@pytest.mark.parametrize('kind', [trace, onnx_legacy, pytest.param(export_static, marks=pytest.mark.slow)],
-                         ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(num_heads=(4,)),
+        dict(mask_padding=False),
+        dict(window_fit='balanced', window_size=7),
+        dict(attn_chunk=2),
+        dict(with_cp=True),
+        dict(qkv_bias=False),
+        dict(frozen_stages=1),
+        dict(window_size=16),
+        dict(drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3),
+    ],
+    ids=lambda options: '-'.join(options),
+)
+@pytest.mark.parametrize(
+    'kind', [trace, onnx_legacy, pytest.param(export_static, marks=pytest.mark.slow)], ids=lambda kind: kind.__name__
+)
 def test_every_option_can_be_exported(kind, options, build, tmp_path):
     """Prevents: a branch that only the default options do not take."""
     clear_caches()
@@ -387,8 +424,9 @@ def test_onnx_drops_nothing(training, build, tmp_path):
     model = build(drop_rate=0.3, attn_drop_rate=0.3, drop_path_rate=0.3).train(training)
     path = onnx_file(model, str(tmp_path / 'model.onnx'), dynamo=False, opset_version=17)
     nodes = {node.op_type for node in onnx.load(path).graph.node}
-    assert 'MatMul' in nodes and not {name for name in nodes if 'Dropout' in name or 'Random' in name
-                                      or 'Bernoulli' in name}
+    assert 'MatMul' in nodes and not {
+        name for name in nodes if 'Dropout' in name or 'Random' in name or 'Bernoulli' in name
+    }
     with torch.no_grad():
         assert_close(onnx_session(path)(picture()), build()(picture()), 2e-5)
     assert all(module.training == training for module in model.modules())

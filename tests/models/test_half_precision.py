@@ -80,8 +80,13 @@ def distance(tensors, expected):
 @pytest.mark.parametrize('mask_padding', [True, False], ids=['masked', 'zeros'])
 @pytest.mark.parametrize(
     ('change', 'maps_worse', 'gradients_worse'),
-    [(nothing, 1, 1), (zero_image, 1, 1), (short_vectors, 1, 1), (largest_logits, 10, math.inf),
-     (large_activations, 1, 3)],
+    [
+        (nothing, 1, 1),
+        (zero_image, 1, 1),
+        (short_vectors, 1, 1),
+        (largest_logits, 10, math.inf),
+        (large_activations, 1, 3),
+    ],
     ids=lambda value: getattr(value, '__name__', ''),
 )
 def test_half_precision_is_finite_and_near_float32(

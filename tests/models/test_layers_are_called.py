@@ -111,7 +111,7 @@ def test_lora_equals_weights_merged_by_hand(options, build):
     adapted = with_lora(build(**options)).train()
     merged, layers = merged_by_hand(build(**options), adapted)
     merged.requires_grad_(True)
-    assert len(layers) == 4 * 3 + 1                                       # peft takes patch_embed.proj, too
+    assert len(layers) == 4 * 3 + 1  # peft takes patch_embed.proj, too
     plain, x = build(**options), picture(2)
     found, expected = adapted(x), merged(x)
     assert differ(found, plain(x))
@@ -167,7 +167,7 @@ def test_lora_learns_and_leaves_the_base_alone(build):
         target = [one + 0.3 * torch.randn_like(one) for one in adapted(x)]
         for name, parameter in adapted.named_parameters():
             if 'lora_B' in name:
-                parameter.zero_()                                          # as new ones are: the base as it was
+                parameter.zero_()  # as new ones are: the base as it was
     # Without the convolution's, which was always called.
     learning = [p for name, p in adapted.named_parameters() if 'lora_' in name and 'stages' in name]
     optimizer = torch.optim.Adam(learning, 0.02)
@@ -190,8 +190,8 @@ class Adapter(nn.Linear):
         super().__init__(old.in_features, old.out_features, bias=old.bias is not None)
         self.load_state_dict(old.state_dict())
         self.requires_grad_(False)
-        self.down = nn.Parameter(torch.randn(rank, old.in_features) * old.in_features ** -0.5)
-        self.up = nn.Parameter(torch.randn(old.out_features, rank) * rank ** -0.5)
+        self.down = nn.Parameter(torch.randn(rank, old.in_features) * old.in_features**-0.5)
+        self.up = nn.Parameter(torch.randn(old.out_features, rank) * rank**-0.5)
 
     def forward(self, x):
         return super().forward(x) + x @ self.down.t() @ self.up.t()
@@ -258,8 +258,9 @@ def test_int8(build):
         block.attn.logit_scale.data.clamp_(max=math.log(10))  # at logits of 100, int8 is another model
     small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     left = {name for name, module in small.named_modules() if type(module) is nn.Linear}
-    replaced = {name for name, module in small.named_modules()
-                if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)}
+    replaced = {
+        name for name, module in small.named_modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
+    }
     assert not left and replaced == set(linear_layers(model))
     with torch.no_grad():
         for _ in range(2):
@@ -280,9 +281,17 @@ class Powers(nn.Module):
 
 
 OWNERS = {  # the name of a layer: of its block, or of the backbone
-    'attn.qkv': 'weight', 'attn.proj': 'weight', 'mlp.fc1': 'weight', 'mlp.fc2': 'bias', 'norm1': 'weight',
-    'attn.cpb_mlp.0': 'weight', 'attn.cpb_mlp.2': 'weight', 'attn': 'logit_scale', 'attn ': 'v_bias',
-    'stages.1.downsample.reduction': 'weight', 'patch_embed.proj': 'weight',
+    'attn.qkv': 'weight',
+    'attn.proj': 'weight',
+    'mlp.fc1': 'weight',
+    'mlp.fc2': 'bias',
+    'norm1': 'weight',
+    'attn.cpb_mlp.0': 'weight',
+    'attn.cpb_mlp.2': 'weight',
+    'attn': 'logit_scale',
+    'attn ': 'v_bias',
+    'stages.1.downsample.reduction': 'weight',
+    'patch_embed.proj': 'weight',
 }
 
 
@@ -306,13 +315,13 @@ def test_a_parametrized_weight(owner, training, build):
     for factor in (0.5, 0.25):
         with torch.no_grad():
             parametrization.factor.fill_(factor)
-            parameter.copy_(value * factor ** powers)
+            parameter.copy_(value * factor**powers)
             assert_close(model(x), written(x))
             assert_close(model(x), written(x))
             assert differ(model(x)[-1:], plain[-1:])
     loss_of(model(x)).backward()
     loss_of(written(x)).backward()
-    expected = (parameter.grad * value * powers * factor ** (powers - 1)).sum()   # by the chain rule
+    expected = (parameter.grad * value * powers * factor ** (powers - 1)).sum()  # by the chain rule
     torch.testing.assert_close(parametrization.factor.grad, expected, rtol=1e-3, atol=1e-6)
 
 
@@ -404,10 +413,14 @@ class Hooks:
         for name, module in callable_modules(model).items():
             self.handles += [
                 module.register_forward_pre_hook(lambda module, args, name=name: self.before.update([name])),
-                module.register_forward_hook(lambda module, args, out, name=name: self.after.update([name]))]
+                module.register_forward_hook(lambda module, args, out, name=name: self.after.update([name])),
+            ]
             if backward:
-                self.handles.append(module.register_full_backward_hook(
-                    lambda module, grad_in, grad_out, name=name: self.back.update([name])))
+                self.handles.append(
+                    module.register_full_backward_hook(
+                        lambda module, grad_in, grad_out, name=name: self.back.update([name])
+                    )
+                )
 
     def clear(self):
         for counts in (self.before, self.after, self.back):
@@ -435,7 +448,7 @@ def test_every_hook_fires_once(options, rates, build):
         plain = model(x)
         with torch.no_grad():
             torch.manual_seed(1)
-            plain_without_gradients = model(x)                             # the position bias is kept from here on
+            plain_without_gradients = model(x)  # the position bias is kept from here on
         hooks = Hooks(model)
         for grad in (True, False, False):
             hooks.clear()
@@ -460,8 +473,9 @@ def test_every_backward_hook_fires_once(options, build):
     model, plain, x = build(**options), build(**options), picture().requires_grad_()
     hooks = Hooks(model, backward=True)
     loss_of(model(x)).backward()
-    frozen = {name for name in hooks.after if 'frozen_stages' in options
-              and 'cpb_mlp' in name and name.startswith('stages.0')}   # neither input nor weight has a gradient
+    frozen = {
+        name for name in hooks.after if 'frozen_stages' in options and 'cpb_mlp' in name and name.startswith('stages.0')
+    }  # neither input nor weight has a gradient
     assert set(hooks.back) == set(callable_modules(model)) - frozen
     assert set(hooks.back.values()) == {1}
     loss_of(plain(x)).backward()
@@ -530,8 +544,12 @@ def test_a_hook_may_replace_the_output_of_any_layer(build):
         plain = model(x)
         for name, module in callable_modules(model).items():
             handle = module.register_forward_hook(
-                lambda module, args, out: tuple(weigh(one, 1) for one in out) if isinstance(out, tuple)
-                else weigh(out, 1 if isinstance(module, nn.Conv2d) else -1))
+                lambda module, args, out: (
+                    tuple(weigh(one, 1) for one in out)
+                    if isinstance(out, tuple)
+                    else weigh(out, 1 if isinstance(module, nn.Conv2d) else -1)
+                )
+            )
             found, again = model(x), model(x)
             handle.remove()
             assert_identical(found, again)
@@ -570,30 +588,53 @@ def test_global_hooks_fire_once(training, build):
         called = Counter()
         handles = [
             torch_module.register_module_forward_pre_hook(lambda module, args: called.update([(id(module), 'before')])),
-            torch_module.register_module_forward_hook(lambda module, args, out: called.update([(id(module), 'after')]))]
+            torch_module.register_module_forward_hook(lambda module, args, out: called.update([(id(module), 'after')])),
+        ]
         try:
             found = model(x)
         finally:
             for handle in handles:
                 handle.remove()
-        assert called == Counter((id(module), when) for module in callable_modules(model).values()
-                                 for when in ('before', 'after'))
+        assert called == Counter(
+            (id(module), when) for module in callable_modules(model).values() for when in ('before', 'after')
+        )
         assert_close(found, plain)
         assert_identical(model(x), plain)
 
 
 # --- layers and forwards of somebody else ----------------------------------------------------------------------------
 
-REPLACED = ['attn.qkv', 'attn.proj', 'attn.proj_drop', 'attn.cpb_mlp', 'attn.cpb_mlp.0', 'attn.cpb_mlp.1',
-            'attn.cpb_mlp.2', 'norm1', 'norm2', 'mlp', 'mlp.fc1', 'mlp.act', 'mlp.drop1', 'mlp.fc2', 'mlp.drop2',
-            'stages.1.downsample.reduction', 'stages.1.downsample.norm', 'patch_embed.norm']
+REPLACED = [
+    'attn.qkv',
+    'attn.proj',
+    'attn.proj_drop',
+    'attn.cpb_mlp',
+    'attn.cpb_mlp.0',
+    'attn.cpb_mlp.1',
+    'attn.cpb_mlp.2',
+    'norm1',
+    'norm2',
+    'mlp',
+    'mlp.fc1',
+    'mlp.act',
+    'mlp.drop1',
+    'mlp.fc2',
+    'mlp.drop2',
+    'stages.1.downsample.reduction',
+    'stages.1.downsample.norm',
+    'patch_embed.norm',
+]
 # The layer whose weight and bias have the same effect as the output of this one.
-EFFECT = {'attn.proj_drop': 'attn.proj', 'attn.cpb_mlp': 'attn.cpb_mlp.2', 'mlp': 'mlp.fc2', 'mlp.drop2': 'mlp.fc2',
-          'attn.cpb_mlp.1': 'attn.cpb_mlp.0'}                              # a ReLU keeps positive factors
+EFFECT = {
+    'attn.proj_drop': 'attn.proj',
+    'attn.cpb_mlp': 'attn.cpb_mlp.2',
+    'mlp': 'mlp.fc2',
+    'mlp.drop2': 'mlp.fc2',
+    'attn.cpb_mlp.1': 'attn.cpb_mlp.0',
+}  # a ReLU keeps positive factors
 
 
 class Weigh(nn.Module):
-
     def forward(self, x):
         return weigh(x)
 
@@ -616,7 +657,7 @@ def test_a_replaced_layer_takes_part(name, replace, training, build):
     comes out. Prevents: a fused path that asks for the class of a layer and not for what it would do."""
     model, x = build().train(training), picture()
     with torch.no_grad():
-        plain = model(x)                                                   # and the position bias is kept
+        plain = model(x)  # and the position bias is kept
         full = full_name(name)
         replace(model, full, nn.Identity())
         assert_close(model(x), plain)
@@ -624,7 +665,7 @@ def test_a_replaced_layer_takes_part(name, replace, training, build):
         found = model(x)
         assert_close(model(x), found)
         expected = build().train(training)
-        if name in ('mlp.act', 'mlp.drop1'):                               # what fc2 is given
+        if name in ('mlp.act', 'mlp.drop1'):  # what fc2 is given
             weigh_columns(expected.get_submodule(full_name('mlp.fc2')))
         else:
             weigh_rows(expected.get_submodule(full_name(EFFECT.get(name, name))))
@@ -696,7 +737,7 @@ def test_untouched_layers_are_computed_by_our_own_code(options, build, monkeypat
         spy(owner, name)
     model, x = build(**options), picture()
     blocks = sum(TINY['depths'])
-    expected = dict(mlp=blocks, linear=2 * blocks + 1)                     # qkv, proj; the merging
+    expected = dict(mlp=blocks, linear=2 * blocks + 1)  # qkv, proj; the merging
     if cpp_attention.library() is not None:
         expected['forward'] = blocks
     for training in (True, False):

@@ -19,7 +19,8 @@ LOADERS = {
     'assign': lambda model, state: model.load_state_dict(state, assign=True),
     'mmengine': lambda model, state: load_state_dict(model, state, strict=True),
     'detector': lambda model, state: load_state_dict(
-        torch.nn.ModuleDict(dict(backbone=model)), {f'backbone.{k}': v for k, v in state.items()}, strict=True),
+        torch.nn.ModuleDict(dict(backbone=model)), {f'backbone.{k}': v for k, v in state.items()}, strict=True
+    ),
 }
 
 
@@ -87,8 +88,9 @@ def test_fewer_stages_than_the_weights(trained):
     assert model.pretrained_window_sizes == TRAINED[:1]
 
 
-@pytest.mark.parametrize('change', [torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.double,
-                                    copy.deepcopy])
+@pytest.mark.parametrize(
+    'change', [torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.double, copy.deepcopy]
+)
 def test_other_types_and_copies_keep_them(change, trained):
     """Prevents: a window that is rounded with the weights."""
     assert change(trained).state_dict()[PRETRAINED_KEY].tolist() == [list(pair) for pair in TRAINED]

@@ -27,13 +27,29 @@ def test_equals_hugging_face_on_shared_weights(window, size, dtype, randomize):
     transformers = pytest.importorskip('transformers', reason='the peer to compare with is not installed')
     windows = [window] * 3
     config = transformers.Swinv2Config(
-        image_size=size, embed_dim=24, depths=[2, 2, 2], num_heads=[2, 4, 8], window_size=window,
-        pretrained_window_sizes=windows, out_indices=[1, 2, 3])
+        image_size=size,
+        embed_dim=24,
+        depths=[2, 2, 2],
+        num_heads=[2, 4, 8],
+        window_size=window,
+        pretrained_window_sizes=windows,
+        out_indices=[1, 2, 3],
+    )
     peer = randomize(transformers.Swinv2Backbone(config)).eval().to(dtype)
     for parameter in (p for n, p in peer.named_parameters() if n.endswith('logit_scale')):
         parameter.data.clamp_(max=3)  # float32 rounds logits near 100 by 1e-5, in any code
-    ours = SwinTransformerV2(embed_dims=24, depths=(2, 2, 2), num_heads=(2, 4, 8), out_indices=(0, 1, 2),
-                             window_size=window, pretrained_window_sizes=windows).eval().to(dtype)
+    ours = (
+        SwinTransformerV2(
+            embed_dims=24,
+            depths=(2, 2, 2),
+            num_heads=(2, 4, 8),
+            out_indices=(0, 1, 2),
+            window_size=window,
+            pretrained_window_sizes=windows,
+        )
+        .eval()
+        .to(dtype)
+    )
     missing, unexpected = ours.load_state_dict(convert_state_dict(peer.state_dict()).weights, strict=False)
     assert not unexpected and {key.split('.')[0] for key in missing} == {'norm0', 'norm1', 'norm2'}
     for i in range(3):
@@ -47,19 +63,23 @@ def test_equals_hugging_face_on_shared_weights(window, size, dtype, randomize):
 
 
 @pytest.mark.parametrize('mask_padding', [True, False])
-@pytest.mark.parametrize(('size', 'windows', 'pretrained'), [
-    ((44, 36), [(4, 4), (4, 4)], [(4, 4), (4, 4)]),      # 11 x 9 tokens: both axes padded and shifted
-    ((52, 28), [(5, 3), (4, 6)], [(8, 8), (4, 6)]),      # rectangular; 7 x 4 tokens under a 4 x 6 window
-    ((24, 60), [(8, 8), (8, 8)], [(6, 6), (12, 12)]),    # 6 rows under a window of 8; bias from other windows
-    ((29, 31), [(7, 2), (1, 1)], [(7, 2), (1, 1)]),      # no multiple of the patch; a window of 1
-])
+@pytest.mark.parametrize(
+    ('size', 'windows', 'pretrained'),
+    [
+        ((44, 36), [(4, 4), (4, 4)], [(4, 4), (4, 4)]),  # 11 x 9 tokens: both axes padded and shifted
+        ((52, 28), [(5, 3), (4, 6)], [(8, 8), (4, 6)]),  # rectangular; 7 x 4 tokens under a 4 x 6 window
+        ((24, 60), [(8, 8), (8, 8)], [(6, 6), (12, 12)]),  # 6 rows under a window of 8; bias from other windows
+        ((29, 31), [(7, 2), (1, 1)], [(7, 2), (1, 1)]),  # no multiple of the patch; a window of 1
+    ],
+)
 def test_equals_slow_loop_in_float64(size, windows, pretrained, mask_padding, randomize):
     """Sizes that fit nothing equal a per-pair loop written from the paper. Prevents: masks, shifts, pads off by one."""
     model = build(randomize, window_size=windows, pretrained_window_sizes=pretrained, mask_padding=mask_padding)
     model = model.double().eval()
     image = torch.rand(3, *size, dtype=torch.float64)
-    expected = reference.backbone(model.state_dict(), image, TINY['depths'], TINY['num_heads'], windows, pretrained,
-                                  mask_padding=mask_padding)
+    expected = reference.backbone(
+        model.state_dict(), image, TINY['depths'], TINY['num_heads'], windows, pretrained, mask_padding=mask_padding
+    )
     with torch.no_grad():
         for mine, slow in zip(model(image[None]), expected, strict=True):
             torch.testing.assert_close(mine[0], slow, atol=1e-10, rtol=0)
@@ -123,8 +143,10 @@ def test_every_size_from_1_to_40(mask_padding, randomize):
 def test_padding_does_not_change_features(randomize):
     """A window that overhangs the map equals the window shrunk to it. Prevents: padding taking part in attention."""
     x = torch.rand(1, 3, 20, 20)
-    shrunk, large = (build(randomize, depths=(1,), num_heads=(2,), out_indices=(0,), window_size=w,
-                           pretrained_window_sizes=6).eval() for w in (5, 32))
+    shrunk, large = (
+        build(randomize, depths=(1,), num_heads=(2,), out_indices=(0,), window_size=w, pretrained_window_sizes=6).eval()
+        for w in (5, 32)
+    )
     with torch.no_grad():
         torch.testing.assert_close(large(x)[0], shrunk(x)[0], atol=1e-6, rtol=0)
 
@@ -138,8 +160,11 @@ def test_fresh_block_is_the_identity():
 
 def test_every_parameter_gets_a_gradient(randomize):
     """Also with fewer outputs than stages. Prevents: parameters that are never used, which stop DDP."""
-    model = randomize(SwinTransformerV2(embed_dims=16, depths=(2, 2, 2), num_heads=(1, 2, 4), out_indices=(0, 2),
-                                        window_size=4, drop_path_rate=0.0))
+    model = randomize(
+        SwinTransformerV2(
+            embed_dims=16, depths=(2, 2, 2), num_heads=(1, 2, 4), out_indices=(0, 2), window_size=4, drop_path_rate=0.0
+        )
+    )
     sum(out.square().sum() for out in model(torch.rand(1, 3, 50, 70))).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
@@ -319,17 +344,24 @@ def test_sizes_have_the_published_number_of_parameters(arch, millions):
     assert round(total / 1e6) == pytest.approx(millions, abs=0.6)
 
 
-@pytest.mark.parametrize(('arch', 'extra'), [('base', {}), ('huge', {2: [5, 11, 17]}),
-                                            ('giant', {2: [5, 11, 17, 23, 29, 35, 41]})])
+@pytest.mark.parametrize(
+    ('arch', 'extra'), [('base', {}), ('huge', {2: [5, 11, 17]}), ('giant', {2: [5, 11, 17, 23, 29, 35, 41]})]
+)
 def test_extra_norms_every_six_blocks(arch, extra):
     """Huge and giant normalise the main branch (paper, section 3.5). Prevents: unstable largest models."""
     with torch.device('meta'):
         model = SwinTransformerV2(arch)
-    found = {i: [j for j, block in enumerate(stage.blocks) if block.norm3 is not None]
-             for i, stage in enumerate(model.stages)}
+    found = {
+        i: [j for j, block in enumerate(stage.blocks) if block.norm3 is not None]
+        for i, stage in enumerate(model.stages)
+    }
     assert {i: blocks for i, blocks in found.items() if blocks} == extra
-    assert all(dim // heads == 32 for dim, heads in zip(
-        model.num_features, [stage.blocks[0].attn.num_heads for stage in model.stages], strict=True))
+    assert all(
+        dim // heads == 32
+        for dim, heads in zip(
+            model.num_features, [stage.blocks[0].attn.num_heads for stage in model.stages], strict=True
+        )
+    )
 
 
 def test_initialisation_is_microsofts():
@@ -342,26 +374,29 @@ def test_initialisation_is_microsofts():
     assert not attn.q_bias.any() and not attn.v_bias.any() and not attn.proj.bias.any()
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (dict(arch='medium'), ['arch', 'medium', 'tiny']),
-    (dict(window_size=0), ['window_size', '0']),
-    (dict(window_size=(8, 8, 8)), ['window_size', '2 stages', '(Wh, Ww)']),
-    (dict(window_size=[(8, 8, 8), 8]), ['window_size[0]', 'pair']),
-    (dict(window_size=7.5), ['window_size', '7.5']),
-    (dict(num_heads=(3, 4)), ['num_heads[0]=3', '16']),
-    (dict(num_heads=(2,)), ['num_heads', '1 entries']),
-    (dict(depths=(2, -1)), ['depths[1]', '-1']),
-    (dict(depths=()), ['depths']),
-    (dict(out_indices=(0, 2)), ['out_indices', '[0, 1]']),
-    (dict(out_indices=(1, 0)), ['out_indices', 'rising']),
-    (dict(out_indices=()), ['out_indices']),
-    (dict(frozen_stages=3), ['frozen_stages', '3']),
-    (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
-    (dict(attn_drop_rate=-0.1), ['attn_drop_rate', '-0.1']),
-    (dict(mlp_ratio=0), ['mlp_ratio', '0']),
-    (dict(patch_size=0), ['patch_size', '0']),
-    (dict(in_channels=True), ['in_channels', 'True']),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (dict(arch='medium'), ['arch', 'medium', 'tiny']),
+        (dict(window_size=0), ['window_size', '0']),
+        (dict(window_size=(8, 8, 8)), ['window_size', '2 stages', '(Wh, Ww)']),
+        (dict(window_size=[(8, 8, 8), 8]), ['window_size[0]', 'pair']),
+        (dict(window_size=7.5), ['window_size', '7.5']),
+        (dict(num_heads=(3, 4)), ['num_heads[0]=3', '16']),
+        (dict(num_heads=(2,)), ['num_heads', '1 entries']),
+        (dict(depths=(2, -1)), ['depths[1]', '-1']),
+        (dict(depths=()), ['depths']),
+        (dict(out_indices=(0, 2)), ['out_indices', '[0, 1]']),
+        (dict(out_indices=(1, 0)), ['out_indices', 'rising']),
+        (dict(out_indices=()), ['out_indices']),
+        (dict(frozen_stages=3), ['frozen_stages', '3']),
+        (dict(drop_path_rate=1.0), ['drop_path_rate', '1.0']),
+        (dict(attn_drop_rate=-0.1), ['attn_drop_rate', '-0.1']),
+        (dict(mlp_ratio=0), ['mlp_ratio', '0']),
+        (dict(patch_size=0), ['patch_size', '0']),
+        (dict(in_channels=True), ['in_channels', 'True']),
+    ],
+)
 def test_bad_values_are_named(arguments, words):
     """A wrong value is refused with its name and the remedy. Prevents: failures deep inside the first forward."""
     with pytest.raises(ValueError) as error:

@@ -59,11 +59,12 @@ def test_rectangular_windows_set_later_equal_the_slow_loop(fit, mask_padding, ra
     model = randomize(SwinTransformerV2(window_size=pretrained, mask_padding=mask_padding, window_fit=fit, **SMALL))
     model = model.double().eval()
     model.set_window_size([(4, 3), (3, 5)])
-    image = torch.rand(3, 37, 50, dtype=torch.float64)   # maps of 10 x 13 and 5 x 7
+    image = torch.rand(3, 37, 50, dtype=torch.float64)  # maps of 10 x 13 and 5 x 7
     windows = [(4, 3), (3, 5)] if fit == 'fixed' else [(4, 3), (3, 4)]
     assert [window for _, window in model.windows_on((37, 50))] == windows
-    expected = reference.backbone(model.state_dict(), image, (2, 1), (1, 2), windows, pretrained,
-                                  mask_padding=mask_padding)
+    expected = reference.backbone(
+        model.state_dict(), image, (2, 1), (1, 2), windows, pretrained, mask_padding=mask_padding
+    )
     with torch.no_grad():
         for mine, theirs in zip(model(image[None]), expected, strict=True):
             torch.testing.assert_close(mine[0], theirs, atol=1e-9, rtol=0)
@@ -83,6 +84,7 @@ def test_there_and_back_is_bit_identical(kind, randomize):
     run = model.eval()
     if kind == 'averaged':
         from mmengine.model import ExponentialMovingAverage
+
         average = ExponentialMovingAverage(model, momentum=0.5)
         randomize(model, seed=1)
         average.update_parameters(model)
@@ -154,6 +156,7 @@ def test_padding_cost_counts_what_is_computed(fit, monkeypatch):
     def count(stage, block):
         def hook(module, args):
             computed[stage][block] += args[0].shape[:-1].numel()
+
         return hook
 
     for i, stage in enumerate(model.stages):

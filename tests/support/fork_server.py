@@ -70,8 +70,14 @@ def child(request: dict, rank: int, port: int) -> None:
     number, arguments = request['processes'], request['arguments']
     if number > 1:
         arguments = [*arguments, '--launcher', 'pytorch']
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number),
-                          MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))  # fmt: skip
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(number),
+            LOCAL_WORLD_SIZE=str(number),
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+        )
     sys.argv = ['tools/train.py', *arguments]
     end = request['at'] if rank == request['rank'] else None
     counted = count(request['work_dir'], end, request['signal'])

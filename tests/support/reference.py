@@ -33,11 +33,18 @@ def window_members(H, W, window, shifted, mask_padding):
     rows, cols = (H, W) if mask_padding else length
     for y in range(H):
         for x in range(W):
-            yield (y, x), [
-                (v, u) for v in range(rows) for u in range(cols)
-                if index(v, 0) == index(y, 0) and abs(v - y) < window[0]
-                and index(u, 1) == index(x, 1) and abs(u - x) < window[1]
-            ]
+            yield (
+                (y, x),
+                [
+                    (v, u)
+                    for v in range(rows)
+                    for u in range(cols)
+                    if index(v, 0) == index(y, 0)
+                    and abs(v - y) < window[0]
+                    and index(u, 1) == index(x, 1)
+                    and abs(u - x) < window[1]
+                ],
+            )
 
 
 def attention(weights, prefix, x, num_heads, window, pretrained, shifted, mask_padding):
@@ -68,8 +75,8 @@ def attention(weights, prefix, x, num_heads, window, pretrained, shifted, mask_p
             if offset not in biases:
                 biases[offset] = position_bias(weights, prefix, *offset, pretrained)
             logits.append((q * F.normalize(cache[p][1], dim=-1)).sum(-1) * scale + biases[offset])
-        probs = torch.stack(logits).softmax(dim=0)                                          # (members, nH)
-        mixed = sum(probs[i, :, None] * cache[p][2] for i, p in enumerate(members))         # (nH, d)
+        probs = torch.stack(logits).softmax(dim=0)  # (members, nH)
+        mixed = sum(probs[i, :, None] * cache[p][2] for i, p in enumerate(members))  # (nH, d)
         out[y, xx] = weights[prefix + 'proj.weight'] @ mixed.reshape(-1) + weights[prefix + 'proj.bias']
     return out
 
@@ -82,8 +89,9 @@ def block(weights, prefix, x, **attn_args):
     """Section 3.1: each branch is normalised after it, then added."""
     x = x + layer_norm(weights, prefix + 'norm1.', attention(weights, prefix + 'attn.', x, **attn_args))
     hidden = F.gelu(x @ weights[prefix + 'mlp.fc1.weight'].T + weights[prefix + 'mlp.fc1.bias'])
-    x = x + layer_norm(weights, prefix + 'norm2.', hidden @ weights[prefix + 'mlp.fc2.weight'].T
-                       + weights[prefix + 'mlp.fc2.bias'])
+    x = x + layer_norm(
+        weights, prefix + 'norm2.', hidden @ weights[prefix + 'mlp.fc2.weight'].T + weights[prefix + 'mlp.fc2.bias']
+    )
     return layer_norm(weights, prefix + 'norm3.', x) if prefix + 'norm3.weight' in weights else x
 
 
@@ -107,7 +115,15 @@ def backbone(weights, image, depths, num_heads, windows, pretrained, patch=4, ma
         if i:
             x = merge(weights, f'stages.{i}.downsample.', x)
         for j in range(depth):
-            x = block(weights, f'stages.{i}.blocks.{j}.', x, num_heads=num_heads[i], window=windows[i],
-                      pretrained=pretrained[i], shifted=j % 2 == 1, mask_padding=mask_padding)
+            x = block(
+                weights,
+                f'stages.{i}.blocks.{j}.',
+                x,
+                num_heads=num_heads[i],
+                window=windows[i],
+                pretrained=pretrained[i],
+                shifted=j % 2 == 1,
+                mask_padding=mask_padding,
+            )
         maps.append(layer_norm(weights, f'norm{i}.', x).permute(2, 0, 1))
     return maps

@@ -28,18 +28,29 @@ def write_coco(folder: Path, split: str) -> None:
     from mmdet.datasets import CocoDataset
 
     names = CocoDataset.METAINFO['classes']
-    content = {'images': [], 'annotations': [],
-               'categories': [{'id': number, 'name': name} for number, name in enumerate(names, start=1)]}
+    content = {
+        'images': [],
+        'annotations': [],
+        'categories': [{'id': number, 'name': name} for number, name in enumerate(names, start=1)],
+    }
     for index in range(IMAGES):
         name, labels = f'{index:012d}', (index, len(names) - 1)
         image, stuff = noise(index), np.full((SIDE, SIDE), 120, np.uint8)
         content['images'].append({'id': index, 'file_name': f'{name}.jpg', 'height': SIDE, 'width': SIDE})
         for label, (x, y, w, h) in zip(labels, ((4, 6, 24, 30), (30, 20, 30, 36)), strict=True):
-            image[y:y + h, x:x + w] = label * 3, 250 - label * 3, 90
-            stuff[y:y + h, x:x + w] = label
-            content['annotations'].append({
-                'id': len(content['annotations']) + 1, 'image_id': index, 'category_id': label + 1, 'iscrowd': 0,
-                'bbox': [x, y, w, h], 'area': w * h, 'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]]})
+            image[y : y + h, x : x + w] = label * 3, 250 - label * 3, 90
+            stuff[y : y + h, x : x + w] = label
+            content['annotations'].append(
+                {
+                    'id': len(content['annotations']) + 1,
+                    'image_id': index,
+                    'category_id': label + 1,
+                    'iscrowd': 0,
+                    'bbox': [x, y, w, h],
+                    'area': w * h,
+                    'segmentation': [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
         write_image(folder / split / f'{name}.jpg', image)
         write_image(folder / 'stuffthingmaps' / split / f'{name}.png', stuff)
     (folder / 'annotations').mkdir(exist_ok=True)
@@ -50,9 +61,9 @@ def write_ade(folder: Path, split: str) -> None:
     """Images in two halves, and maps of them: 0 is no class, 150 the last one."""
     for index in range(IMAGES):
         image, labels = noise(index), np.zeros((SIDE, SIDE), np.uint8)
-        image[:, :SIDE // 2] //= 3
-        labels[8:, :SIDE // 2] = index + 1
-        labels[8:, SIDE // 2:] = 150
+        image[:, : SIDE // 2] //= 3
+        labels[8:, : SIDE // 2] = index + 1
+        labels[8:, SIDE // 2 :] = 150
         write_image(folder / 'images' / split / f'ADE_{index}.jpg', image)
         write_image(folder / 'annotations' / split / f'ADE_{index}.png', labels)
 

@@ -35,8 +35,13 @@ class ForkServer:
 
     def __init__(self):
         environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests')
-        self.process = subprocess.Popen([sys.executable, ROOT / 'tests' / 'support' / 'fork_server.py'], text=True,
-                                        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / 'tests' / 'support' / 'fork_server.py'],
+            text=True,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def train(self, folder, work_dir, *arguments, processes=1, at=None, number=signal.SIGKILL, rank=0):
         """Train to the end, or until process ``rank`` gets signal ``number`` in front of its event ``at``.
@@ -45,8 +50,15 @@ class ForkServer:
             The exit codes of the processes, what they printed, and which of them left data workers behind.
         """
         arguments = [*map(str, arguments), '--work-dir', work_dir]
-        request = {'folder': str(folder), 'work_dir': work_dir, 'arguments': arguments, 'processes': processes,
-                   'at': at, 'signal': number, 'rank': rank}  # fmt: skip
+        request = {
+            'folder': str(folder),
+            'work_dir': work_dir,
+            'arguments': arguments,
+            'processes': processes,
+            'at': at,
+            'signal': number,
+            'rank': rank,
+        }
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
         return answer['codes'], answer['output'], answer['left']

@@ -26,11 +26,22 @@ def load(path):
 
 
 # What makes a head slow, by the names of the frameworks: at most so many.
-FEW = dict(num_layers=1, num_queries=10, num_dn_queries=2, num_points=64, nms_pre=20, max_per_img=10, max_per_image=10,
-           num=8, fc_out_channels=32, feedforward_channels=32)
+FEW = dict(
+    num_layers=1,
+    num_queries=10,
+    num_dn_queries=2,
+    num_points=64,
+    nms_pre=20,
+    max_per_img=10,
+    max_per_image=10,
+    num=8,
+    fc_out_channels=32,
+    feedforward_channels=32,
+)
 # Channels that have to fit each other; num_feats: half of them, for each axis of a position encoding.
-NARROW = dict(channels=64, in_channels=64, out_channels=64, feat_channels=64, conv_out_channels=64, embed_dims=64,
-              num_feats=32)
+NARROW = dict(
+    channels=64, in_channels=64, out_channels=64, feat_channels=64, conv_out_channels=64, embed_dims=64, num_feats=32
+)
 
 
 def dicts(node):
@@ -46,7 +57,7 @@ def shrunken(cfg):
     """Narrow, few blocks, few proposals: the wiring stays, the work goes."""
     model, widths = cfg.model, [32, 64, 128, 256]
     variant = get_variant(model.backbone.arch)
-    narrow = {variant.embed_dims * 2 ** stage: width for stage, width in enumerate(widths)}
+    narrow = {variant.embed_dims * 2**stage: width for stage, width in enumerate(widths)}
     caps = FEW if model.type == 'DINO' else FEW | NARROW  # MMDetection's DINO takes 256 channels for granted
     for node in dicts(model):
         node.update({name: min(node[name], cap) for name, cap in caps.items() if isinstance(node.get(name), int)})
@@ -56,8 +67,13 @@ def shrunken(cfg):
             node['type'] = 'BN'
         if node.get('type') == 'BatchFixedSizePad':
             node['size'] = (64, 64)
-    model.backbone.update(embed_dims=32, num_heads=(1, 2, 4, 8), depths=(1, 1, variant.extra_norm_every or 1, 1),
-                          window_size=4, init_cfg=None)
+    model.backbone.update(
+        embed_dims=32,
+        num_heads=(1, 2, 4, 8),
+        depths=(1, 1, variant.extra_norm_every or 1, 1),
+        window_size=4,
+        init_cfg=None,
+    )
     if 'auxiliary_head' in model:
         model.auxiliary_head.in_channels = widths[2]
     if cfg.default_scope == 'mmseg':
@@ -111,11 +127,15 @@ def detection_batch(classes):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
+
     masks = np.zeros((1, 56, 64), np.uint8)
     masks[0, 8:40, 16:56] = 1
     sample = DetDataSample(metainfo=dict(img_shape=(56, 64), ori_shape=(56, 64), scale_factor=(1.0, 1.0)))
-    sample.gt_instances = InstanceData(bboxes=torch.tensor([[16.0, 8.0, 56.0, 40.0]]),
-                                       labels=torch.tensor([classes - 1]), masks=BitmapMasks(masks, 56, 64))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[16.0, 8.0, 56.0, 40.0]]),
+        labels=torch.tensor([classes - 1]),
+        masks=BitmapMasks(masks, 56, 64),
+    )
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     sample.gt_sem_seg = PixelData(sem_seg=torch.randint(0, 182, (1, 56, 64)))  # of COCO-Stuff, for HTC
     return sample
@@ -124,6 +144,7 @@ def detection_batch(classes):
 def segmentation_batch(classes):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64)))
     sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, 64, 64)))
     return sample

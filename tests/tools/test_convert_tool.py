@@ -41,8 +41,10 @@ def files(model):
         table = torch.stack(torch.meshgrid(axis, axis, indexing='ij'), dim=-1)[None]
         for j in range(TINY['depths'][i]):
             attn = f'layers.{i}.blocks.{j}.attn.'
-            microsoft |= {attn + 'relative_coords_table': table,
-                          attn + 'relative_position_index': torch.zeros(w * w, w * w, dtype=torch.long)}
+            microsoft |= {
+                attn + 'relative_coords_table': table,
+                attn + 'relative_position_index': torch.zeros(w * w, w * w, dtype=torch.long),
+            }
     microsoft |= {'head.weight': torch.ones(5, 32), 'head.bias': torch.zeros(5)}
     damaged = microsoft | {'layers.0.blocks.0.attn.extra': torch.zeros(1)}
     detector = {f'backbone.{key}': tensor for key, tensor in weights.items()} | {'neck.conv.weight': torch.ones(1)}
@@ -128,8 +130,9 @@ def test_by_the_shell(files, model, tmp_path):
     folder.mkdir()
     command = [sys.executable, str(ROOT / 'tools' / 'convert_ckpt.py'), str(tmp_path / 'microsoft.pth')]
     environment = dict(os.environ, OMP_NUM_THREADS='1', COLUMNS='60', PYTHONPATH=str(ROOT))
-    done = subprocess.run([*command, folder / 'ours.safetensors'], cwd=folder, env=environment, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [*command, folder / 'ours.safetensors'], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     table, _, backbone = done.stdout.partition('backbone=')
     assert 'a classifier' in ' '.join(table.split()) and '[bold]' in table
@@ -201,8 +204,9 @@ def test_one_of_several_models(files, run_tool, model):
 def test_verified_against_transformers(randomize, run_tool, capsys, monkeypatch):
     """A model saved by Hugging Face gives the same features here. Bug: --verify that compares nothing, or lets pass."""
     transformers = pytest.importorskip('transformers')
-    config = transformers.Swinv2Config(image_size=64, embed_dim=16, depths=[1, 2], num_heads=[1, 2], window_size=12,
-                                       pretrained_window_sizes=[6, 0])
+    config = transformers.Swinv2Config(
+        image_size=64, embed_dim=16, depths=[1, 2], num_heads=[1, 2], window_size=12, pretrained_window_sizes=[6, 0]
+    )
     theirs = randomize(transformers.Swinv2Model(config, add_pooling_layer=False)).eval()
     theirs.save_pretrained('theirs')
     assert run_tool('convert_ckpt', 'theirs', 'ours.pth', '--verify', '--json') == 0
@@ -226,8 +230,10 @@ def test_verified_against_transformers(randomize, run_tool, capsys, monkeypatch)
     # Bug: q and k exchanged by the table, and written all the same.
     stack = layouts._stack
     table = layouts.LAYOUTS['huggingface']
-    rows = [replace(row, load=lambda qkv: stack((qkv[1], qkv[0], qkv[2]))) if row.load is stack else row
-            for row in table.rows]
+    rows = [
+        replace(row, load=lambda qkv: stack((qkv[1], qkv[0], qkv[2]))) if row.load is stack else row
+        for row in table.rows
+    ]
     monkeypatch.setitem(layouts.LAYOUTS, 'huggingface', replace(table, rows=tuple(rows)))
     assert run_tool('convert_ckpt', 'theirs', 'wrong.pth', '--verify') == 2
     assert 'differ from those of transformers' in capsys.readouterr().err and not Path('wrong.pth').exists()
@@ -236,8 +242,11 @@ def test_verified_against_transformers(randomize, run_tool, capsys, monkeypatch)
 def test_report_is_not_mixed_with_progress(files, run_tool, capfd, monkeypatch, tmp_path):
     """Bug: the line that tells of a download makes the JSON on stdout unreadable."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file',
-                        lambda url, path, *_, **__: Path(path).write_bytes(Path('microsoft.pth').read_bytes()))
+    monkeypatch.setattr(
+        torch.hub,
+        'download_url_to_file',
+        lambda url, path, *_, **__: Path(path).write_bytes(Path('microsoft.pth').read_bytes()),
+    )
     assert run_tool('convert_ckpt', 'https://host/w.pth', 'out.pth', '--json') == 0
     out, err = capfd.readouterr()
     assert json.loads(out)['source_file'] == str(locate('https://host/w.pth').path)

@@ -26,10 +26,14 @@ def test_the_page_is_up_to_date(run_tool, capsys):
 
 def test_the_page_is_complete():
     """Every config has one row, with numbers. Prevents: heads that could not be counted becoming dashes, unnoticed."""
-    rows = [[cell.strip() for cell in line.strip('|\n').split('|')]
-            for line in (ROOT / model_zoo.PAGE).read_text().splitlines() if line.startswith('| [')]
+    rows = [
+        [cell.strip() for cell in line.strip('|\n').split('|')]
+        for line in (ROOT / model_zoo.PAGE).read_text().splitlines()
+        if line.startswith('| [')
+    ]
     assert sorted(row[0] for row in rows) == sorted(
-        f'[{path.stem}](../configs/{path.name})' for path in (ROOT / 'configs').glob('*.py'))
+        f'[{path.stem}](../configs/{path.name})' for path in (ROOT / 'configs').glob('*.py')
+    )
     for row in rows:
         own, whole, flops, total = map(float, (*row[4].split(' / '), *row[5].split(' / ')))
         assert own < whole and 0 < flops < total
@@ -75,12 +79,16 @@ def test_a_config_is_counted(run_tool, capsys):
     assert backbone + heads == pytest.approx(whole, abs=0.01)
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['configs/maskrcnn_swinv2_t_shapes.py', '--shape', '0'], '--shape'),
-    (['configs/maskrcnn_swinv2_t_shapes.py', '--shape', '1', '2', '3'], '--shape'),
-    (['configs/maskrcnn_swinv2_t_shapes.py', '--check'], 'leave out configs/maskrcnn_swinv2_t_shapes.py'),
-    (['--shape', '800', '1333'], 'belong to a config'),
-    (['configs/no.py'], 'does not exist')])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['configs/maskrcnn_swinv2_t_shapes.py', '--shape', '0'], '--shape'),
+        (['configs/maskrcnn_swinv2_t_shapes.py', '--shape', '1', '2', '3'], '--shape'),
+        (['configs/maskrcnn_swinv2_t_shapes.py', '--check'], 'leave out configs/maskrcnn_swinv2_t_shapes.py'),
+        (['--shape', '800', '1333'], 'belong to a config'),
+        (['configs/no.py'], 'does not exist'),
+    ],
+)
 def test_mistakes_are_named(run_tool, monkeypatch, capsys, arguments, message):
     """Prevents: tracebacks."""
     monkeypatch.chdir(ROOT)

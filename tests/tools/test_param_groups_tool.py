@@ -43,10 +43,17 @@ def test_shows_every_parameter(run_tool, capsys, path):
 
 def test_options_and_frozen_stages(run_tool, capsys):
     """Layer decay from the command line; what is frozen has a row without rate. Prevents: a table of the file alone."""
-    assert run_tool(
-        'print_param_groups', ROOT / 'configs' / 'maskrcnn_swinv2_t.py', '--cfg-options',
-        'model.backbone.frozen_stages=1', 'optim_wrapper.paramwise_cfg.decay_rate=0.5',
-        'optim_wrapper.constructor=swinv2_mm.LayerDecayOptimWrapperConstructor') == 0
+    assert (
+        run_tool(
+            'print_param_groups',
+            ROOT / 'configs' / 'maskrcnn_swinv2_t.py',
+            '--cfg-options',
+            'model.backbone.frozen_stages=1',
+            'optim_wrapper.paramwise_cfg.decay_rate=0.5',
+            'optim_wrapper.constructor=swinv2_mm.LayerDecayOptimWrapperConstructor',
+        )
+        == 0
+    )
     found = rows(capsys.readouterr().out)
     assert [lr for start, _, lr, _ in found if start.startswith('layer_11 ')] == ['2.5e-05'] * 2
     assert [(lr, decay) for start, _, lr, decay in found if start.startswith('frozen')] == [('', '')]
@@ -56,6 +63,13 @@ def test_mistakes(run_tool, capsys):
     """Prevents: a traceback for a config without training, and a table without the decay that was asked for."""
     assert run_tool('print_param_groups', ROOT / 'configs' / 'upernet_swinv2_l_896_test.py') == 2
     assert 'does not describe a training' in capsys.readouterr().err
-    assert run_tool('print_param_groups', ROOT / 'configs' / 'maskrcnn_swinv2_t.py', '--cfg-options',
-                    'optim_wrapper.paramwise_cfg.decay_rate=0.9') == 2
+    assert (
+        run_tool(
+            'print_param_groups',
+            ROOT / 'configs' / 'maskrcnn_swinv2_t.py',
+            '--cfg-options',
+            'optim_wrapper.paramwise_cfg.decay_rate=0.9',
+        )
+        == 2
+    )
     assert 'decay_rate has no effect by itself' in capsys.readouterr().err

@@ -25,10 +25,13 @@ RUNS = {
     'main process': {'extra': FEW + EMA},
     'workers': {'num_workers': 2, 'persistent_workers': True},
     'iterations': {
-        'num_workers': 1, 'by_epoch': False, 'sampler': 'InfiniteSampler', 'extra': FEW,
+        'num_workers': 1,
+        'by_epoch': False,
+        'sampler': 'InfiniteSampler',
+        'extra': FEW,
         'train_cfg': 'dict(by_epoch=False, max_iters=6, val_interval=2)',
     },
-}  # fmt: skip
+}
 
 
 def left_in(work_dir):
@@ -119,8 +122,7 @@ def test_stopped_by_a_signal(number, workers, fork_server, tmp_path):
 def test_one_of_several_processes_ends_at_once(fork_server, tmp_path):
     """Bug: a process that waits for another one is deaf to Python's handlers, and the launcher waits half a minute."""
     write_config(tmp_path)
-    codes, output, _ = fork_server.train(
-        tmp_path, 'run', 'tiny.py', processes=2, at=30, rank=1, number=signal.SIGINT)
+    codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py', processes=2, at=30, rank=1, number=signal.SIGINT)
     assert codes[1] == -signal.SIGINT, output
 
 
@@ -173,6 +175,7 @@ def test_so_is_one_that_takes_no_more_logs(run_tool, tmp_path, monkeypatch, caps
 @pytest.fixture
 def restarted(monkeypatch):
     """Be a process that torchrun has started again."""
+
     def restart(run):
         monkeypatch.setenv('TORCHELASTIC_RUN_ID', run)
         monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
@@ -222,8 +225,13 @@ def test_torchrun_restarts_a_lost_process(tmp_path):
     write_config(tmp_path, 'straight.py', batch_size=1)
     environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests', OMP_NUM_THREADS='1')
     for config, options in (('tiny.py', ['--max-restarts', '1']), ('straight.py', [])):
-        done = subprocess.run(['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', *options], env=environment,
-                              cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            ['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', *options],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     straight, restarted = (left_in(tmp_path / 'work_dirs' / name) for name in ('straight', 'tiny'))
     straight.pop('straight.py'), restarted.pop('tiny.py')

@@ -25,7 +25,9 @@ train_dataloader = dict(
         metainfo=dict(classes=classes),
         ann_file='annotations/instances_training.json',
         data_prefix=dict(img='images/training/'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=4,
     num_workers=1,
@@ -38,9 +40,12 @@ val_dataloader = dict(
         ann_file='annotations/instances_validation.json',
         data_prefix=dict(img='images/validation/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_validation.json', metric=['bbox', 'segm'])
+    type='CocoMetric', ann_file=data_root + 'annotations/instances_validation.json', metric=['bbox', 'segm']
+)
 test_evaluator = val_evaluator

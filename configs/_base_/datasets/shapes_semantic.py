@@ -3,7 +3,8 @@ dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/'
 metainfo = dict(
     classes=('background', 'disk', 'ring', 'star'),
-    palette=[[40, 40, 40], [230, 80, 60], [70, 160, 230], [240, 200, 60]])
+    palette=[[40, 40, 40], [230, 80, 60], [70, 160, 230], [240, 200, 60]],
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -27,7 +28,9 @@ train_dataloader = dict(
         img_suffix='.png',
         reduce_zero_label=True,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=4,
     num_workers=1,
@@ -39,7 +42,9 @@ val_dataloader = dict(
         img_suffix='.png',
         reduce_zero_label=True,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])

@@ -24,8 +24,13 @@ model = dict(
             in_channels=256,
             conv_out_channels=256,
             num_classes=183,
-            loss_seg=dict(type='CrossEntropyLoss', ignore_index=255, loss_weight=0.2))),
-    train_cfg=dict(rcnn=[
-        dict(stage, assigner=dict(stage.assigner, match_low_quality=True)) for stage in _base_.model.train_cfg.rcnn
-    ]),
-    test_cfg=dict(rcnn=dict(score_thr=0.001)))
+            loss_seg=dict(type='CrossEntropyLoss', ignore_index=255, loss_weight=0.2),
+        ),
+    ),
+    train_cfg=dict(
+        rcnn=[
+            dict(stage, assigner=dict(stage.assigner, match_low_quality=True)) for stage in _base_.model.train_cfg.rcnn
+        ]
+    ),
+    test_cfg=dict(rcnn=dict(score_thr=0.001)),
+)

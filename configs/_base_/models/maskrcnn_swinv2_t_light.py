@@ -9,9 +9,12 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(in_channels=64, conv_out_channels=64)),
+        mask_head=dict(in_channels=64, conv_out_channels=64),
+    ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),  # few objects an image: masks learn from positives alone
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)))
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
+    ),  # few objects an image: masks learn from positives alone
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
+)

@@ -12,4 +12,6 @@ optim_wrapper = dict(
             # bias_decay_mult knows parameters called `bias` only
             'q_bias': dict(decay_mult=0.0),
             'v_bias': dict(decay_mult=0.0),
-        }))
+        },
+    ),
+)

@@ -5,8 +5,24 @@ slow_backbone = {
     'backbone': dict(lr_mult=0.1),
     **{
         key: dict(lr_mult=0.1, decay_mult=0.0)
-        for key in ('attn.cpb_mlp', 'attn.logit_scale', 'attn.q_bias', 'attn.v_bias', 'attn.proj.bias', 'mlp.fc1.bias',
-                    'mlp.fc2.bias', 'norm1.weight', 'norm1.bias', 'norm2.weight', 'norm2.bias', 'norm3.weight',
-                    'norm3.bias', 'backbone.norm', 'downsample.norm', 'patch_embed.norm', 'patch_embed.proj.bias')
-    }
+        for key in (
+            'attn.cpb_mlp',
+            'attn.logit_scale',
+            'attn.q_bias',
+            'attn.v_bias',
+            'attn.proj.bias',
+            'mlp.fc1.bias',
+            'mlp.fc2.bias',
+            'norm1.weight',
+            'norm1.bias',
+            'norm2.weight',
+            'norm2.bias',
+            'norm3.weight',
+            'norm3.bias',
+            'backbone.norm',
+            'downsample.norm',
+            'patch_embed.norm',
+            'patch_embed.proj.bias',
+        )
+    },
 }

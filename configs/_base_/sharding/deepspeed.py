@@ -7,7 +7,10 @@ strategy = dict(
             stage=2,
             offload_optimizer=dict(device='none'),  # or 'cpu'
             offload_param=dict(device='none'),  # or 'cpu', at stage 3
-            stage3_gather_16bit_weights_on_model_save=True),
+            stage3_gather_16bit_weights_on_model_save=True,
+        ),
         # The optimizer is the schedule's, one of torch.optim.
         zero_allow_untested_optimizer=True,
-        zero_force_ds_cpu_optimizer=False))
+        zero_force_ds_cpu_optimizer=False,
+    ),
+)

@@ -107,8 +107,10 @@ def _explain(error: Exception, part: Any, key: str) -> str | None:
     if kind is None:
         return _not_found(error, frames[-1], build, key)
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if isinstance(error, TypeError) and ' argument' in str(error) and (
-        frames[-1].f_code is build_from_cfg.__code__ or (name and name[1] in build['cfg'])
+    if (
+        isinstance(error, TypeError)
+        and ' argument' in str(error)
+        and (frames[-1].f_code is build_from_cfg.__code__ or (name and name[1] in build['cfg']))
     ):
         return _misfit(error, kind, key)
     owner = getattr(kind, '__module__', '').split('.')[0]
@@ -145,11 +147,16 @@ def _unknown(kind: str, key: str, registry: Registry) -> str:
     root = registry.root if hasattr(registry, 'root') else registry._get_root_registry()
     names += [f'{scope}.{name}' for scope, child in root.children.items() for name in child.module_dict]
     bare = {name.split('.')[-1].lower(): name for name in reversed(names)}
-    matches = [*(bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2)),
-               *get_close_matches(kind, names, n=2)]
+    matches = [
+        *(bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2)),
+        *get_close_matches(kind, names, n=2),
+    ]
     close = [*dict.fromkeys(matches)][:3]
-    remedy = f'Did you mean {" or ".join(close)}?' if close else (
-        'A class of your own is registered by custom_imports=dict(imports=[its module]).')
+    remedy = (
+        f'Did you mean {" or ".join(close)}?'
+        if close
+        else ('A class of your own is registered by custom_imports=dict(imports=[its module]).')
+    )
     return f'{key}={kind} is no registered {registry.name.replace("_", " ")}. {remedy}'
 
 
@@ -159,8 +166,16 @@ def _misfit(error: TypeError, kind: Any, key: str) -> str:
     if name and kind is SwinTransformerV2:  # which says what replaces those of other code bases
         return f'{key}: {reason}.'
     if name:
-        names = [known for base in inspect.getmro(kind) for known in inspect.signature(base.__init__).parameters
-                 if known not in ('self', 'args', 'kwargs', name[1])] if inspect.isclass(kind) else []
+        names = (
+            [
+                known
+                for base in inspect.getmro(kind)
+                for known in inspect.signature(base.__init__).parameters
+                if known not in ('self', 'args', 'kwargs', name[1])
+            ]
+            if inspect.isclass(kind)
+            else []
+        )
         close = [*dict.fromkeys(get_close_matches(name[1], names, n=2))]
         remedy = f' Did you mean {" or ".join(close)}?' if close else ''
         return f'{key}.{name[1]}: {_name(kind)} has no such argument.{remedy}'

@@ -90,11 +90,16 @@ def check_weights(model: nn.Module, path: str, whole: bool) -> None:
     wanted = model.state_dict()
     loaded = checkpoint.get('state_dict', checkpoint)
     faults = misfits(loaded, wanted)
-    fits = any(isinstance(tensor, torch.Tensor) and key.removeprefix('module.') in wanted
-               and wanted[key.removeprefix('module.')].shape == tensor.shape for key, tensor in loaded.items())
+    fits = any(
+        isinstance(tensor, torch.Tensor)
+        and key.removeprefix('module.') in wanted
+        and wanted[key.removeprefix('module.')].shape == tensor.shape
+        for key, tensor in loaded.items()
+    )
     if faults and (whole or not fits):
-        raise UserError(f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone '
-                        'alone.')
+        raise UserError(
+            f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone alone.'
+        )
     match_windows(model, checkpoint, path)
 
 
@@ -126,8 +131,21 @@ def check_form(cfg: Config) -> None:
     Raises:
         UserError: One is a text or a number, or lacks what belongs to it.
     """
-    for key in ('model', 'train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'auto_scale_lr', 'default_hooks',
-                'randomness', 'env_cfg', 'log_processor', 'visualizer', 'data_preprocessor', 'strategy'):  # fmt: skip
+    for key in (
+        'model',
+        'train_cfg',
+        'val_cfg',
+        'test_cfg',
+        'optim_wrapper',
+        'auto_scale_lr',
+        'default_hooks',
+        'randomness',
+        'env_cfg',
+        'log_processor',
+        'visualizer',
+        'data_preprocessor',
+        'strategy',
+    ):
         value = cfg.get(key)
         if value is not None and not isinstance(value, dict):
             raise UserError(f'{key}={value!r} must be a dict.')
@@ -143,8 +161,11 @@ def check_form(cfg: Config) -> None:
             raise UserError(f'default_hooks.{name}={hook!r} must be a dict with a type, or None.')
     if cfg.get('model') is None:
         raise UserError('the config has no model.')
-    for group in (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'),
-                  ('test_dataloader', 'test_cfg', 'test_evaluator')):  # fmt: skip
+    for group in (
+        ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+        ('val_dataloader', 'val_cfg', 'val_evaluator'),
+        ('test_dataloader', 'test_cfg', 'test_evaluator'),
+    ):
         there = [key for key in group if cfg.get(key) is not None]
         absent = [key for key in group if key not in there]
         if there and absent:
@@ -190,8 +211,9 @@ def _look_up(cfg: Config, splits: tuple[str, ...]) -> None:
         for index, backend in enumerate(visualizer.get('vis_backends') or []):
             given = [] if 'save_dir' in backend else ['save_dir']
             check_arguments(backend, f'visualizer.vis_backends.{index}', registry.VISBACKENDS, *given)
-    check_arguments({'type': 'LogProcessor'} | (cfg.get('log_processor') or {}), 'log_processor',
-                    registry.LOG_PROCESSORS)
+    check_arguments(
+        {'type': 'LogProcessor'} | (cfg.get('log_processor') or {}), 'log_processor', registry.LOG_PROCESSORS
+    )
     if cfg.get('runner_type'):
         find_class({'type': cfg.runner_type}, 'runner_type', registry.RUNNERS, 'runner_type')
     if cfg.get('randomness'):
@@ -208,8 +230,15 @@ def _look_up_loader(loader: Any, key: str) -> None:
     for name in ('collate_fn', 'worker_init_fn'):
         if isinstance(loader.get(name), dict):
             find_class(loader[name], f'{key}.{name}', registry.FUNCTIONS)
-    own = ('dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
-           'disable_subprocess_warning')  # fmt: skip
+    own = (
+        'dataset',
+        'sampler',
+        'batch_sampler',
+        'collate_fn',
+        'worker_init_fn',
+        'num_batch_per_epoch',
+        'disable_subprocess_warning',
+    )
     try:
         DataLoader([0], **{name: value for name, value in loader.items() if name not in own})
     except (TypeError, ValueError) as error:
@@ -257,8 +286,10 @@ def _rehearse_dataset(config: dict, key: str) -> Sequence[str] | None:
     """Build a data set without reading its data, and look into its annotations; the names of its classes."""
     kind = find_class(config, key, registry.DATASETS)
     if not (isinstance(kind, type) and issubclass(kind, BaseDataset)) or kind.__module__.split('.')[0] not in (
-        'mmengine', 'mmdet', 'mmseg',
-    ):  # fmt: skip
+        'mmengine',
+        'mmdet',
+        'mmseg',
+    ):
         check_arguments(config, key, registry.DATASETS)
         return None  # it may read its data when it is built
     with blamed(config, key):
@@ -329,7 +360,8 @@ def _rehearse_optimizer(cfg: Config, model: nn.Module) -> None:
             continue
         with blamed(scheduler, key):
             registry.PARAM_SCHEDULERS.build(
-                {'end': 2**30} | deepcopy(dict(scheduler)), default_args={'optimizer': built, 'epoch_length': 100})
+                {'end': 2**30} | deepcopy(dict(scheduler)), default_args={'optimizer': built, 'epoch_length': 100}
+            )
 
 
 def _check_classes(model: nn.Module, config: dict, classes: dict[str, Sequence[str]]) -> None:
@@ -340,9 +372,14 @@ def _check_classes(model: nn.Module, config: dict, classes: dict[str, Sequence[s
     """
     if any(type(module).__name__ == 'PanopticFPNHead' for module in model.modules()):
         return  # things and stuff have heads of their own
-    heads = {f'model.{name}': module.num_classes for name, module in model.named_modules()
-             if isinstance(getattr(module, 'num_classes', None), int) and not name.startswith('backbone')
-             and 'rpn_head' not in name.split('.') and type(module).__name__ != 'FusedSemanticHead'}
+    heads = {
+        f'model.{name}': module.num_classes
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, 'num_classes', None), int)
+        and not name.startswith('backbone')
+        and 'rpn_head' not in name.split('.')
+        and type(module).__name__ != 'FusedSemanticHead'
+    }
     for key, names in classes.items():
         wrong = {head: number for head, number in heads.items() if number != len(names)}
         if wrong:
@@ -359,8 +396,11 @@ def _check_classes(model: nn.Module, config: dict, classes: dict[str, Sequence[s
 def _has(config: Any, name: str) -> bool:
     """Whether the config of the model spells out a module's ``num_classes``."""
     for part in name.split('.')[1:]:
-        config = config[int(part)] if isinstance(config, list) and part.isdigit() else (
-            config.get(part) if isinstance(config, dict) else None)
+        config = (
+            config[int(part)]
+            if isinstance(config, list) and part.isdigit()
+            else (config.get(part) if isinstance(config, dict) else None)
+        )
     return isinstance(config, dict) and 'num_classes' in config
 
 
@@ -378,8 +418,10 @@ def _check_fit(model: nn.Module) -> None:
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     takes = backbone.patch_embed.proj.in_channels
     if mean is not None and len(mean) > 1 and len(mean) != takes:
-        raise UserError(f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
-                        f'images of {len(mean)} channels.')
+        raise UserError(
+            f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
+            f'images of {len(mean)} channels.'
+        )
     channels = [backbone.num_features[i] for i in backbone.out_indices]
     try:
         forward_on_meta(model.eval(), (_SIDE, _SIDE))
@@ -403,8 +445,14 @@ def _misfit(error: Exception, model: nn.Module) -> str | None:
     if not inside:
         return None
     frame, module = inside[-1]
-    takes = next((getattr(module, name) for name in ('in_channels', 'in_features', 'num_features')
-                  if isinstance(getattr(module, name, None), int)), None)
+    takes = next(
+        (
+            getattr(module, name)
+            for name in ('in_channels', 'in_features', 'num_features')
+            if isinstance(getattr(module, name, None), int)
+        ),
+        None,
+    )
     image = next((value for value in frame.f_locals.values() if isinstance(value, torch.Tensor)), None)
     if type(module).__module__.startswith('torch.') and takes is not None and image is not None:
         axis = 1 if image.ndim == 4 else -1

@@ -20,13 +20,16 @@ ROIS = 100
 def forward_on_meta(model: nn.Module, size: Pair) -> None:
     """Run the heads of a model on the meta device on empty maps; its backbone and its proposals are lost."""
     backbone = model.backbone
-    maps = tuple(torch.empty(1, backbone.num_features[i], *backbone.windows_on(size)[i][0], device='meta')
-                 for i in backbone.out_indices)
+    maps = tuple(
+        torch.empty(1, backbone.num_features[i], *backbone.windows_on(size)[i][0], device='meta')
+        for i in backbone.out_indices
+    )
     backbone.forward = lambda image: maps
     if hasattr(model, 'roi_head'):
         _fix_rois(model)
-    sample = BaseDataElement(metainfo=dict(
-        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+    sample = BaseDataElement(
+        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    )
     image = torch.empty(1, 3, *size, device='meta')
     with torch.no_grad(), _KnownShapes():
         if hasattr(model, 'encode_decode'):  # its mode='tensor' fails with heads that want to know the image
@@ -65,6 +68,8 @@ class _KnownShapes(TorchFunctionMode):
         if func is Tensor.to and any(isinstance(to, torch.device) and to.type == 'meta' for to in args):
             return args[0]
         if any(isinstance(value, Tensor) and value.is_meta for value in args):
-            args = tuple(value.to('meta') if isinstance(value, Tensor) and value.ndim and not value.is_meta else value
-                         for value in args)
+            args = tuple(
+                value.to('meta') if isinstance(value, Tensor) and value.ndim and not value.is_meta else value
+                for value in args
+            )
         return func(*args, **kwargs)

@@ -58,19 +58,40 @@ def check_numbers(cfg: Config) -> None:
 
 # The least value of what has a name, and its type.
 _LEAST = {
-    'batch_size': (1, int), 'num_workers': (0, int), 'prefetch_factor': (1, int),
-    'max_epochs': (1, int), 'max_iters': (1, int), 'val_interval': (1, int), 'val_begin': (0, int),
-    'accumulative_counts': (1, int), 'base_batch_size': (1, int), 'interval': (1, int), 'max_keep_ckpts': (1, int),
-    'seed': (0, int), 'lr': (0, Real), 'max_norm': (0, Real), 'gamma': (0, Real), 'milestones': (0, int),
-}  # fmt: skip
+    'batch_size': (1, int),
+    'num_workers': (0, int),
+    'prefetch_factor': (1, int),
+    'max_epochs': (1, int),
+    'max_iters': (1, int),
+    'val_interval': (1, int),
+    'val_begin': (0, int),
+    'accumulative_counts': (1, int),
+    'base_batch_size': (1, int),
+    'interval': (1, int),
+    'max_keep_ckpts': (1, int),
+    'seed': (0, int),
+    'lr': (0, Real),
+    'max_norm': (0, Real),
+    'gamma': (0, Real),
+    'milestones': (0, int),
+}
 _OPTIONAL = ('prefetch_factor', 'seed', 'lr')
 _NEVER = {'interval': 'never', 'max_keep_ckpts': 'all'}
 
 
 def _numbers(cfg: Config) -> Iterator[tuple[str, str, Any]]:
     """Those of the config's numbers that ``_LEAST`` knows: key, its last part, and value."""
-    parts = ['train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'auto_scale_lr', 'randomness',
-             'optim_wrapper', 'optim_wrapper.optimizer', 'optim_wrapper.clip_grad']  # fmt: skip
+    parts = [
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'train_cfg',
+        'auto_scale_lr',
+        'randomness',
+        'optim_wrapper',
+        'optim_wrapper.optimizer',
+        'optim_wrapper.clip_grad',
+    ]
     for group in ('default_hooks', 'param_scheduler'):
         node = cfg.get(group)
         names = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()

@@ -62,7 +62,7 @@ def check_pretrained(cfg: Config) -> None:
         path = init_cfg.get('checkpoint')
         if not path:
             raise UserError(
-                f"{key}=dict(type={init_cfg.type!r}) names no file; pass --cfg-options {key}.checkpoint=/path/to/it, "
+                f'{key}=dict(type={init_cfg.type!r}) names no file; pass --cfg-options {key}.checkpoint=/path/to/it, '
                 f'or set {key}=None to start from random weights.'
             )
         if init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
@@ -140,11 +140,11 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
         loaded = {key.removeprefix(start): tensor for key, tensor in loaded.items() if key.startswith(start)}
     told = pairs((checkpoint.get('meta') or {}).get('pretrained_window_sizes'), len(windows))
     if PRETRAINED_KEY in loaded:  # mmengine's loader hands them to the backbone
-        told = told_windows(PRETRAINED_KEY, loaded[PRETRAINED_KEY])[:len(windows)] if backbone.windows_given else None
+        told = told_windows(PRETRAINED_KEY, loaded[PRETRAINED_KEY])[: len(windows)] if backbone.windows_given else None
     if told is not None and told != windows:
         raise UserError(
             f'{name} was trained for pretrained_window_sizes={plain(told)}; the backbone has {plain(windows)}. Set '
-            f"{name.partition('.init_cfg')[0]}.pretrained_window_sizes to that."
+            f'{name.partition(".init_cfg")[0]}.pretrained_window_sizes to that.'
         )
     wanted = backbone.state_dict()
     wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith('norm')}
@@ -158,7 +158,7 @@ def _check_backbone(module: dict, checkpoint: dict, prefix: str | None, name: st
     elif 'of another shape' in faults:
         remedy = 'It is of another size: compare arch, or embed_dims and depths.'
     else:
-        kind = name.replace('.checkpoint=', ".type=swinv2_mm.Pretrained checkpoint=").split(' checkpoint=')[0]
+        kind = name.replace('.checkpoint=', '.type=swinv2_mm.Pretrained checkpoint=').split(' checkpoint=')[0]
         remedy = f'Files of other code bases are converted on the fly with {kind}, or by tools/convert_ckpt.py.'
     raise UserError(f'{name} does not fit the backbone: {faults}. {remedy}')
 

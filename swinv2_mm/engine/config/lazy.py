@@ -40,9 +40,10 @@ def name_types(cfg: Config, settings: Container[str] = ()) -> Config:
         Exception: What an import raises.
     """
     content = {
-        key: value for key, value in dict.items(cfg._cfg_dict)
+        key: value
+        for key, value in dict.items(cfg._cfg_dict)
         if key in settings or not (key in cfg._imported_names or _is_code(value))
-    }  # fmt: skip
+    }
     scope = content.get('default_scope')
     if scope is None:
         model = content.get('model')
@@ -67,8 +68,10 @@ def _named(place: str, key: str, value: Any, scope: str) -> Any:
         return found if found is value or isinstance(found, str) else _named(place, key, found, scope)
     name = None if isinstance(found, ModuleType) else _registered(found, scope) or _path(found, value)
     if name is None:
-        raise UserError(f'{place}={found!r} cannot be saved with the run: it has no name to import it by. Put it into '
-                        'a module, and import it from there.')  # fmt: skip
+        raise UserError(
+            f'{place}={found!r} cannot be saved with the run: it has no name to import it by. Put it into '
+            'a module, and import it from there.'
+        )
     return {'type': name} if key == 'collate_fn' else name  # mmengine takes it without a dict if it is no text
 
 

@@ -83,8 +83,13 @@ def complexity(model: nn.Module, size: Pair) -> Complexity:
     except Exception as error:  # anybody's code, which need not run without values
         say(f'warning: the heads of {type(model).__name__} cannot be counted without memory: {error}')
         heads = None
-    return Complexity(size, count_parameters(model), count_parameters(model.backbone),
-                      tuple(model.backbone.multiply_adds(size)), heads)
+    return Complexity(
+        size,
+        count_parameters(model),
+        count_parameters(model.backbone),
+        tuple(model.backbone.multiply_adds(size)),
+        heads,
+    )
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -98,8 +103,10 @@ def _heads(model: nn.Module, size: Pair) -> int:
         forward_on_meta(model, size)
     flops = counter.get_total_flops()
     if hasattr(model, 'roi_head'):
-        for name, count in (('bbox_head', model.test_cfg.rpn.max_per_img),
-                            ('mask_head', model.test_cfg.rcnn.max_per_img)):
+        for name, count in (
+            ('bbox_head', model.test_cfg.rpn.max_per_img),
+            ('mask_head', model.test_cfg.rcnn.max_per_img),
+        ):
             own = _of_module(counter, f'{type(model).__name__}.roi_head.{name}')
             flops += own * count // ROIS - own
     return flops // 2

@@ -52,12 +52,28 @@ On larger images, with the norms of all four stages and without classifier; FLOP
 
 """
 _SIZES = ('tiny', 'small', 'base', 'large', 'huge', 'giant')
-_IMAGES = (((512, 512), 8), ((512, 512), 16), ((800, 1344), 8), ((800, 1344), 16), ((800, 1344), 32),
-           ((1536, 1536), 16), ((1536, 1536), 32))
+_IMAGES = (
+    ((512, 512), 8),
+    ((512, 512), 16),
+    ((800, 1344), 8),
+    ((800, 1344), 16),
+    ((800, 1344), 32),
+    ((1536, 1536), 16),
+    ((1536, 1536), 32),
+)
 
 _TASKS = ('Object detection', 'Instance segmentation', 'Semantic segmentation', 'Generated shapes')
-_COLUMNS = ('config', 'backbone', 'window (pretrained)', 'input', 'parameters', 'FLOPs', 'schedule, batch', 'target',
-            'status')
+_COLUMNS = (
+    'config',
+    'backbone',
+    'window (pretrained)',
+    'input',
+    'parameters',
+    'FLOPs',
+    'schedule, batch',
+    'target',
+    'status',
+)
 
 
 def page(root: Path, track: Callable[[Sequence[dict]], Iterable[dict]] = iter) -> str:
@@ -168,10 +184,18 @@ def _releases() -> str:
             continue
         model = _build(release.arch, release.window_size, out_indices=[3])  # a classifier has one norm
         C, side = model.num_features[3], release.image_size
-        rows.append([
-            f'SwinV2-{release.arch[0].upper()}', f'{side} × {side}', windows_of(model.window_size),
-            millions(count_parameters(model) + 1000 * (C + 1)), str(release.parameters),
-            f'{(sum(model.multiply_adds((side, side))) + 1000 * C) / 1e9:.2f}', str(release.gflops), release.data])
+        rows.append(
+            [
+                f'SwinV2-{release.arch[0].upper()}',
+                f'{side} × {side}',
+                windows_of(model.window_size),
+                millions(count_parameters(model) + 1000 * (C + 1)),
+                str(release.parameters),
+                f'{(sum(model.multiply_adds((side, side))) + 1000 * C) / 1e9:.2f}',
+                str(release.gflops),
+                release.data,
+            ]
+        )
     return _table(('backbone', 'image', 'window', 'parameters', 'published', 'FLOPs', 'published', 'trained on'), rows)
 
 

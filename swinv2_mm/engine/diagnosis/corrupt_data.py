@@ -79,11 +79,15 @@ class CheckedLoading:
     def _report(self, problem: str, file: str) -> None:
         self._in_a_row += 1
         if not self.skip:
-            raise DamagedSample(f'{problem} Repair it, or take it out of the data set. Training can go on with other '
-                                'samples, by --cfg-options bad_data=skip; an evaluation cannot.')  # fmt: skip
+            raise DamagedSample(
+                f'{problem} Repair it, or take it out of the data set. Training can go on with other '
+                'samples, by --cfg-options bad_data=skip; an evaluation cannot.'
+            )
         if self._in_a_row == _HOPELESS:
-            raise DamagedSample(f'{problem} It is the last of {_HOPELESS} in a row that cannot, so the data set or the '
-                                'disk is at fault rather than single files.')  # fmt: skip
+            raise DamagedSample(
+                f'{problem} It is the last of {_HOPELESS} in a row that cannot, so the data set or the '
+                'disk is at fault rather than single files.'
+            )
         place = crc32(file.encode()) % len(self._logged)
         if not self._logged[place]:
             self._logged[place] = True
@@ -121,8 +125,9 @@ def check_raw_masks(results: dict, loading: Any) -> None:
         mask, whose = instance.get('mask'), f'the mask of object {index + 1}'
         if isinstance(mask, dict):
             if mask.get('size') and list(mask['size']) != [height, width]:
-                raise _Damage(f'{whose} is for {mask["size"][1]} x {mask["size"][0]} pixels, the image has '
-                              f'{width} x {height}')  # fmt: skip
+                raise _Damage(
+                    f'{whose} is for {mask["size"][1]} x {mask["size"][0]} pixels, the image has {width} x {height}'
+                )
             counts = mask.get('counts')
             if isinstance(counts, list) and sum(counts) != height * width:
                 raise _Damage(f'the run lengths of {whose} add up to {sum(counts)} pixels, not to {height * width}')
@@ -178,8 +183,10 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
         # Written so that NaN is bad.
         good = (x1 < x2) & (y1 < y2) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0) & boxes.isfinite().all(1)
         for box in boxes[kept & ~good][:1].tolist():
-            raise _Damage(f'the box from ({box[0]:g}, {box[1]:g}) to ({box[2]:g}, {box[3]:g}) covers nothing of the '
-                          f'image, which has {width} x {height} pixels')  # fmt: skip
+            raise _Damage(
+                f'the box from ({box[0]:g}, {box[1]:g}) to ({box[2]:g}, {box[3]:g}) covers nothing of the '
+                f'image, which has {width} x {height} pixels'
+            )
     masks = getattr(results.get('gt_masks'), 'masks', None)
     if isinstance(masks, np.ndarray) and masks.size and masks.max() > 1:
         raise _Damage('a run-length mask is too short for the image')
@@ -192,8 +199,10 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
     if num_classes is not None:
         beyond = labels[(labels >= num_classes) & (labels != ignore_index)]
         if beyond.size:
-            raise _Damage(f'it has {beyond.size} pixels with labels from {beyond.min()} to {beyond.max()}, and the '
-                          f'model has {num_classes} classes, counted from 0')  # fmt: skip
+            raise _Damage(
+                f'it has {beyond.size} pixels with labels from {beyond.min()} to {beyond.max()}, and the '
+                f'model has {num_classes} classes, counted from 0'
+            )
 
 
 def policy_of(cfg: Config) -> str | None:
@@ -205,8 +214,10 @@ def policy_of(cfg: Config) -> str | None:
     """
     policy = cfg.get('bad_data', 'stop')
     if policy not in ('stop', 'skip', None):
-        raise UserError(f"bad_data={policy!r}: damaged samples stop the run ('stop'), or training takes others in "
-                        "their place ('skip'); None leaves them unchecked.")  # fmt: skip
+        raise UserError(
+            f"bad_data={policy!r}: damaged samples stop the run ('stop'), or training takes others in "
+            "their place ('skip'); None leaves them unchecked."
+        )
     return policy
 
 

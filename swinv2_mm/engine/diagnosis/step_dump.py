@@ -76,8 +76,10 @@ def read_step(path: str | Path) -> tuple[Step, dict[str, Tensor], Config]:
     meta = dict(content.get('meta') or {})
     cfg = Config(meta.pop('config', None))
     if meta.keys() != Step.__dataclass_fields__.keys():
-        raise UserError(f'{path} holds no training step: name a file that a training left when its loss was not '
-                        'finite, as work_dirs/NAME/non_finite_iter_120.pth.')  # fmt: skip
+        raise UserError(
+            f'{path} holds no training step: name a file that a training left when its loss was not '
+            'finite, as work_dirs/NAME/non_finite_iter_120.pth.'
+        )
     return Step(**meta), content['state_dict'], cfg
 
 

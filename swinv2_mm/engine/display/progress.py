@@ -179,8 +179,11 @@ class ProgressHook(Hook):
         bars = _bars() if is_main_process() else None
         if bars is None:
             return
-        self.handlers = [(handler, handler.level, handler.stream) for handler in runner.logger.handlers
-                         if type(handler) is logging.StreamHandler]  # a FileHandler is one, too
+        self.handlers = [
+            (handler, handler.level, handler.stream)
+            for handler in runner.logger.handlers
+            if type(handler) is logging.StreamHandler
+        ]  # a FileHandler is one, too
         bars.start()
         bars.console.show_cursor(True)
         for handler, level, _ in self.handlers:
@@ -236,7 +239,15 @@ def _bars() -> Any:
     if not console.is_terminal or console.is_dumb_terminal:
         return None
     return Progress(
-        TextColumn('{task.description}'), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn('left'), TimeRemainingColumn(), TextColumn('{task.fields[note]}'),
-        console=console, auto_refresh=False, expand=True, speed_estimate_period=600,
-    )  # fmt: skip
+        TextColumn('{task.description}'),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[note]}'),
+        console=console,
+        auto_refresh=False,
+        expand=True,
+        speed_estimate_period=600,
+    )

@@ -85,8 +85,11 @@ def read_run(work_dir: str | Path) -> Run:
 
 def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     """Of what a validation gave, the metrics that a person wants to see, by their short names; all if none is known."""
-    numbers = {name.rpartition('/')[2]: value for name, value in record.items()
-               if name not in _NO_METRICS and isinstance(value, int | float | np.number)}
+    numbers = {
+        name.rpartition('/')[2]: value
+        for name, value in record.items()
+        if name not in _NO_METRICS and isinstance(value, int | float | np.number)
+    }
     return {name: numbers[name] for name in _METRICS if name in numbers} or dict([*numbers.items()][:6])
 
 
@@ -104,8 +107,15 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f'.{out.stem}.{os.getpid()}{out.suffix}')
-    style = {'font.size': 10, 'axes.spines.right': False, 'axes.spines.top': False, 'axes.grid': True,
-             'grid.alpha': 0.3, 'legend.fontsize': 9, 'legend.framealpha': 0.8}  # fmt: skip
+    style = {
+        'font.size': 10,
+        'axes.spines.right': False,
+        'axes.spines.top': False,
+        'axes.grid': True,
+        'grid.alpha': 0.3,
+        'legend.fontsize': 9,
+        'legend.framealpha': 0.8,
+    }
     with rc_context(style):
         panels = [panel for panel, logged in _panels(runs).items() if logged]
         rows = math.ceil(len(panels) / 2)
@@ -116,9 +126,9 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
             panel(axis, runs)
             axis.tick_params(labelbottom=True)
         axes[0].set_xlim(left=0)
-        for axis in axes[len(panels):]:
+        for axis in axes[len(panels) :]:
             axis.remove()
-        for axis in axes[max(0, len(panels) - 2): len(panels)]:
+        for axis in axes[max(0, len(panels) - 2) : len(panels)]:
             axis.set_xlabel('iteration')
         if len(runs) == 1:
             _show_epochs(axes[:2], runs[0])
@@ -260,8 +270,14 @@ def _draw_loss(axis: Any, runs: Sequence[Run]) -> None:
         x, y = _series(run.train, 'loss')
         lost = x[~np.isfinite(y)]
         if lost.size:
-            axis.plot(lost, np.full(lost.size, 0.97), 'x', color='red', transform=axis.get_xaxis_transform(),
-                      label=f'not finite, from iteration {lost[0]:.0f} on')  # fmt: skip
+            axis.plot(
+                lost,
+                np.full(lost.size, 0.97),
+                'x',
+                color='red',
+                transform=axis.get_xaxis_transform(),
+                label=f'not finite, from iteration {lost[0]:.0f} on',
+            )
             axis.legend()
 
 
@@ -278,9 +294,15 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
             low = min([low, *y[np.isfinite(y)]])
             known = name in _METRICS and np.isfinite(y).any()
             at = int(np.nanargmax(y)) if known else len(y) - 1
-            line, = axis.plot(x, y, marker='o', ms=4, color=_COLOURS[colour % len(_COLOURS)],
-                              ls=_STYLES[style % len(_STYLES)],
-                              label=f'{label}: {"best" if known else "last"} {_number(y[at])}')  # fmt: skip
+            (line,) = axis.plot(
+                x,
+                y,
+                marker='o',
+                ms=4,
+                color=_COLOURS[colour % len(_COLOURS)],
+                ls=_STYLES[style % len(_STYLES)],
+                label=f'{label}: {"best" if known else "last"} {_number(y[at])}',
+            )
             if known:
                 axis.plot(x[at], y[at], marker='*', ms=14, color=line.get_color(), mec='white', zorder=3)
     if axis.lines:
@@ -302,8 +324,14 @@ def _draw_rate(axis: Any, runs: Sequence[Run]) -> None:
     wanted = []
     for run in runs:
         names = sorted(name for name in run.train[-1] if name == 'lr' or name.endswith('.lr'))
-        wanted += [(f'{run.name}: {name}' if len(runs) > 1 and len(names) > 1 else run.name if len(runs) > 1 else name,
-                    run, name) for name in names]  # fmt: skip
+        wanted += [
+            (
+                f'{run.name}: {name}' if len(runs) > 1 and len(names) > 1 else run.name if len(runs) > 1 else name,
+                run,
+                name,
+            )
+            for name in names
+        ]
     _curves(axis, 'learning rate', wanted, smooth=False, legend=len(wanted) > 1 and len(runs) == 1)
 
 
@@ -318,12 +346,14 @@ def _draw_time(axis: Any, runs: Sequence[Run]) -> None:
 
 
 def _draw_memory(axis: Any, runs: Sequence[Run]) -> None:
-    _curves(axis, 'largest memory of the GPU, MB', [(run.name, run, 'memory') for run in runs], smooth=False,
-            legend=False)  # fmt: skip
+    _curves(
+        axis, 'largest memory of the GPU, MB', [(run.name, run, 'memory') for run in runs], smooth=False, legend=False
+    )
 
 
-def _curves(axis: Any, title: str, wanted: Sequence[tuple[str, Run, str]], smooth: bool = True,
-            legend: bool = True) -> None:
+def _curves(
+    axis: Any, title: str, wanted: Sequence[tuple[str, Run, str]], smooth: bool = True, legend: bool = True
+) -> None:
     """Draw series by iteration: thin as logged, thick as a running median, on a log scale where they span a decade.
 
     Args:
@@ -373,8 +403,11 @@ def running_median(values: np.ndarray) -> np.ndarray:
 def _parts(run: Run) -> list[str]:
     """The parts of the loss, the largest first; those of a decoder's inner layers (``d0.loss_cls``) are left out."""
     names = {name for record in run.train[:1] + run.train[-1:] for name in record}
-    names = {name for name in names if 'loss' in name and name not in ('loss', 'loss_scale')
-             and not re.match(r'd\d+\.', name)}
+    names = {
+        name
+        for name in names
+        if 'loss' in name and name not in ('loss', 'loss_scale') and not re.match(r'd\d+\.', name)
+    }
     sizes = {name: _series(run.train, name)[1] for name in names}
     return sorted(names, key=lambda name: (-float(np.nan_to_num(np.median(sizes[name]))), name))
 
@@ -390,7 +423,8 @@ def _show_epochs(axes: Sequence[Any], run: Run) -> None:
     if run.epoch_length:
         for axis in axes:
             top = axis.secondary_xaxis(
-                'top', functions=(lambda i: i / run.epoch_length, lambda e: e * run.epoch_length))
+                'top', functions=(lambda i: i / run.epoch_length, lambda e: e * run.epoch_length)
+            )
             top.set_xlabel('epoch', fontsize=9)
             top.tick_params(labelsize=9)
 

@@ -48,13 +48,19 @@ def compile_backbone(cfg: Config) -> None:
         UserError: Something else compiles or wraps the blocks, or there is no compiler.
     """
     if cfg.get('compile'):
-        raise UserError('--compile compiles the backbone, and this config has compile=..., with which mmengine would '
-                        'compile the training step around it; leave one of them out.')  # fmt: skip
+        raise UserError(
+            '--compile compiles the backbone, and this config has compile=..., with which mmengine would '
+            'compile the training step around it; leave one of them out.'
+        )
     if cfg.get('runner_type') in ('swinv2_mm.FSDP2Runner', 'swinv2_mm.DeepSpeedRunner'):
-        raise UserError(f'--compile: {cfg.runner_type} gathers the parameters of one block at a time, which a graph of '
-                        'the whole backbone leaves no place for; leave one of them out.')  # fmt: skip
+        raise UserError(
+            f'--compile: {cfg.runner_type} gathers the parameters of one block at a time, which a graph of '
+            'the whole backbone leaves no place for; leave one of them out.'
+        )
     compiler = os.environ.get('CXX') or 'g++'
     if get_device() == 'cpu' and shutil.which(compiler) is None:
-        raise UserError(f'--compile: torch.compile needs a C++ compiler, and {compiler} is not installed. Install g++, '
-                        'or name another by the environment variable CXX.')  # fmt: skip
+        raise UserError(
+            f'--compile: torch.compile needs a C++ compiler, and {compiler} is not installed. Install g++, '
+            'or name another by the environment variable CXX.'
+        )
     add_hook(cfg, 'swinv2_mm.CompileBackboneHook')

@@ -64,8 +64,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for single in singles:
             (parameter,) = single['params']
             if parameter in seen:  # in one group twice, torch would update it twice
-                raise UserError(f'{names[parameter]} belongs to several modules of the model; set '
-                                'optim_wrapper.paramwise_cfg.bypass_duplicate=True to train it as that.')
+                raise UserError(
+                    f'{names[parameter]} belongs to several modules of the model; set '
+                    'optim_wrapper.paramwise_cfg.bypass_duplicate=True to train it as that.'
+                )
             seen.add(parameter)
             layer, above = layers.get(parameter, (last, 0))
             settings = {key: value for key, value in single.items() if key not in ('params', 'lr_mult', 'decay_mult')}
@@ -100,19 +102,25 @@ def check_layer_decay(cfg: Config) -> None:
     if kind == 'LayerDecayOptimWrapperConstructor':
         _check_settings(settings)
     elif kind == 'DefaultOptimWrapperConstructor' and 'decay_rate' in settings:
-        raise UserError('optim_wrapper.paramwise_cfg.decay_rate has no effect by itself; set '
-                        "optim_wrapper.constructor='swinv2_mm.LayerDecayOptimWrapperConstructor'.")
+        raise UserError(
+            'optim_wrapper.paramwise_cfg.decay_rate has no effect by itself; set '
+            "optim_wrapper.constructor='swinv2_mm.LayerDecayOptimWrapperConstructor'."
+        )
 
 
 def _check_settings(paramwise_cfg: dict) -> None:
     rate = paramwise_cfg.get('decay_rate')
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-        raise UserError(f'optim_wrapper.paramwise_cfg.decay_rate={rate!r} must be a number above 0, at most 1: the '
-                        'factor from each layer to the one below it, 0.95 in the paper.')
+        raise UserError(
+            f'optim_wrapper.paramwise_cfg.decay_rate={rate!r} must be a number above 0, at most 1: the '
+            'factor from each layer to the one below it, 0.95 in the paper.'
+        )
     for key in ('num_layers', 'decay_type'):
         if key in paramwise_cfg:
-            raise UserError(f'optim_wrapper.paramwise_cfg.{key}: leave it out. The rate decays by block, and the '
-                            'number of blocks is read off the model.')
+            raise UserError(
+                f'optim_wrapper.paramwise_cfg.{key}: leave it out. The rate decays by block, and the '
+                'number of blocks is read off the model.'
+            )
 
 
 def _layers(model: nn.Module) -> tuple[dict[Tensor, tuple[int, int]], int]:
@@ -125,6 +133,8 @@ def _layers(model: nn.Module) -> tuple[dict[Tensor, tuple[int, int]], int]:
                 found[parameter] = layer, count - 1 - layer
                 last = max(last, count - 1)
     if not found:
-        raise UserError('LayerDecayOptimWrapperConstructor: the model has no swinv2_mm.SwinTransformerV2; leave '
-                        'optim_wrapper.constructor out of the config, or take its backbone.')
+        raise UserError(
+            'LayerDecayOptimWrapperConstructor: the model has no swinv2_mm.SwinTransformerV2; leave '
+            'optim_wrapper.constructor out of the config, or take its backbone.'
+        )
     return found, last

@@ -50,12 +50,17 @@ def tell_precision(asked: str | torch.dtype | None) -> None:
         print_log(f'precision: {_name(chosen)}{reason}', 'current')
     elif not computes(device, _dtype(asked)):
         remedy = 'Pass --amp fp16' if device == 'cuda' else 'Pass --amp auto or --amp fp32'
-        slower = 'slower than float16 is' if device == 'cuda' else \
-            'in which layers take 3 (AVX-512) to 80 times (AVX2) as long as in float32'  # see docs/training.md
+        slower = (
+            'slower than float16 is'
+            if device == 'cuda'
+            else 'in which layers take 3 (AVX-512) to 80 times (AVX2) as long as in float32'
+        )  # see docs/training.md
         print_log(
             f'precision: {_name(asked)} as asked for, but {name} has no arithmetic for it and emulates it, {slower}. '
-            f"{remedy}, or set optim_wrapper.dtype='auto'.", 'current', logging.WARNING,
-        )  # fmt: skip
+            f"{remedy}, or set optim_wrapper.dtype='auto'.",
+            'current',
+            logging.WARNING,
+        )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
@@ -88,8 +93,9 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         OptimWrapper.__init__(self, **kwargs)
         device = get_device()
         if dtype not in AUTO and _dtype(dtype) not in HALVES:
-            raise ValueError(f"dtype={dtype!r}: this wrapper computes in half precision; set dtype='auto', 'bfloat16' "
-                             "or 'float16'.")  # fmt: skip
+            raise ValueError(
+                f"dtype={dtype!r}: this wrapper computes in half precision; set dtype='auto', 'bfloat16' or 'float16'."
+            )
         self.cast_dtype = best_dtype(device) if dtype in AUTO else _dtype(dtype)
         tell_precision(dtype)
         self._scale_update_param = None
@@ -98,8 +104,9 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
             settings = loss_scale
         elif loss_scale not in (None, 'dynamic'):
             if not isinstance(loss_scale, int | float):
-                raise ValueError(f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict of torch's "
-                                 'GradScaler.')  # fmt: skip
+                raise ValueError(
+                    f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict of torch's GradScaler."
+                )
             self._scale_update_param = float(loss_scale)
             settings = {'init_scale': self._scale_update_param}
         self.loss_scaler = torch.amp.GradScaler(device, **(settings | {'enabled': self.cast_dtype == torch.float16}))
@@ -174,8 +181,10 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
     kind = wrapper.get('type') or 'OptimWrapper'
     kind = getattr(kind, '__name__', kind).split('.')[-1]
     if amp and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(f'--amp chooses between OptimWrapper and AmpOptimWrapper; this config has a {kind}, which sets '
-                        'its own precision.')  # fmt: skip
+        raise UserError(
+            f'--amp chooses between OptimWrapper and AmpOptimWrapper; this config has a {kind}, which sets '
+            'its own precision.'
+        )
     device = get_device()
     amp = PRECISIONS[amp] if amp else None
     chosen = _dtype(wrapper.get('dtype')) if kind == 'AmpOptimWrapper' else None
@@ -200,8 +209,10 @@ def _set_wrapper(cfg: Config, device: str) -> None:
     if cfg.get('default_scope') == 'mmdet':
         add_hook(cfg, 'swinv2_mm.Float32BoxesHook')
     if device == 'cpu' and dtype not in AUTO and _dtype(dtype) not in HALVES:
-        raise UserError(f'optim_wrapper.dtype={dtype}: mixed precision is bfloat16 or float16; pass --amp auto, --amp '
-                        'bf16, --amp fp16, or --amp fp32 for none.')  # fmt: skip
+        raise UserError(
+            f'optim_wrapper.dtype={dtype}: mixed precision is bfloat16 or float16; pass --amp auto, --amp '
+            'bf16, --amp fp16, or --amp fp32 for none.'
+        )
     emulated = device == 'cuda' and dtype is not None and not computes(device, _dtype(dtype))
     if emulated and not torch.cuda.is_bf16_supported():
         raise UserError(f'{torch.cuda.get_device_name()} does not compute in bfloat16; pass --amp fp16.')

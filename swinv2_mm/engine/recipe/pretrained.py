@@ -75,14 +75,17 @@ class Pretrained:
         weights, meta = fetch(self.checkpoint, **self.options)
         geometry = read_geometry(weights)
         windows = meta['window_size'] or meta['pretrained_window_sizes']
-        return dict(geometry.arguments(), out_indices=tuple(range(len(geometry.depths))),
-                    **(dict(window_size=windows) if windows else {}))
+        return dict(
+            geometry.arguments(),
+            out_indices=tuple(range(len(geometry.depths))),
+            **(dict(window_size=windows) if windows else {}),
+        )
 
     def __call__(self, module: nn.Module) -> None:
         self._check_module(module)
         weights, meta = fetch(self.checkpoint, **self.options)
         known = pairs(meta['pretrained_window_sizes'], len(meta['depths']))
-        weights = weights | as_state(known and known[:len(module.pretrained_window_sizes)])
+        weights = weights | as_state(known and known[: len(module.pretrained_window_sizes)])
         _adapt_patch_embedding(module, weights, self.checkpoint)
         new = self._check_size(module, weights)
         self._check_windows(module, known)
@@ -100,8 +103,10 @@ class Pretrained:
 
     def _check_module(self, module: nn.Module) -> None:
         if not hasattr(module, 'pretrained_window_sizes') or not hasattr(module, 'patch_embed'):
-            raise UserError(f"init_cfg=dict(type='swinv2_mm.Pretrained') belongs into a swinv2_mm.SwinTransformerV2, "
-                            f'as model.backbone.init_cfg, not into a {type(module).__name__}.')
+            raise UserError(
+                f"init_cfg=dict(type='swinv2_mm.Pretrained') belongs into a swinv2_mm.SwinTransformerV2, "
+                f'as model.backbone.init_cfg, not into a {type(module).__name__}.'
+            )
 
     def check(self, module: nn.Module) -> None:
         """Check that the checkpoint can be had and fits a backbone, which may be on the meta device.
@@ -118,7 +123,7 @@ class Pretrained:
         own = module.pretrained_window_sizes
         if known is None and not module.windows_given:
             raise UserError(self.told_windows()[1])
-        if known is not None and module.windows_given and own != known[:len(own)]:
+        if known is not None and module.windows_given and own != known[: len(own)]:
             raise UserError(
                 f'pretrained_window_sizes={plain(module.pretrained_window_sizes)} of the backbone contradicts '
                 f'{self.checkpoint}, whose position bias was trained for {plain(known)}. Set '
@@ -133,12 +138,16 @@ class Pretrained:
         stages = {key.split('.')[1] for key in weights if key.startswith('stages.')}
         ours = {key.split('.')[1] for key in wanted if key.startswith('stages.')}
         if faults:
-            raise UserError(f'{self.checkpoint} does not fit the backbone: {faults}. It is of another size: compare '
-                            'arch, or embed_dims, depths and num_heads.')
+            raise UserError(
+                f'{self.checkpoint} does not fit the backbone: {faults}. It is of another size: compare '
+                'arch, or embed_dims, depths and num_heads.'
+            )
         blocks = {key for key in weights if key.startswith('stages.') and key not in wanted}
         if blocks and stages == ours:
-            raise UserError(f'{self.checkpoint} does not fit the backbone: {len(blocks)} of its tensors have no place '
-                            f'in it, such as {min(blocks)}. Compare arch, depths and qkv_bias.')
+            raise UserError(
+                f'{self.checkpoint} does not fit the backbone: {len(blocks)} of its tensors have no place '
+                f'in it, such as {min(blocks)}. Compare arch, depths and qkv_bias.'
+            )
         return ', '.join(new)
 
     def _padding(self, module: nn.Module) -> str:
@@ -159,5 +168,8 @@ def _adapt_patch_embedding(module: nn.Module, weights: dict[str, Tensor], checkp
         weights[key] = adapt_patch(weights[key], wanted[2])
         changes.append(f'from patches of {old[2]} pixels to {wanted[2]}')
     if changes:
-        print_log(f'{checkpoint}: the patch embedding was adapted {" and ".join(changes)}; fine-tune it.',
-                  logger='current', level=logging.WARNING)
+        print_log(
+            f'{checkpoint}: the patch embedding was adapted {" and ".join(changes)}; fine-tune it.',
+            logger='current',
+            level=logging.WARNING,
+        )

@@ -51,9 +51,12 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that ``tools/train.py`` and ``tools/test.py`` share."""
     parser.add_argument('--work-dir', metavar='DIR', help='for checkpoints and logs; default work_dirs/<config>')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
         help="change the config, as in train_cfg.max_epochs=12 'model.backbone.out_indices=(1,2,3)'",
-    )  # fmt: skip
+    )
     parser.add_argument('--compile', action='store_true', help='compile the backbone, by torch.compile')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -62,8 +65,10 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 def with_value(argv: Sequence[str], option: str, values: Container[str], default: str) -> list[str]:
     """Write an option's default behind it where none of its values follows: argparse would take the config for one."""
     followers = [*argv, None][1:]
-    return [f'{option}={default}' if argument == option and follower not in values else argument
-            for argument, follower in zip(argv, followers, strict=True)]
+    return [
+        f'{option}={default}' if argument == option and follower not in values else argument
+        for argument, follower in zip(argv, followers, strict=True)
+    ]
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -110,6 +115,7 @@ def _stoppable() -> Iterator[None]:
 
     Such a process may be waiting for another one, deaf to Python's handlers, until the launcher loses its patience.
     """
+
     def stop(number: int, frame: object) -> NoReturn:
         raise Stopped(number)
 

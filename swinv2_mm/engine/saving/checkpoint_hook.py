@@ -148,9 +148,11 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         for name in getattr(self, 'key_indicators', ()):  # there if save_best is
             if name not in ('auto', *metrics):
-                raise UserError(f'default_hooks.checkpoint.save_best={name!r} is none of the metrics '
-                                f'{", ".join(metrics)}. What was trained so far is saved: choose one of these, and '
-                                'pass --resume.')  # fmt: skip
+                raise UserError(
+                    f'default_hooks.checkpoint.save_best={name!r} is none of the metrics '
+                    f'{", ".join(metrics)}. What was trained so far is saved: choose one of these, and '
+                    'pass --resume.'
+                )
         super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated()
 
@@ -168,9 +170,16 @@ class CheckpointHook(MMEngineCheckpointHook):
             outdated = kept[: -self.max_keep_ckpts]
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
         runner.save_checkpoint(
-            self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
-            backend_args=self.backend_args, **self.args)  # fmt: skip
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         if is_main_process():
             self._note(runner, self.last_ckpt)
             for other in outdated:

@@ -23,8 +23,9 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """
     loaded = {re.sub(r'^module\.', '', key): tensor for key, tensor in loaded.items() if isinstance(tensor, Tensor)}
     # Counters of batches were added to PyTorch later than BatchNorm, the pretrained windows to our weights later, too.
-    wanted = {key: tensor for key, tensor in wanted.items()
-              if not key.endswith(('num_batches_tracked', PRETRAINED_KEY))}
+    wanted = {
+        key: tensor for key, tensor in wanted.items() if not key.endswith(('num_batches_tracked', PRETRAINED_KEY))
+    }
     missing = [key for key in wanted if key not in loaded]
     reshaped = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
     faults = []
@@ -65,7 +66,7 @@ def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
         else:
             _, told = windows_of_training((checkpoint.get('meta') or {}).get('cfg'), prefix, len(own))
             state.update({f'{before}{prefix}{entry}': windows for entry, windows in as_state(told).items()})
-        if told is not None and module.windows_given and own != told[:len(own)]:
+        if told is not None and module.windows_given and own != told[: len(own)]:
             raise UserError(
                 f'{path} was trained with pretrained_window_sizes={plain(told)}; this config has {plain(own)}. Leave '
                 f'it out, since the weights know it, or pass --cfg-options '

@@ -99,8 +99,11 @@ def make_plain(checkpoint: dict[str, Any]) -> dict[str, str]:
     checkpoint.update(plain)
     hub = checkpoint['message_hub']
     hub['resumed_keys'] = {key: value for key, value in hub['resumed_keys'].items() if key in hub['runtime_info']}
-    return {place: kind for place, kind in left_out.items()
-            if not (place.startswith('param_schedulers') and kind in ('function', 'method'))}  # fmt: skip
+    return {
+        place: kind
+        for place, kind in left_out.items()
+        if not (place.startswith('param_schedulers') and kind in ('function', 'method'))
+    }
 
 
 def _to_tensors(buffer: HistoryBuffer) -> dict[str, Any]:

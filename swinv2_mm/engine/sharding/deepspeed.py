@@ -74,9 +74,17 @@ class DeepSpeedRunner(FlexibleRunner):
     def _division(self) -> dict[str, int]:
         return {'processes': self.world_size, 'stage': self.strategy.config['zero_optimization']['stage']}
 
-    def save_checkpoint(self, out_dir: str, filename: str, file_client_args: dict | None = None,
-                        save_optimizer: bool = True, save_param_scheduler: bool = True, meta: dict | None = None,
-                        by_epoch: bool = True, backend_args: dict | None = None) -> None:  # fmt: skip
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
         """As mmengine's, to a local folder, with the weights in an ordinary file beside what the processes save.
 
         mmengine's own replaces the epoch that ``CheckpointHook`` passes by the next one.
@@ -90,7 +98,8 @@ class DeepSpeedRunner(FlexibleRunner):
         for file, divided in ((path, True), (path / WEIGHTS, False)) if save_optimizer else ((path, False),):
             extra = {'meta': meta, 'message_hub': self.message_hub.state_dict()}
             self.strategy.save_checkpoint(
-                str(file), save_optimizer=divided, save_param_scheduler=save_param_scheduler, extra_ckpt=extra)
+                str(file), save_optimizer=divided, save_param_scheduler=save_param_scheduler, extra_ckpt=extra
+            )
 
 
 @STRATEGIES.register_module()

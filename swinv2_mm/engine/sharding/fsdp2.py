@@ -48,8 +48,13 @@ class FSDP2Runner(GatheringRunner):
     def _init_model_weights(self) -> None:
         """Done in front of sharding."""
 
-    def resume(self, filename: str, resume_optimizer: bool = True, resume_param_scheduler: bool = True,
-               map_location: str = 'cpu') -> None:  # fmt: skip
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str = 'cpu',
+    ) -> None:
         """As mmengine's, but a whole checkpoint never lies on the device."""
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
 

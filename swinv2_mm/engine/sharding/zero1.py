@@ -29,7 +29,11 @@ class Zero1Runner(GatheringRunner):
                     f'ZeRO shards the optimizers of torch.optim; {optimizer["type"]} is none of them. Set '
                     "optim_wrapper.optimizer.type='AdamW', or leave runner_type out of the config."
                 )
-            sharded = dict(optimizer, type='ZeroRedundancyOptimizer', optimizer_type=optimizer['type'],
-                           parameters_as_bucket_view=True)  # fmt: skip
+            sharded = dict(
+                optimizer,
+                type='ZeroRedundancyOptimizer',
+                optimizer_type=optimizer['type'],
+                parameters_as_bucket_view=True,
+            )
             optim_wrapper = dict(optim_wrapper, optimizer=sharded)
         return super().build_optim_wrapper(optim_wrapper)

@@ -39,8 +39,14 @@ def autocasts_in_vain(x: Tensor) -> bool:
 
     Rounding would then only cost time. A compiler is not asked: it has operations of ours that know.
     """
-    return (not torch.compiler.is_compiling() and x.is_cpu and x.is_floating_point() and x.dtype != torch.float64
-            and torch.is_autocast_enabled('cpu') and not has_arithmetic(torch.get_autocast_dtype('cpu')))
+    return (
+        not torch.compiler.is_compiling()
+        and x.is_cpu
+        and x.is_floating_point()
+        and x.dtype != torch.float64
+        and torch.is_autocast_enabled('cpu')
+        and not has_arithmetic(torch.get_autocast_dtype('cpu'))
+    )
 
 
 def in_given_types(function: Function) -> Function:

@@ -22,7 +22,12 @@ Pair = tuple[int, int]
 
 
 def attention_on_map(
-    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    qkv: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    table: Tensor,
+    size: Pair,
+    shifted: bool,
     attn_chunk: int | str | None,
 ) -> Tensor:
     """:func:`~swinv2_mm.models.kernels.cosine_attention.cosine_attention` in the windows of a map.
@@ -43,7 +48,6 @@ def attention_on_map(
 
 
 class _OnMap(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, *options: Any) -> Tensor:
         ctx.save_for_backward(qkv, bias, scale, table)
@@ -57,7 +61,12 @@ class _OnMap(torch.autograd.Function):
 
 
 def _forward(
-    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    qkv: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    table: Tensor,
+    size: Pair,
+    shifted: bool,
     attn_chunk: int | str | None,
 ) -> Tensor:
     if cpp_attention.takes(qkv, scale, table):
@@ -66,11 +75,17 @@ def _forward(
         layout, slots = _to_windows(_with(bias, qkv), table, shifted)
         out = attention_forward(slots, scale, table, layout.groups, attn_chunk)
         out = window_reverse(out.flatten(2), layout, qkv.shape[1:3]).unflatten(3, qkv.shape[4:])
-    return out[:, :size[0], :size[1]].contiguous()
+    return out[:, : size[0], : size[1]].contiguous()
 
 
 def _backward(
-    grad: Tensor, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, size: Pair, shifted: bool,
+    grad: Tensor,
+    qkv: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    table: Tensor,
+    size: Pair,
+    shifted: bool,
     attn_chunk: int | str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     Hp, Wp = qkv.shape[1:3]
@@ -115,7 +130,12 @@ def map_attention(
 
 @torch.library.custom_op('swinv2_mm::map_attention', mutates_args=())
 def _attention(
-    qkv: Tensor, scale: Tensor, table: Tensor, size: list[int], window: list[int], shifted: bool,
+    qkv: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    size: list[int],
+    window: list[int],
+    shifted: bool,
     attn_chunk: int | None,
 ) -> Tensor:
     return _forward(qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
@@ -128,12 +148,19 @@ def _(qkv, scale, table, size, window, shifted, attn_chunk):
 
 @torch.library.custom_op('swinv2_mm::map_attention_backward', mutates_args=())
 def _attention_backward(
-    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, size: list[int], window: list[int], shifted: bool,
+    grad: Tensor,
+    qkv: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    size: list[int],
+    window: list[int],
+    shifted: bool,
     attn_chunk: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table``."""
     qkv_grad, _, scale_grad, inner_grad = _backward(
-        grad, qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
+        grad, qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk)
+    )
     table_grad = torch.zeros_like(table)
     _inner(table_grad, window).copy_(inner_grad)
     return qkv_grad, scale_grad, table_grad
@@ -147,7 +174,7 @@ def _(grad, qkv, scale, table, size, window, shifted, attn_chunk):
 def _inner(table: Tensor, window: list[int]) -> Tensor:
     """The bias of the offsets that a smaller window has: a bias depends on its offset alone."""
     rows, cols = ((size + 1) // 2 - side for size, side in zip(table.shape[1:], window, strict=True))
-    return table[:, rows:table.shape[1] - rows, cols:table.shape[2] - cols]
+    return table[:, rows : table.shape[1] - rows, cols : table.shape[2] - cols]
 
 
 def _chunk(attn_chunk: int | None) -> int | str | None:

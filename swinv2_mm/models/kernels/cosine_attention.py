@@ -90,7 +90,6 @@ def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool
 
 
 class _CosineAttention(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
         ctx.save_for_backward(qkv, scale, table)
@@ -132,7 +131,11 @@ def attention_forward(
 
 @in_given_types
 def attention_backward(
-    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup],
+    grad: Tensor,
+    qkv: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    groups: Sequence[WindowGroup],
     attn_chunk: int | str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table`` from that of the result of :func:`cosine_attention`."""
@@ -154,7 +157,7 @@ def attention_backward(
             v = v.to(product_dtype(v))
             o_grad = grad[windows, first:last, heads].transpose(1, 2).to(v.dtype).contiguous()  # (n, nH, r, d)
             q, k = _exact(q[:, :, first:last]), _exact(k)
-            q_by, k_by = _inverse_norm(q), _inverse_norm(k)                            # (n, nH, r or N, 1)
+            q_by, k_by = _inverse_norm(q), _inverse_norm(k)  # (n, nH, r or N, 1)
             scaled_q, unit_k = (q * (q_by * scale[heads])).to(v.dtype), (k * k_by).to(v.dtype)
             probs = _probabilities(scaled_q, unit_k, bias, masks)
             logits_grad = (o_grad @ v.transpose(-2, -1)).to(exact)
@@ -176,7 +179,7 @@ def attention_backward(
                 sums[1, windows, heads] += v_grad
         table_grad += sum_over_slots(rows_grad, table.shape, first, last)
     if sums is not None:
-        k = _exact(qkv[:, :, 1].transpose(1, 2))                                       # (G, nH, N, d)
+        k = _exact(qkv[:, :, 1].transpose(1, 2))  # (G, nH, N, d)
         k_by = _inverse_norm(k)
         qkv_grad[:, :, 1] = _across(k, k_by, sums[0])[0].mul_(k_by).transpose(1, 2)
         qkv_grad[:, :, 2] = sums[1].transpose(1, 2)

@@ -76,10 +76,13 @@ def check(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> None:
     Raises:
         TypeError: Of another type or shape, on another device, or not contiguous. None is nothing to check.
     """
-    if tensor is not None and (tensor.dtype != dtype or tensor.shape != shape or not tensor.is_cpu
-                               or not tensor.is_contiguous()):
-        raise TypeError(f'{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device} where {shape} of {dtype} was to '
-                        'be, contiguous, on the CPU')
+    if tensor is not None and (
+        tensor.dtype != dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous()
+    ):
+        raise TypeError(
+            f'{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device} where {shape} of {dtype} was to '
+            'be, contiguous, on the CPU'
+        )
 
 
 def addresses(*tensors: Tensor | None) -> list[int | None]:

@@ -42,7 +42,8 @@ def forward(
     out = qkv.new_empty(shape) if out is None else out
     check(out[0, 0, 0] if out.numel() else None, qkv.dtype, *shape[3:])
     library().swinv2_attention_forward(
-        TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, out), out.stride(2), *_sizes(qkv, table, shifted))
+        TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, out), out.stride(2), *_sizes(qkv, table, shifted)
+    )
     return out
 
 
@@ -56,7 +57,8 @@ def backward(
     check(grad, qkv.dtype, *qkv.shape[:3], *qkv.shape[4:])
     found = [None if tensor is None else torch.empty_like(tensor) for tensor in (qkv, bias, scale, table)]
     library().swinv2_attention_backward(
-        TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, grad, *found), *_sizes(qkv, table, shifted))
+        TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, grad, *found), *_sizes(qkv, table, shifted)
+    )
     return found[0], None if given is None else found[1].to(given.dtype), *found[2:]
 
 

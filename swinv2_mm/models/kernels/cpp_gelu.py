@@ -23,8 +23,9 @@ def gelu(hidden: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
 def gelu_backward(hidden: Tensor, bias: Tensor | None, grad: Tensor, out: Tensor) -> Tensor:
     """:func:`gelu` again; ``grad``, that of its result, becomes that of ``hidden``, in place."""
     _check(hidden, bias, grad, out)
-    library().swinv2_gelu_backward(TYPES[hidden.dtype], *addresses(hidden, bias, grad, out), *hidden.shape,
-                                   torch.get_num_threads())
+    library().swinv2_gelu_backward(
+        TYPES[hidden.dtype], *addresses(hidden, bias, grad, out), *hidden.shape, torch.get_num_threads()
+    )
     return out
 
 

@@ -11,9 +11,18 @@ from swinv2_mm.models.kernels.cpp import TYPES, addresses, check, library, may_t
 
 def takes(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> bool:
     """Whether :func:`add_normalised` computes with these, all that the norm does being to normalise channels."""
-    return (may_take(x) and may_take(branch) and library() is not None and x.dtype == branch.dtype
-            and x.shape == branch.shape and x.numel() > 0 and norm.normalized_shape == x.shape[-1:]
-            and norm.weight is not None and norm.bias is not None and may_take(norm.weight))
+    return (
+        may_take(x)
+        and may_take(branch)
+        and library() is not None
+        and x.dtype == branch.dtype
+        and x.shape == branch.shape
+        and x.numel() > 0
+        and norm.normalized_shape == x.shape[-1:]
+        and norm.weight is not None
+        and norm.bias is not None
+        and may_take(norm.weight)
+    )
 
 
 def add_normalised(norm: nn.LayerNorm, x: Tensor, branch: Tensor, scales: Tensor | None) -> Tensor:
@@ -28,10 +37,10 @@ def add_normalised(norm: nn.LayerNorm, x: Tensor, branch: Tensor, scales: Tensor
 
 
 class _AddNormalised(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scales: Tensor | None, eps: float,
-                keep: bool) -> Tensor:
+    def forward(
+        ctx, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scales: Tensor | None, eps: float, keep: bool
+    ) -> Tensor:
         x, branch = x.contiguous(), branch.contiguous()
         weight_, bias_ = (t.float().contiguous() for t in (weight, bias))
         scales = None if scales is None else scales.float().contiguous()
@@ -40,8 +49,14 @@ class _AddNormalised(torch.autograd.Function):
         check(branch, x.dtype, *x.shape)
         check(scales, torch.float32, len(x))
         library().swinv2_residual_norm(
-            TYPES[x.dtype], *addresses(x, branch, weight_, bias_, scales, out, *rows), M, C, len(x), eps,
-            torch.get_num_threads())
+            TYPES[x.dtype],
+            *addresses(x, branch, weight_, bias_, scales, out, *rows),
+            M,
+            C,
+            len(x),
+            eps,
+            torch.get_num_threads(),
+        )
         if keep:
             ctx.save_for_backward(branch, weight, scales, rows)
         return out
@@ -55,6 +70,11 @@ class _AddNormalised(torch.autograd.Function):
         weight_grad, bias_grad = torch.empty_like(weight_), torch.empty_like(weight_)
         check(grad, branch.dtype, *branch.shape)
         library().swinv2_residual_norm_backward(
-            TYPES[branch.dtype], *addresses(grad, branch, weight_, scales, *rows, branch_grad, weight_grad, bias_grad),
-            len(rows[0]), branch.shape[-1], len(branch), torch.get_num_threads())
+            TYPES[branch.dtype],
+            *addresses(grad, branch, weight_, scales, *rows, branch_grad, weight_grad, bias_grad),
+            len(rows[0]),
+            branch.shape[-1],
+            len(branch),
+            torch.get_num_threads(),
+        )
         return grad, branch_grad, weight_grad.to(weight.dtype), bias_grad.to(weight.dtype), None, None, None

@@ -37,8 +37,9 @@ MIN_TOKENS = 1024
 
 
 # What our own functions stand in for: a library that patches a class for all its layers is to be heard, too.
-FORWARD = {kind: kind.forward
-           for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)}
+FORWARD = {
+    kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)
+}
 
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -51,10 +52,16 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
         module: Of the model.
         kind: One of :data:`FORWARD`.
     """
-    return (type(module) is kind and kind.forward is FORWARD[kind]
-            and 'forward' not in module.__dict__ and not module._forward_hooks
-            and not module._forward_pre_hooks and not module._backward_hooks and not module._backward_pre_hooks
-            and not _has_any_global_hook())
+    return (
+        type(module) is kind
+        and kind.forward is FORWARD[kind]
+        and 'forward' not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and not _has_any_global_hook()
+    )
 
 
 def untouched_linear(layer: nn.Module) -> bool:
@@ -81,8 +88,16 @@ def call(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def call_mlp(fc1: nn.Module, act: nn.Module, drop1: nn.Module, fc2: nn.Module, drop2: nn.Module, x: Tensor) -> Tensor:
     """``drop2(fc2(drop1(act(fc1(x)))))``, at once where these are two linear layers and a GELU, and nothing drops."""
-    if (untouched_linear(fc1) and untouched_linear(fc2) and fc1.bias is not None and fc2.bias is not None
-            and untouched(act, nn.GELU) and act.approximate == 'none' and _passes(drop1) and _passes(drop2)):
+    if (
+        untouched_linear(fc1)
+        and untouched_linear(fc2)
+        and fc1.bias is not None
+        and fc2.bias is not None
+        and untouched(act, nn.GELU)
+        and act.approximate == 'none'
+        and _passes(drop1)
+        and _passes(drop2)
+    ):
         return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     return drop2(call(fc2, drop1(act(call(fc1, x)))))
 
@@ -140,7 +155,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class _Linear(torch.autograd.Function):
-
     @staticmethod
     @in_given_types
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -159,7 +173,6 @@ class _Linear(torch.autograd.Function):
 
 
 class _Mlp(torch.autograd.Function):
-
     @staticmethod
     @in_given_types
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
@@ -212,7 +225,7 @@ class _Rows:
             return
         if self.whole is None:
             self.whole = self._like.new_empty(len(self._like), width)
-        compute(out=self.whole[self._filled:self._filled + rows])
+        compute(out=self.whole[self._filled : self._filled + rows])
         self._filled += rows
 
 
@@ -270,8 +283,9 @@ def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
 @_linear_backward.register_fake
 def _(grad, x, weight, wanted):
     shapes = (x.shape, weight.shape, weight.shape[:1])
-    x_grad, weight_grad, bias_grad = (x.new_empty(shape if want else 0)
-                                      for shape, want in zip(shapes, wanted, strict=True))
+    x_grad, weight_grad, bias_grad = (
+        x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)
+    )
     return x_grad, weight_grad, bias_grad
 
 

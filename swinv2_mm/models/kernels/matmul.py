@@ -18,6 +18,7 @@ MAX_CHAIN = 768
 
 # A torch that was built without oneDNN does not have it.
 if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
         """What torch's counter is to add for oneDNN's linear layer, which it does not know."""
@@ -97,8 +98,11 @@ def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -
     fast = product_dtype(x)
     if fast != x.dtype:
         return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted))
-    return [input_gradient(grad, weight) if wanted[0] else None, _weight_gradient(grad, x) if wanted[1] else None,
-            grad.sum(0) if wanted[2] else None]
+    return [
+        input_gradient(grad, weight) if wanted[0] else None,
+        _weight_gradient(grad, x) if wanted[1] else None,
+        grad.sum(0) if wanted[2] else None,
+    ]
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -112,5 +116,5 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     # Of the weight only the shape is read; in another order it would be laid out anew.
     weight = torch.empty(grad.shape[1], x.shape[1], 1, 1, memory_format=torch.channels_last)
     return torch.ops.aten.convolution_backward(
-        _as_image(grad), _as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
-        [False, True, False])[1][:, :, 0, 0]
+        _as_image(grad), _as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1][:, :, 0, 0]

@@ -80,8 +80,10 @@ def fused_window_attention(
     nH, (Wh, Ww) = qkv.shape[4], window
     for name, tensor, shape in (('table', table, (nH, 2 * Wh - 1, 2 * Ww - 1)), ('scale', scale, (nH,))):
         if tensor.shape != shape or tensor.dtype != torch.float32:
-            raise ValueError(f'{name} is {tuple(tensor.shape)}, {tensor.dtype}; {nH} heads and a window of '
-                             f'{Wh} x {Ww} need {shape}, torch.float32.')
+            raise ValueError(
+                f'{name} is {tuple(tensor.shape)}, {tensor.dtype}; {nH} heads and a window of '
+                f'{Wh} x {Ww} need {shape}, torch.float32.'
+            )
     out, _ = _attention(qkv.contiguous(), table.contiguous(), scale.contiguous(), list(window), list(shift))
     return out
 
@@ -135,9 +137,7 @@ def _power_of_two(number: int) -> int:
 
 
 @torch.library.custom_op('swinv2_mm::window_attention', mutates_args=())
-def _attention(
-    qkv: Tensor, table: Tensor, scale: Tensor, window: list[int], shift: list[int]
-) -> tuple[Tensor, Tensor]:
+def _attention(qkv: Tensor, table: Tensor, scale: Tensor, window: list[int], shift: list[int]) -> tuple[Tensor, Tensor]:
     """The output, and each soft-max's denominator as a power of 2, ``(nH, B * H * W)`` float32."""
     out, lse = _attention_like(qkv, table, scale, window, shift)
     _Launch(qkv, window, shift).by_rows('forward_kernel', qkv, table, scale, out, lse)
@@ -152,7 +152,13 @@ def _attention_like(qkv, table, scale, window, shift):
 
 @torch.library.custom_op('swinv2_mm::window_attention_backward', mutates_args=())
 def _attention_backward(
-    grad: Tensor, qkv: Tensor, table: Tensor, scale: Tensor, out: Tensor, lse: Tensor, window: list[int],
+    grad: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: list[int],
     shift: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``table`` and ``scale``; every token is a query and a key in one window."""
@@ -166,9 +172,24 @@ def _attention_backward(
         delta, grad_scale = torch.empty_like(lse), scale.new_empty(launch.windows, nH, launch.tiles(launch.rows))
         launch.by_rows('backward_q_kernel', qkv, table, scale, out, lse, grad, grad_qkv, grad_scale, delta)
         launch.by_rows('backward_kv_kernel', qkv, table, scale, lse, grad, grad_qkv, delta)
-    launch('backward_table_kernel', chunks * nH * tiles**2,
-           qkv, table, scale, lse, grad, grad_qkv, grad_scale, delta, grad_table, launch.windows, chunks,
-           BLOCK=launch.pair, WHOLE=tiles == 1, num_warps=launch.pair_warps)
+    launch(
+        'backward_table_kernel',
+        chunks * nH * tiles**2,
+        qkv,
+        table,
+        scale,
+        lse,
+        grad,
+        grad_qkv,
+        grad_scale,
+        delta,
+        grad_table,
+        launch.windows,
+        chunks,
+        BLOCK=launch.pair,
+        WHOLE=tiles == 1,
+        num_warps=launch.pair_warps,
+    )
     return grad_qkv, grad_table, grad_scale.sum((0, 2))
 
 

@@ -33,13 +33,40 @@ class Names(NamedTuple):
 
 
 PEERS = dict(
-    timm=Names('timm.models.swin_transformer_v2', 'patch_embed.proj', 'patch_embed.norm', 'layers.{i}.downsample',
-               'layers.{i}.blocks.{j}', 'attn', 'mlp.fc1', 'mlp.fc2', 'norm'),
-    torchvision=Names('torchvision.models.swin_transformer', 'features.0.0', 'features.0.2', 'features.{even}',
-                      'features.{odd}.{j}', 'attn', 'mlp.0', 'mlp.3', 'norm'),
-    mmpretrain=Names('mmpretrain.models.backbones.swin_transformer_v2', 'patch_embed.projection', 'patch_embed.norm',
-                     'stages.{i}.downsample', 'stages.{i}.blocks.{j}', 'attn.w_msa', 'ffn.layers.0.0', 'ffn.layers.1',
-                     'norm{i}'))
+    timm=Names(
+        'timm.models.swin_transformer_v2',
+        'patch_embed.proj',
+        'patch_embed.norm',
+        'layers.{i}.downsample',
+        'layers.{i}.blocks.{j}',
+        'attn',
+        'mlp.fc1',
+        'mlp.fc2',
+        'norm',
+    ),
+    torchvision=Names(
+        'torchvision.models.swin_transformer',
+        'features.0.0',
+        'features.0.2',
+        'features.{even}',
+        'features.{odd}.{j}',
+        'attn',
+        'mlp.0',
+        'mlp.3',
+        'norm',
+    ),
+    mmpretrain=Names(
+        'mmpretrain.models.backbones.swin_transformer_v2',
+        'patch_embed.projection',
+        'patch_embed.norm',
+        'stages.{i}.downsample',
+        'stages.{i}.blocks.{j}',
+        'attn.w_msa',
+        'ffn.layers.0.0',
+        'ffn.layers.1',
+        'norm{i}',
+    ),
+)
 
 
 @functools.cache
@@ -66,8 +93,9 @@ def narrow(shapes, by=8):
 
 def coords_table(window, pretrained):
     """Log-spaced offsets, ``(1, 2Wh - 1, 2Ww - 1, 2)`` in float64; ``pretrained`` is the window that maps to 8."""
-    axes = [8 * torch.arange(1 - w, w, dtype=torch.float64) / max(p - 1, 1)
-            for w, p in zip(window, pretrained, strict=True)]
+    axes = [
+        8 * torch.arange(1 - w, w, dtype=torch.float64) / max(p - 1, 1) for w, p in zip(window, pretrained, strict=True)
+    ]
     axes = [a.sign() * (1 + a.abs()).log2() / 3 for a in axes]
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)[None]
 
@@ -101,7 +129,7 @@ def random_state(shapes, seed=0, dtype=torch.float32, pretrained=None):
             continue
         noise = torch.randn(*shape, generator=generator, dtype=torch.float64)
         if key.endswith('logit_scale'):
-            noise = 1 + 2 * noise                                        # on both sides of the clamp at log(100)
+            noise = 1 + 2 * noise  # on both sides of the clamp at log(100)
         elif len(shape) > 1:
             noise = noise * math.prod(shape[1:]) ** -0.5
         else:
@@ -135,8 +163,8 @@ def attention(w, prefix, x, window, shift, pretrained, mask_value):
     else:
         q_bias, v_bias = w[prefix + '.q_bias'], w[prefix + '.v_bias']
     qkv = F.linear(x, w[prefix + '.qkv.weight'], torch.cat([q_bias, torch.zeros_like(q_bias), v_bias]))
-    scale = w[prefix + '.logit_scale'].clamp(max=math.log(100)).exp()                        # (nH, 1, 1)
-    q, k, v = qkv.unflatten(-1, (3, len(scale), -1)).permute(3, 0, 1, 4, 2, 5)               # (B, windows, nH, N, d)
+    scale = w[prefix + '.logit_scale'].clamp(max=math.log(100)).exp()  # (nH, 1, 1)
+    q, k, v = qkv.unflatten(-1, (3, len(scale), -1)).permute(3, 0, 1, 4, 2, 5)  # (B, windows, nH, N, d)
     table = coords_table(window, pretrained).to(x.dtype)[0].flatten(0, 1)
     table = linear(w, prefix + '.cpb_mlp.2', linear(w, prefix + '.cpb_mlp.0', table).relu())
     logits = scale * (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2))
@@ -155,7 +183,7 @@ def attention(w, prefix, x, window, shift, pretrained, mask_value):
 def merge(name, w, prefix, x):
     """Four neighbours to one token. mmpretrain orders them by channel, row, column; others by column, row, channel."""
     x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-    x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))                                        # (B, h, 2, w, 2, C)
+    x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h, 2, w, 2, C)
     order = (0, 1, 3, 5, 2, 4) if name == 'mmpretrain' else (0, 1, 3, 4, 2, 5)
     return layer_norm(w, prefix + '.norm', linear(w, prefix + '.reduction', x.permute(order).flatten(3)))
 

@@ -31,9 +31,11 @@ import mmpretrain  # noqa: E402
 import timm  # noqa: E402
 import torchvision  # noqa: E402
 
-VERSIONS = dict(timm=f'timm {timm.__version__}, swinv2_tiny_window8_256 (Apache-2.0)',
-                torchvision=f'torchvision {torchvision.__version__.split("+")[0]}, swin_v2_t (BSD-3-Clause)',
-                mmpretrain=f'mmpretrain {mmpretrain.__version__}, swinv2-tiny-w8_16xb64_in1k-256px (Apache-2.0)')
+VERSIONS = dict(
+    timm=f'timm {timm.__version__}, swinv2_tiny_window8_256 (Apache-2.0)',
+    torchvision=f'torchvision {torchvision.__version__.split("+")[0]}, swin_v2_t (BSD-3-Clause)',
+    mmpretrain=f'mmpretrain {mmpretrain.__version__}, swinv2-tiny-w8_16xb64_in1k-256px (Apache-2.0)',
+)
 
 
 def difference(name, size, window, pretrained=None, pad_small_map=False, exact=False, **kwargs):
@@ -44,7 +46,7 @@ def difference(name, size, window, pretrained=None, pad_small_map=False, exact=F
     assert not left.unexpected_keys and all('relative_' in key for key in left.missing_keys), left
     for key, table in model.named_buffers() if exact else ():
         if key.endswith('relative_coords_table'):
-            if key not in state:                                     # timm does not save its tables
+            if key not in state:  # timm does not save its tables
                 attn = model.get_submodule(key.rpartition('.')[0])
                 p = attn.pretrained_window_size
                 state[key] = coords_table(attn.window_size, p if p[0] else attn.window_size)
@@ -53,21 +55,24 @@ def difference(name, size, window, pretrained=None, pad_small_map=False, exact=F
     real = run(model, outputs, image)
     with torch.no_grad():
         ours, final = features_from_keys(name, state, image, window, pretrained, pad_small_map)
-    worst = torch.stack([(x.permute(0, 2, 3, 1).reshape(y.shape) - y).abs().max()
-                         for x, y in zip([*ours, final], real, strict=True)])
+    worst = torch.stack(
+        [(x.permute(0, 2, 3, 1).reshape(y.shape) - y).abs().max() for x, y in zip([*ours, final], real, strict=True)]
+    )
     assert worst.isfinite().all(), worst
     return worst.max().item()
 
 
 def record(name):
     """Write the fixture of the peer's Swin-T."""
-    config = dict(embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=8, image_size=256,
-                  num_classes=1000)
+    config = dict(
+        embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=8, image_size=256, num_classes=1000
+    )
     model, _ = build(name, (256, 256), 8, embed=96, classes=1000, depths=config['depths'], heads=config['num_heads'])
     tensors = {key: list(value.shape) for key, value in model.state_dict().items()}
     lines = ',\n'.join(f'{json.dumps(key)}: {json.dumps(shape)}' for key, shape in tensors.items())
     (Path(__file__).parent / f'{name}.json').write_text(
-        f'{{"origin": {json.dumps(VERSIONS[name])},\n"config": {json.dumps(config)},\n"tensors": {{\n{lines}}}}}\n')
+        f'{{"origin": {json.dumps(VERSIONS[name])},\n"config": {json.dumps(config)},\n"tensors": {{\n{lines}}}}}\n'
+    )
 
 
 if __name__ == '__main__':
@@ -79,10 +84,12 @@ if __name__ == '__main__':
         small = dict(pad_small_map=True) if peer == 'mmpretrain' else {}
         by_stage = (lambda *w: w) if peer != 'torchvision' else (lambda *w: w[0])  # torchvision: one for all stages
         cases = dict(
-            w8_256px=partial(compare_at, (256, 256), 8), w8_64px=partial(compare_at, (64, 64), 8, **small),
+            w8_256px=partial(compare_at, (256, 256), 8),
+            w8_64px=partial(compare_at, (64, 64), 8, **small),
             w16_256px=partial(compare_at, (256, 256), 16, **small),
             w8_128x256px=partial(compare_at, (128, 256), by_stage(8, 8, 8, 4)),
-            w16_128x256px=partial(compare_at, (128, 256), 16, **small))
+            w16_128x256px=partial(compare_at, (128, 256), 16, **small),
+        )
         if peer != 'torchvision':
             cases['w16_pretrained12'] = partial(compare_at, (256, 256), (16, 16, 16, 8), (12, 12, 12, 6))
         if peer == 'mmpretrain':

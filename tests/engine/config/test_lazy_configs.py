@@ -312,10 +312,25 @@ def test_the_saved_config_is_one_to_go_on_with(run_tool):
     """Bug: what a run had saved as its config could not be tested with, or trained from."""
     assert run_tool('train', write(TINY), '--work-dir', 'run', '--cfg-options', 'train_cfg.max_epochs=1') == 0
     for config in ('lazy.py', 'run/lazy.py'):
-        assert run_tool('test', config, 'run/epoch_1.pth', '--work-dir', 'test',
-                        '--cfg-options', 'test_dataloader.batch_size=2') == 0  # fmt: skip
-    assert run_tool('train', 'run/lazy.py', '--work-dir', 'run', '--resume', '--cfg-options',
-                    'train_cfg.max_epochs=2', 'default_hooks.report=None') == 0  # fmt: skip
+        assert (
+            run_tool(
+                'test', config, 'run/epoch_1.pth', '--work-dir', 'test', '--cfg-options', 'test_dataloader.batch_size=2'
+            )
+            == 0
+        )
+    assert (
+        run_tool(
+            'train',
+            'run/lazy.py',
+            '--work-dir',
+            'run',
+            '--resume',
+            '--cfg-options',
+            'train_cfg.max_epochs=2',
+            'default_hooks.report=None',
+        )
+        == 0
+    )
 
 
 def test_a_lazy_detector_does_all_that_one_of_text_does(run_tool, shapes):
@@ -324,20 +339,40 @@ def test_a_lazy_detector_does_all_that_one_of_text_does(run_tool, shapes):
     assert run_tool('train', config, '--work-dir', 'run', '--amp') == 0
     cfg = check_saved('run/epoch_1.pth', 'run/lazy.py')
     assert (cfg.default_scope, cfg.model.type, cfg.model.backbone.type) == (
-        'mmdet', 'MaskRCNN', 'swinv2_mm.SwinTransformerV2')  # fmt: skip
+        'mmdet',
+        'MaskRCNN',
+        'swinv2_mm.SwinTransformerV2',
+    )
     assert 'swinv2_mm.Float32BoxesHook' in [hook.type for hook in cfg.custom_hooks]
-    assert run_tool('test', config, 'run/epoch_1.pth', '--work-dir', 'test', '--show-dir', 'pictures',
-                    '--cfg-options', 'test_dataloader.batch_size=1') == 0  # fmt: skip
+    assert (
+        run_tool(
+            'test',
+            config,
+            'run/epoch_1.pth',
+            '--work-dir',
+            'test',
+            '--show-dir',
+            'pictures',
+            '--cfg-options',
+            'test_dataloader.batch_size=1',
+        )
+        == 0
+    )
     assert len([*Path('pictures').glob('*.png')]) == 2
-    assert run_tool('train', config, '--work-dir', 'run', '--amp', '--resume', '--cfg-options',
-                    'train_cfg.max_epochs=2') == 0  # fmt: skip
+    assert (
+        run_tool('train', config, '--work-dir', 'run', '--amp', '--resume', '--cfg-options', 'train_cfg.max_epochs=2')
+        == 0
+    )
     # A process that imports nothing of ours: names and paths have to be enough.
-    code = ("import sys\nfrom mmdet.apis import inference_detector, init_detector\n"
-            "model = init_detector('run/lazy.py', 'run/epoch_2.pth', device='cpu')\n"
-            'print(len(inference_detector(model, sys.argv[1]).pred_instances))')  # fmt: skip
+    code = (
+        'import sys\nfrom mmdet.apis import inference_detector, init_detector\n'
+        "model = init_detector('run/lazy.py', 'run/epoch_2.pth', device='cpu')\n"
+        'print(len(inference_detector(model, sys.argv[1]).pred_instances))'
+    )
     image = next((shapes / 'images' / 'validation').iterdir())
-    done = subprocess.run([sys.executable, '-c', code, image], capture_output=True, text=True,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT)))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, '-c', code, image], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) == 5
 
@@ -348,8 +383,10 @@ def test_a_lazy_segmentor_does_all_that_one_of_text_does(run_tool, shapes):
     assert run_tool('train', config, '--work-dir', 'run') == 0
     cfg = check_saved('run/epoch_1.pth', 'run/lazy.py')
     assert (cfg.default_scope, cfg.model.decode_head.norm_cfg.type) == ('mmseg', 'BN')
-    assert run_tool('test', config, 'run/epoch_1.pth', '--work-dir', 'test', '--show-dir', 'pictures', '--out',
-                    'maps') == 0  # fmt: skip
+    assert (
+        run_tool('test', config, 'run/epoch_1.pth', '--work-dir', 'test', '--show-dir', 'pictures', '--out', 'maps')
+        == 0
+    )
     names = {path.name for path in (shapes / 'images' / 'validation').iterdir()}
     assert {path.name for path in Path('pictures').iterdir()} == {path.name for path in Path('maps').iterdir()} == names
     assert cv2.imread(str(next(Path('maps').iterdir()))).shape == (64, 64, 3)
@@ -359,25 +396,35 @@ def test_a_lazy_segmentor_does_all_that_one_of_text_does(run_tool, shapes):
 @pytest.mark.parametrize(
     ('line', 'told'),
     [
-        ("model['backbone'].update(window_sise=4)",
-         "model.backbone: SwinTransformerV2 got an unexpected .*'window_sise' .Did you mean window_size"),
+        (
+            "model['backbone'].update(window_sise=4)",
+            "model.backbone: SwinTransformerV2 got an unexpected .*'window_sise' .Did you mean window_size",
+        ),
         ("default_hooks['checkpoint'].update(intervall=1)", "default_hooks.checkpoint: .*argument 'intervall'"),
         ('custom_hooks.append(dict(type=EpochSeedHook, sede=1))', 'custom_hooks.1.sede: EpochSeedHook has no such'),
         ("optim_wrapper['optimizer'].update(lrr=1)", 'optim_wrapper.optimizer.lrr: AdamW has no such argument'),
         ('custom_hooks.append(dict(type=loader))', '^error: custom_hooks.1.type=<function loader'),
         ('custom_hooks.append(dict(type=os))', "^error: custom_hooks.1.type=<module 'os'"),
         ('optim_wrapper.update(paramwise_cfg=dict(decay_rate=0.9))', 'paramwise_cfg.decay_rate has no effect'),
-        ('from swinv2_mm.engine import EpochSeedHok\ncustom_hooks.append(dict(type=EpochSeedHok))',
-         'Failed to import EpochSeedHok from swinv2_mm.engine in'),
+        (
+            'from swinv2_mm.engine import EpochSeedHok\ncustom_hooks.append(dict(type=EpochSeedHok))',
+            'Failed to import EpochSeedHok from swinv2_mm.engine in',
+        ),
         ('from mmpretrain.models import ImageClassifier\nmodel.update(type=ImageClassifier)', 'builds on MMPretrain'),
-        ("from swinv2_mm.engine import Pretrained\nmodel['backbone'].update("
-         "init_cfg=dict(type=Pretrained, checkpoint='gone.pth'))", 'model.backbone.init_cfg: .*gone.pth'),
-        ("from mmengine.model.weight_init import PretrainedInit\nmodel['backbone'].update("
-         "init_cfg=dict(type=PretrainedInit, checkpoint='gone.pth'))", 'model.backbone.init_cfg.checkpoint: .*gone'),
+        (
+            "from swinv2_mm.engine import Pretrained\nmodel['backbone'].update("
+            "init_cfg=dict(type=Pretrained, checkpoint='gone.pth'))",
+            'model.backbone.init_cfg: .*gone.pth',
+        ),
+        (
+            "from mmengine.model.weight_init import PretrainedInit\nmodel['backbone'].update("
+            "init_cfg=dict(type=PretrainedInit, checkpoint='gone.pth'))",
+            'model.backbone.init_cfg.checkpoint: .*gone',
+        ),
         ('nothing = unknown', "lazy.py, line [0-9]+ cannot be read: NameError: name 'unknown'"),
         ('with read_base():\n    from .nowhere import *', 'nowhere.py not found'),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_told_by_its_key_before_anything_is_written(line, told, run_tool, capsys):
     """Bugs: a traceback through mmengine; classes for types that the dry run could not compare, and so passed."""
     assert run_tool('train', write(f'{TINY}{line}\n'), '--work-dir', 'run') == 2
@@ -442,19 +489,34 @@ def test_names_types_wherever_they_are():
     """Bug: types under other keys than `type` stay classes, and the config cannot be saved."""
     from swinv2_mm.engine.sharding.fsdp2 import FSDP2Runner
 
-    cfg = name_types(Config({
-        'runner_type': FSDP2Runner, 'LayerDecay': LayerDecayOptimWrapperConstructor, 'os': os, 'here': os.getcwd,
-        'optim_wrapper': {'constructor': LayerDecayOptimWrapperConstructor, 'dtype': torch.bfloat16},
-        'train_dataloader': {
-            'collate_fn': pseudo_collate, 'note': 'torch.optim.AdamW', 'empty': ({}, [], ()), 'root': Path('data')},
-    }), ['runner_type', 'optim_wrapper'])  # fmt: skip
+    cfg = name_types(
+        Config(
+            {
+                'runner_type': FSDP2Runner,
+                'LayerDecay': LayerDecayOptimWrapperConstructor,
+                'os': os,
+                'here': os.getcwd,
+                'optim_wrapper': {'constructor': LayerDecayOptimWrapperConstructor, 'dtype': torch.bfloat16},
+                'train_dataloader': {
+                    'collate_fn': pseudo_collate,
+                    'note': 'torch.optim.AdamW',
+                    'empty': ({}, [], ()),
+                    'root': Path('data'),
+                },
+            }
+        ),
+        ['runner_type', 'optim_wrapper'],
+    )
     assert cfg.to_dict() == {
         'runner_type': 'swinv2_mm.FSDP2Runner',
         'optim_wrapper': {'constructor': 'swinv2_mm.LayerDecayOptimWrapperConstructor', 'dtype': 'bfloat16'},
         'train_dataloader': {
-            'collate_fn': {'type': 'pseudo_collate'}, 'note': 'torch.optim.AdamW', 'empty': ({}, [], ()),
-            'root': 'data'},
-    }  # fmt: skip
+            'collate_fn': {'type': 'pseudo_collate'},
+            'note': 'torch.optim.AdamW',
+            'empty': ({}, [], ()),
+            'root': 'data',
+        },
+    }
     for nameless in (lambda: None, partial(SwinTransformerV2), os):
         with pytest.raises(UserError, match=r'^model.hooks.0.type=.*cannot be saved with the run'):
             name_types(Config({'model': {'hooks': [{'type': nameless}]}}))
@@ -469,9 +531,13 @@ def test_a_text_config_keeps_its_scope_and_may_spell_types_as_paths(tmp_path, mo
     cfg = load_config(config, {'optim_wrapper.optimizer.type': 'torch.optim.SGD'})
     assert cfg.optim_wrapper.optimizer.type == 'SGD'
     write("work_dir = 'run'", 'base.py')
-    cfg = load_config(write(
-        "_base_ = ['base.py']\nfrom os import getcwd\nfrom mmdet.models import MaskRCNN\n"
-        "default_scope = 'mmdet'\nmodel = dict(type=MaskRCNN)", 'class.py'))  # fmt: skip
+    cfg = load_config(
+        write(
+            "_base_ = ['base.py']\nfrom os import getcwd\nfrom mmdet.models import MaskRCNN\n"
+            "default_scope = 'mmdet'\nmodel = dict(type=MaskRCNN)",
+            'class.py',
+        )
+    )
     assert cfg.to_dict() == {'default_scope': 'mmdet', 'model': {'type': 'MaskRCNN'}, 'work_dir': 'run'}
     cfg = load_config(write("model = dict(type='mmdet.MaskRCNN')", 'scoped.py'))
     assert cfg.to_dict() == {'model': {'type': 'mmdet.MaskRCNN'}}
@@ -485,13 +551,19 @@ def test_what_a_lazy_config_imports_may_be_a_value(tmp_path, monkeypatch):
     """Bug: an imported constant is saved as the text of its import path; a model derived from a class has no scope."""
     (tmp_path / 'own_parts.py').write_text(
         'from mmdet.models import MaskRCNN\nCLASSES = ("a", "b")\nSETTINGS = {"kind": MaskRCNN}\n'
-        'class Own(MaskRCNN):\n    pass\n')
+        'class Own(MaskRCNN):\n    pass\n'
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    cfg = load_config(write(
-        'import own_parts\nfrom sys import stdout\nfrom own_parts import CLASSES\n'
-        'model = dict(type=own_parts.Own, classes=CLASSES, settings=own_parts.SETTINGS)\n'))  # fmt: skip
-    assert cfg.to_dict() == {'default_scope': 'mmdet', 'model': {
-        'type': 'own_parts.Own', 'classes': ('a', 'b'), 'settings': {'kind': 'MaskRCNN'}}}  # fmt: skip
+    cfg = load_config(
+        write(
+            'import own_parts\nfrom sys import stdout\nfrom own_parts import CLASSES\n'
+            'model = dict(type=own_parts.Own, classes=CLASSES, settings=own_parts.SETTINGS)\n'
+        )
+    )
+    assert cfg.to_dict() == {
+        'default_scope': 'mmdet',
+        'model': {'type': 'own_parts.Own', 'classes': ('a', 'b'), 'settings': {'kind': 'MaskRCNN'}},
+    }
     assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
 
 
@@ -501,7 +573,8 @@ def test_a_name_is_not_that_of_another_class_which_is_imported_later(tmp_path, m
 
     (tmp_path / 'late_parts.py').write_text(
         'from mmengine.registry import TRANSFORMS\n'
-        "@TRANSFORMS.children['late_parts'].register_module()\nclass LoadAnnotations:\n    pass\n")  # fmt: skip
+        "@TRANSFORMS.children['late_parts'].register_module()\nclass LoadAnnotations:\n    pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(TRANSFORMS, '_children', dict(TRANSFORMS.children))
     Registry('transform', parent=TRANSFORMS, scope='late_parts', locations=['late_parts'])

@@ -42,15 +42,19 @@ def test_published_by_microsoft():
         assert round(multiply_adds / 1e9, 1) == release.gflops
 
 
-@pytest.mark.parametrize(('arch', 'parameters', 'gflops'), [
-    ('tiny', 28351570, 5.94), ('small', 49737442, 11.546), ('base', 87930848, 20.325)])
+@pytest.mark.parametrize(
+    ('arch', 'parameters', 'gflops'),
+    [('tiny', 28351570, 5.94), ('small', 49737442, 11.546), ('base', 87930848, 20.325)],
+)
 def test_published_by_torchvision(arch, parameters, gflops):
     """To the last parameter, and three digits behind the point: torchvision (``num_params``, ``_ops``) learns a bias of
     keys, and counts the MLP of the position bias. Prevents: a layer, or a term of the count, that is missing.
     """
     own, multiply_adds, model = classifier(arch, 8, 256)
-    assert own + sum(len(stage.blocks) * C for stage, C in zip(model.stages, model.num_features, strict=True)) \
+    assert (
+        own + sum(len(stage.blocks) * C for stage, C in zip(model.stages, model.num_features, strict=True))
         == parameters
+    )
     bias = sum(bias_multiply_adds(stage, (64 // 2**i, 64 // 2**i)) for i, stage in enumerate(model.stages))
     assert round((multiply_adds + bias) / 1e9, 3) == gflops
 
@@ -62,9 +66,18 @@ def test_multiply_adds_are_those_that_run(window_fit, mask_padding):
 
     Prevents: a count for another window than the one in use, or without padding.
     """
-    model = SwinTransformerV2(embed_dims=16, depths=(2, 1), num_heads=(2, 4), out_indices=(1,), window_size=[(5, 3), 4],
-                              in_channels=4, patch_size=3, mlp_ratio=3.0, window_fit=window_fit,
-                              mask_padding=mask_padding)
+    model = SwinTransformerV2(
+        embed_dims=16,
+        depths=(2, 1),
+        num_heads=(2, 4),
+        out_indices=(1,),
+        window_size=[(5, 3), 4],
+        in_channels=4,
+        patch_size=3,
+        mlp_ratio=3.0,
+        window_fit=window_fit,
+        mask_padding=mask_padding,
+    )
     x, counted = torch.rand(1, 4, 67, 92), []
     for stage in model.stages:
         with FlopCounterMode(display=False) as counter:
@@ -80,11 +93,17 @@ def whole(name, **backbone):
     return cfg
 
 
-@pytest.mark.parametrize(('name', 'arch', 'size', 'parameters', 'gflops'), [
-    ('maskrcnn_swinv2_t', 'tiny', (800, 1280), 48, 267), ('maskrcnn_swinv2_t', 'small', (800, 1280), 69, 359),
-    ('cascade_maskrcnn_swinv2_t_w16_3x', 'tiny', (800, 1280), 86, 745),
-    ('cascade_maskrcnn_swinv2_t_w16_3x', 'small', (800, 1280), 107, 838),
-    ('upernet_swinv2_t', 'tiny', (512, 2048), 60, 945), ('upernet_swinv2_t', 'small', (512, 2048), 81, 1038)])
+@pytest.mark.parametrize(
+    ('name', 'arch', 'size', 'parameters', 'gflops'),
+    [
+        ('maskrcnn_swinv2_t', 'tiny', (800, 1280), 48, 267),
+        ('maskrcnn_swinv2_t', 'small', (800, 1280), 69, 359),
+        ('cascade_maskrcnn_swinv2_t_w16_3x', 'tiny', (800, 1280), 86, 745),
+        ('cascade_maskrcnn_swinv2_t_w16_3x', 'small', (800, 1280), 107, 838),
+        ('upernet_swinv2_t', 'tiny', (512, 2048), 60, 945),
+        ('upernet_swinv2_t', 'small', (512, 2048), 81, 1038),
+    ],
+)
 def test_published_with_heads(name, arch, size, parameters, gflops):
     """Swin V1's README: with window 7 its backbone has the same products; to 0.2 %, since it counts norms.
 
@@ -107,9 +126,9 @@ def test_a_two_stage_detector_by_hand():
     assert cost.size == (128, 96)
     tokens = [(128 // s) * (96 // s) for s in (4, 8, 16, 32)]
     neck = sum(n * (C * 64 + 64 * 64 * 9) for n, C in zip(tokens, (96, 192, 384, 768), strict=True))
-    tokens.append(2 * 2)                                                # the fifth level is a maximum of the fourth
-    rpn = sum(tokens) * 64 * (64 * 9 + 3 + 3 * 4)                       # three anchors: scores and boxes
-    box = 70 * (64 * 49 * 256 + 256 * 256 + 256 * (4 + 3 * 4))          # three classes and the background
+    tokens.append(2 * 2)  # the fifth level is a maximum of the fourth
+    rpn = sum(tokens) * 64 * (64 * 9 + 3 + 3 * 4)  # three anchors: scores and boxes
+    box = 70 * (64 * 49 * 256 + 256 * 256 + 256 * (4 + 3 * 4))  # three classes and the background
     mask = 30 * (4 * 14 * 14 * 64 * 64 * 9 + 14 * 14 * 64 * 64 * 4 + 28 * 28 * 64 * 3)
     assert cost.heads == neck + rpn + box + mask
 
@@ -140,9 +159,16 @@ def shrink_atss(model):
     model.neck.in_channels = [32, 64, 128]
 
 
-@pytest.mark.parametrize(('name', 'shrink'), [
-    ('dino_swinv2_t', shrink_dino), ('mask2former_swinv2_t', shrink_mask2former), ('atss_swinv2_t', shrink_atss),
-    ('mask2former_swinv2_t_ade20k', shrink_mask2former_ade20k), ('upernet_swinv2_t', shrink_upernet)])
+@pytest.mark.parametrize(
+    ('name', 'shrink'),
+    [
+        ('dino_swinv2_t', shrink_dino),
+        ('mask2former_swinv2_t', shrink_mask2former),
+        ('atss_swinv2_t', shrink_atss),
+        ('mask2former_swinv2_t_ade20k', shrink_mask2former_ade20k),
+        ('upernet_swinv2_t', shrink_upernet),
+    ],
+)
 def test_models_are_counted_as_they_run(name, shrink):
     """Without memory the same is counted as in a real prediction.
 
@@ -165,9 +191,11 @@ def test_models_are_counted_as_they_run(name, shrink):
             else:
                 model(image, [sample], mode='tensor')
     # Of the position bias, which a prediction without a counter computes once.
-    bias = sum(2 * offsets(window) * block.attn.cpb_mlp[0].out_features * (2 + block.attn.num_heads)
-               for stage, (_, window) in zip(model.backbone.stages, model.backbone.windows_on(size), strict=True)
-               for block in stage.blocks)
+    bias = sum(
+        2 * offsets(window) * block.attn.cpb_mlp[0].out_features * (2 + block.attn.num_heads)
+        for stage, (_, window) in zip(model.backbone.stages, model.backbone.windows_on(size), strict=True)
+        for block in stage.blocks
+    )
     assert 2 * cost.total + bias == counter.get_total_flops()
 
 

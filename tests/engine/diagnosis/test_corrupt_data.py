@@ -102,7 +102,9 @@ DAMAGE = {
     ('mmdet', 'mask is text'): (lambda d, s: first_objects(d, s, segmentation='x'), 'is a str'),
     ('mmdet', 'polygon of NaN'): (lambda d, s: first_objects(d, s, segmentation=[[float('nan')] * 6]), 'not a finite'),
     ('mmdet', 'RLE for another image'): (
-        lambda d, s: first_objects(d, s, segmentation=RLE | {'size': [128, 32]}), 'for 32 x 128 pixels'),
+        lambda d, s: first_objects(d, s, segmentation=RLE | {'size': [128, 32]}),
+        'for 32 x 128 pixels',
+    ),
     ('mmdet', 'short RLE'): (lambda d, s: first_objects(d, s, segmentation=RLE | {'counts': [5, 9]}), 'add up to 14'),
     ('mmdet', 'garbage RLE'): (lambda d, s: first_objects(d, s, segmentation=RLE | {'counts': '@@!garbage'}), 'RLE'),
     ('mmseg', 'no map'): (lambda d, s: (d / MAP.format(s)).unlink(), 'no such file'),
@@ -110,8 +112,10 @@ DAMAGE = {
     ('mmseg', 'small map'): (lambda d, s: save(d / MAP.format(s), np.ones((32, 48), np.uint8)), '48 x 32'),
     ('mmseg', 'coloured map'): (lambda d, s: save(d / MAP.format(s), np.ones((64, 64, 3), np.uint8)), '64 x 64 x 3'),
     ('mmseg', 'unknown label'): (
-        lambda d, s: save(d / MAP.format(s), np.full((64, 64), 5, np.uint8)), 'labels from 4 to 4.*4 classes'),
-}  # fmt: skip
+        lambda d, s: save(d / MAP.format(s), np.full((64, 64), 5, np.uint8)),
+        'labels from 4 to 4.*4 classes',
+    ),
+}
 
 
 @pytest.mark.parametrize(('scope', 'damage'), DAMAGE)
@@ -177,10 +181,17 @@ def test_a_set_that_is_gone_is_not_skipped(shapes):
         load('mmdet', bad_data='skip')[0]
 
 
-@pytest.mark.parametrize('values', [
-    {'bbox': [3, 3, 1, 1], 'area': 1}, {'bbox': [3, 3, 0, 0]}, {'area': 0}, {'bbox': [200, 3, 9, 9]},
-    {'bbox': [-5, -5, 40, 90]}, {'segmentation': [[1, 1, 9, 9]]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'values',
+    [
+        {'bbox': [3, 3, 1, 1], 'area': 1},
+        {'bbox': [3, 3, 0, 0]},
+        {'area': 0},
+        {'bbox': [200, 3, 9, 9]},
+        {'bbox': [-5, -5, 40, 90]},
+        {'segmentation': [[1, 1, 9, 9]]},
+    ],
+)
 def test_leaves_to_mmdet_what_it_leaves_out(values, shapes):
     """Bug: COCO's own oddities stop a run that MMDetection can do."""
     first_objects(shapes, 'training', **values)
@@ -236,14 +247,16 @@ def test_training_stops_in_one_paragraph(workers, tmp_path, run_tool, capsys):
     config = write_config(tmp_path, 'damaged.py', EXTRA, num_workers=workers)
     assert run_tool('train', config) == 2
     said = capsys.readouterr().err
-    error = said[said.index('error: '):]
+    error = said[said.index('error: ') :]
     assert len(error.strip().splitlines()) == 1
     assert re.search(r'^error: [25]\.png cannot be used: OSError: .*bad_data=skip', error)
 
 
 NARROW = {
-    'model.backbone.depths': [1, 1, 1, 1], 'model.backbone.embed_dims': 24, 'model.backbone.num_heads': [1, 1, 2, 2],
-}  # fmt: skip
+    'model.backbone.depths': [1, 1, 1, 1],
+    'model.backbone.embed_dims': 24,
+    'model.backbone.num_heads': [1, 1, 2, 2],
+}
 WIDTHS = [24, 48, 96, 192]
 
 
@@ -252,19 +265,31 @@ def test_a_batch_without_objects_has_a_finite_loss(scope):
     """Bug: a mean over no object, or over no pixel that counts, is NaN."""
     init_default_scope(scope)
     cfg = deepcopy(config_of(scope))
-    cfg.merge_from_dict(NARROW | (
-        {'model.neck.in_channels': WIDTHS} if scope == 'mmdet' else
-        {'model.decode_head.in_channels': WIDTHS, 'model.auxiliary_head.in_channels': WIDTHS[2],
-         'model.data_preprocessor.size': (64, 64)}
-    ))  # fmt: skip
+    cfg.merge_from_dict(
+        NARROW
+        | (
+            {'model.neck.in_channels': WIDTHS}
+            if scope == 'mmdet'
+            else {
+                'model.decode_head.in_channels': WIDTHS,
+                'model.auxiliary_head.in_channels': WIDTHS[2],
+                'model.data_preprocessor.size': (64, 64),
+            }
+        )
+    )
     for head in (cfg.model.get('decode_head'), cfg.model.get('auxiliary_head')):
         if head:
             head.loss_decode.class_weight = None  # mmseg 1.2.2 looks up the weight of the ignored label, too, and fails
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    data = model.data_preprocessor({'inputs': [torch.randint(255, (3, 64, 64)).byte()] * 2,
-                                    'data_samples': [empty_sample(scope) for _ in range(2)]}, True)  # fmt: skip
+    data = model.data_preprocessor(
+        {
+            'inputs': [torch.randint(255, (3, 64, 64)).byte()] * 2,
+            'data_samples': [empty_sample(scope) for _ in range(2)],
+        },
+        True,
+    )
     loss, terms = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     assert all(value.isfinite() for value in terms.values())
@@ -281,8 +306,11 @@ def empty_sample(scope):
         from mmdet.structures.bbox import HorizontalBoxes
         from mmdet.structures.mask import BitmapMasks
 
-        objects = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0, dtype=torch.long),
-                               masks=BitmapMasks(np.zeros((0, 64, 64), np.uint8), 64, 64))  # fmt: skip
+        objects = InstanceData(
+            bboxes=HorizontalBoxes(torch.zeros(0, 4)),
+            labels=torch.zeros(0, dtype=torch.long),
+            masks=BitmapMasks(np.zeros((0, 64, 64), np.uint8), 64, 64),
+        )
         sample = DetDataSample(gt_instances=objects, ignored_instances=objects[:0].clone())
     sample.set_metainfo({'img_shape': (64, 64), 'ori_shape': (64, 64), 'pad_shape': (64, 64), 'scale_factor': (1, 1)})
     return sample

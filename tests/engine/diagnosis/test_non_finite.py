@@ -55,7 +55,7 @@ def test_stops_in_front_of_the_update_and_names_the_module(poison, variant, tmp_
     config = poisoned(tmp_path, poison, extra, **settings)
     assert run_tool('train', config, '--work-dir', 'run', *(['--amp', amp] if amp else [])) == 2
     said = capsys.readouterr().err
-    error = said[said.index('error: '):]
+    error = said[said.index('error: ') :]
     assert len(error.strip().splitlines()) == 1
     assert re.search(r'bad module is poison, which', error), error
     dump = re.search(r'replay_step\.py (\S+\.pth)\.', error)[1]
@@ -64,7 +64,7 @@ def test_stops_in_front_of_the_update_and_names_the_module(poison, variant, tmp_
     assert step.where in error and '5.png' in error
     for checkpoint in map(read_checkpoint, Path('run').glob('[ei]*.pth')):
         assert all(tensor.isfinite().all() for tensor in checkpoint['state_dict'].values())
-    found = error[error.index('The first bad module'):error.index(' The batch')]
+    found = error[error.index('The first bad module') : error.index(' The batch')]
     assert run_tool('replay_step', dump) == 0
     assert found in capsys.readouterr().out
 
@@ -89,7 +89,7 @@ def test_reads_the_batches_of_both_frameworks(scope, tmp_path):
 
 def test_infinite_gradients_are_the_loss_scale_s_business(tmp_path):
     """Bug: float16 stops while its scale is still searched for, or goes on through losses of NaN."""
-    scale = "optim_wrapper.update(loss_scale=dict(init_scale=2.0**40, growth_interval=10**6))\n"
+    scale = 'optim_wrapper.update(loss_scale=dict(init_scale=2.0**40, growth_interval=10**6))\n'
     scale += "optim_wrapper['optimizer'].update(fused=True)\n"  # which is called even where its update is left out
     runner = train(prepare_training(poisoned(tmp_path, 'none', scale), work_dir='run', amp='fp16'))
     assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**40

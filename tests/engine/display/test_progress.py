@@ -232,9 +232,16 @@ def test_the_end_needs_no_estimate():
 
 @pytest.mark.parametrize(
     ('seconds', 'words'),
-    [(0.2, '0 s'), (99.4, '99 s'), (100, '2 min'), (5999, '1 h 40 min'), (5900, '98 min'), (47.9 * 3600, '47 h 54 min'),
-     (49 * 3600, '2 d 1 h')],
-)  # fmt: skip
+    [
+        (0.2, '0 s'),
+        (99.4, '99 s'),
+        (100, '2 min'),
+        (5999, '1 h 40 min'),
+        (5900, '98 min'),
+        (47.9 * 3600, '47 h 54 min'),
+        (49 * 3600, '2 d 1 h'),
+    ],
+)
 def test_durations_are_words(seconds, words):
     assert duration(seconds) == words
 

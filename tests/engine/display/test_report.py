@@ -80,8 +80,11 @@ def test_any_log_is_drawn(records, tail, tmp_path):
 def test_the_best_metric_is_a_number_and_runs_have_names(tmp_path):
     """Bug: a picture from which nobody can read what was reached, and which curve is whose."""
     for name, best in (('first', 0.519), ('second', 0.618)):
-        log(tmp_path / name, '20260101_000000', [
-            *steps(10, 31), {'coco/bbox_mAP': best, 'step': 30}, *steps(40, 61), {'coco/bbox_mAP': 0.1, 'step': 60}])
+        log(
+            tmp_path / name,
+            '20260101_000000',
+            [*steps(10, 31), {'coco/bbox_mAP': best, 'step': 30}, *steps(40, 61), {'coco/bbox_mAP': 0.1, 'step': 60}],
+        )
     assert 'best bbox_mAP 0.519 (iteration 30)' in texts([tmp_path / 'first'], tmp_path)
     both = texts([tmp_path / 'first', tmp_path / 'second'], tmp_path)
     assert 'first: bbox_mAP: best 0.519' in both and 'second: bbox_mAP: best 0.618' in both
@@ -113,8 +116,10 @@ def test_medians_follow_the_values_and_ignore_what_is_none():
     assert np.isnan(running_median(np.full(3, np.nan))).all()
 
 
-REPORT = "default_hooks['report'] = dict(type='swinv2_mm.ReportHook')\n" \
-         "default_hooks['logger'] = dict(type='LoggerHook', interval=1)\n"  # fmt: skip
+REPORT = (
+    "default_hooks['report'] = dict(type='swinv2_mm.ReportHook')\n"
+    "default_hooks['logger'] = dict(type='LoggerHook', interval=1)\n"
+)
 
 
 def test_training_draws_while_it_goes_and_a_failure_is_a_warning(own_process, tmp_path, monkeypatch):

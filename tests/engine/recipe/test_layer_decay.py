@@ -23,22 +23,44 @@ CONSTRUCTOR = 'swinv2_mm.LayerDecayOptimWrapperConstructor'
 ABOVE = {
     'tiny': {
         'patch_embed': 13,
-        'stages.0.blocks.0': 12, 'stages.0.blocks.1': 11, 'stages.1.downsample': 11,
-        'stages.1.blocks.0': 10, 'stages.1.blocks.1': 9, 'stages.2.downsample': 9,
-        'stages.2.blocks.0': 8, 'stages.2.blocks.1': 7, 'stages.2.blocks.2': 6,
-        'stages.2.blocks.3': 5, 'stages.2.blocks.4': 4, 'stages.2.blocks.5': 3, 'stages.3.downsample': 3,
-        'stages.3.blocks.0': 2, 'stages.3.blocks.1': 1,
-        'norm0': 0, 'norm1': 0, 'norm2': 0, 'norm3': 0,
+        'stages.0.blocks.0': 12,
+        'stages.0.blocks.1': 11,
+        'stages.1.downsample': 11,
+        'stages.1.blocks.0': 10,
+        'stages.1.blocks.1': 9,
+        'stages.2.downsample': 9,
+        'stages.2.blocks.0': 8,
+        'stages.2.blocks.1': 7,
+        'stages.2.blocks.2': 6,
+        'stages.2.blocks.3': 5,
+        'stages.2.blocks.4': 4,
+        'stages.2.blocks.5': 3,
+        'stages.3.downsample': 3,
+        'stages.3.blocks.0': 2,
+        'stages.3.blocks.1': 1,
+        'norm0': 0,
+        'norm1': 0,
+        'norm2': 0,
+        'norm3': 0,
     },
     'large': {
         'patch_embed': 25,
-        'stages.0.blocks.0': 24, 'stages.0.blocks.1': 23, 'stages.1.downsample': 23,
-        'stages.1.blocks.0': 22, 'stages.1.blocks.1': 21, 'stages.2.downsample': 21,
-        **{f'stages.2.blocks.{i}': 20 - i for i in range(18)}, 'stages.3.downsample': 3,
-        'stages.3.blocks.0': 2, 'stages.3.blocks.1': 1,
-        'norm0': 0, 'norm1': 0, 'norm2': 0, 'norm3': 0,
+        'stages.0.blocks.0': 24,
+        'stages.0.blocks.1': 23,
+        'stages.1.downsample': 23,
+        'stages.1.blocks.0': 22,
+        'stages.1.blocks.1': 21,
+        'stages.2.downsample': 21,
+        **{f'stages.2.blocks.{i}': 20 - i for i in range(18)},
+        'stages.3.downsample': 3,
+        'stages.3.blocks.0': 2,
+        'stages.3.blocks.1': 1,
+        'norm0': 0,
+        'norm1': 0,
+        'norm2': 0,
+        'norm3': 0,
     },
-}  # fmt: skip
+}
 PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.downsample|stages\.\d+\.blocks\.\d+|norm\d)\.')
 UNDECAYED = re.compile(r'bias$|(norm\d?|bn)\.weight$|cpb_mlp|logit_scale')
 
@@ -114,7 +136,8 @@ def test_every_size(arch):
     names = [group['group_name'] for group in groups_of(backbone, decay_rate=0.9, **SCHEDULE.paramwise_cfg)]
     assert sorted(names) == sorted(
         [f'layer_{i}_{kind}' for i in range(len(blocks) + 1) for kind in ('decay', 'no_decay')]
-        + [f'layer_{len(blocks) + 1}_no_decay'])  # above the blocks there are the output norms alone
+        + [f'layer_{len(blocks) + 1}_no_decay']
+    )  # above the blocks there are the output norms alone
 
 
 def test_multipliers_multiply():
@@ -144,8 +167,12 @@ def test_settings_of_other_kinds_stay():
     """
     model = whole('maskrcnn_swinv2_t', 'tiny')
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = groups_of(model, optimizer=dict(type='AdamW', lr=1.0), decay_rate=0.9,
-                       custom_keys={'mlp.fc1.weight': dict(betas=[0.5, 0.6])})
+    groups = groups_of(
+        model,
+        optimizer=dict(type='AdamW', lr=1.0),
+        decay_rate=0.9,
+        custom_keys={'mlp.fc1.weight': dict(betas=[0.5, 0.6])},
+    )
     for group in groups:
         for parameter in group['params']:
             name = names[parameter]
@@ -164,8 +191,11 @@ def test_frozen_stages():
     """Frozen parameters are left out, the others keep their layers. Prevents: layers counted from what is trained."""
     backbone = SwinTransformerV2(embed_dims=8, depths=(1, 2), num_heads=(1, 1), out_indices=(1,), frozen_stages=1)
     pairs = found(backbone, decay_rate=0.5)
-    assert set(pairs) == {name for name, p in backbone.named_parameters() if p.requires_grad} != set(
-        dict(backbone.named_parameters()))
+    assert (
+        set(pairs)
+        == {name for name, p in backbone.named_parameters() if p.requires_grad}
+        != set(dict(backbone.named_parameters()))
+    )
     rates = {name: lr for name, (lr, _) in pairs.items()}
     assert rates['stages.1.downsample.norm.weight'] == 1e-4 / 8
     assert rates['stages.1.blocks.0.norm1.weight'] == 1e-4 / 4
@@ -200,22 +230,26 @@ default_hooks['checkpoint'] = None
     groups = runner.optim_wrapper.optimizer.param_groups
     base = 1e-2 * 2 / 16
     initial = {group['group_name']: group['initial_lr'] for group in groups}
-    assert initial == pytest.approx({
-        f'layer_{layer}_{kind}': base * 0.5 ** (4 - layer) for layer in range(5) for kind in ('decay', 'no_decay')})
+    assert initial == pytest.approx(
+        {f'layer_{layer}_{kind}': base * 0.5 ** (4 - layer) for layer in range(5) for kind in ('decay', 'no_decay')}
+    )
     done = {round(group['lr'] / group['initial_lr'], 9) for group in groups}
     assert len(done) == 1 and 0.1 < done.pop() < 1.0
     assert runner.message_hub.get_scalar('train/lr').data[0][0] == pytest.approx(0.1 * base)
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    (dict(), 'decay_rate=None must be a number'),
-    (dict(decay_rate=0), 'decay_rate=0 must be'),
-    (dict(decay_rate=1.5), 'at most 1'),
-    (dict(decay_rate='0.9'), "decay_rate='0.9' must be"),
-    (dict(decay_rate=True), 'decay_rate=True must be'),
-    (dict(decay_rate=0.9, num_layers=12), 'num_layers: leave it out'),
-    (dict(decay_rate=0.9, decay_type='stage_wise'), 'decay_type: leave it out'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(), 'decay_rate=None must be a number'),
+        (dict(decay_rate=0), 'decay_rate=0 must be'),
+        (dict(decay_rate=1.5), 'at most 1'),
+        (dict(decay_rate='0.9'), "decay_rate='0.9' must be"),
+        (dict(decay_rate=True), 'decay_rate=True must be'),
+        (dict(decay_rate=0.9, num_layers=12), 'num_layers: leave it out'),
+        (dict(decay_rate=0.9, decay_type='stage_wise'), 'decay_type: leave it out'),
+    ],
+)
 def test_wrong_settings(own_process, tmp_path, settings, message):
     """Told before anything is written, and by the constructor alone. Prevents: a rate that grows, or a setting of
     MMDetection's constructor that means nothing here.

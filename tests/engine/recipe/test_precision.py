@@ -33,8 +33,11 @@ def pretend(monkeypatch, device, arithmetic=(torch.bfloat16, torch.float16)):
     """Have a machine of this kind, with arithmetic for these of the halves; a GPU emulates the others."""
     monkeypatch.setattr(precision, 'get_device', lambda: device)
     monkeypatch.setattr(precision, 'has_arithmetic', lambda dtype: dtype in (torch.float32, torch.float64, *arithmetic))
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
-                        lambda including_emulation=True: including_emulation or torch.bfloat16 in arithmetic)
+    monkeypatch.setattr(
+        torch.cuda,
+        'is_bf16_supported',
+        lambda including_emulation=True: including_emulation or torch.bfloat16 in arithmetic,
+    )
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Tesla T4')
 
 
@@ -112,10 +115,12 @@ def test_the_config_says_what_was_asked_for(kind, arithmetic, chosen, line, monk
 
 @pytest.mark.parametrize(
     ('kind', 'dtype', 'name', 'slower', 'remedy'),
-    [('cpu', 'bfloat16', 'this processor', '80 times', 'auto'),
-     ('cpu', 'float16', 'this processor', '80 times', 'fp32'),
-     ('cuda', 'bfloat16', 'Tesla T4', 'slower than float16', 'fp16')],
-)  # fmt: skip
+    [
+        ('cpu', 'bfloat16', 'this processor', '80 times', 'auto'),
+        ('cpu', 'float16', 'this processor', '80 times', 'fp32'),
+        ('cuda', 'bfloat16', 'Tesla T4', 'slower than float16', 'fp16'),
+    ],
+)
 def test_an_emulated_type_is_obeyed_with_a_warning(kind, dtype, name, slower, remedy, monkeypatch, said):
     """Bug: the type is refused or replaced; or nine hours instead of minutes, without a word of why."""
     pretend(monkeypatch, kind, ())
@@ -150,15 +155,18 @@ def test_the_processor_is_asked(tmp_path):
 
     Bug: a list of processors of our own, or an answer that torch's operations do not keep to.
     """
-    code = 'import torch\nfrom swinv2_mm.models.kernels.arithmetic import has_arithmetic as has\n' \
-           'print(*(has(getattr(torch, name)) for name in ("float32", "float64", "bfloat16", "float16", "int8")))'
+    code = (
+        'import torch\nfrom swinv2_mm.models.kernels.arithmetic import has_arithmetic as has\n'
+        'print(*(has(getattr(torch, name)) for name in ("float32", "float64", "bfloat16", "float16", "int8")))'
+    )
     environment = dict(os.environ, ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')
     out = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.split() == ['True', 'True', 'False', 'False', 'False']
 
 
-@pytest.mark.parametrize(('onednn', 'widens', 'wanted'),
-                         [(True, False, True), (True, True, False), (False, False, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ('onednn', 'widens', 'wanted'), [(True, False, True), (True, True, False), (False, False, False)]
+)
 def test_bfloat16_in_float32_registers_is_no_arithmetic(onednn, widens, wanted, monkeypatch):
     """Bug: AVX-512 without AVX512_BF16 or a torch without oneDNN counts, where bfloat16 is the slowest type."""
     monkeypatch.setattr(arithmetic, '_widens_bfloat16', lambda: widens)
@@ -198,8 +206,9 @@ def test_a_run_goes_on_on_another_kind_of_processor(tmp_path, monkeypatch):
     train(prepare_training(path, amp='fp16', work_dir='gpu'))
     assert 'loss_scaler' in read_checkpoint('gpu/epoch_1.pth')['optimizer']
     monkeypatch.setattr(precision, 'has_arithmetic', lambda dtype: dtype == torch.float32)
-    finished = [train(prepare_training(path, amp=name, work_dir=name, resume='gpu/epoch_1.pth'))
-                for name in ('auto', 'fp32')]
+    finished = [
+        train(prepare_training(path, amp=name, work_dir=name, resume='gpu/epoch_1.pth')) for name in ('auto', 'fp32')
+    ]
     for auto, exact in zip(*(runner.model.parameters() for runner in finished), strict=True):
         assert torch.equal(auto, exact)
     assert Config.fromfile('auto/tiny.py').optim_wrapper.dtype == 'auto'
@@ -262,7 +271,7 @@ def test_the_loss_scale_finds_its_size_and_is_resumed(tmp_path):
 
     From 2 ** 40 on, float16 gradients overflow; each step that does so is left out and halves the scale.
     """
-    scale = "optim_wrapper.update(loss_scale=dict(init_scale=2.0**40, growth_interval=10**6))\n"
+    scale = 'optim_wrapper.update(loss_scale=dict(init_scale=2.0**40, growth_interval=10**6))\n'
     path = write_config(tmp_path, 'half.py', scale, noise=False)
     straight = train(prepare_training(path, amp='fp16', work_dir='straight'))
     found = straight.optim_wrapper.loss_scaler.get_scale()

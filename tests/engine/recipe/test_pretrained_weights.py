@@ -18,8 +18,13 @@ from swinv2_mm.engine.checks.pretrained import check_pretrained, starts_from_noi
 from swinv2_mm.engine.saving.matching import CheckpointMatchHook
 from swinv2_mm.errors import UserError
 
-BACKBONE = {'type': 'swinv2_mm.SwinTransformerV2', 'embed_dims': 8, 'depths': (1, 2), 'num_heads': (1, 2),
-            'out_indices': (0, 1)}
+BACKBONE = {
+    'type': 'swinv2_mm.SwinTransformerV2',
+    'embed_dims': 8,
+    'depths': (1, 2),
+    'num_heads': (1, 2),
+    'out_indices': (0, 1),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +61,8 @@ def tables(windows, pretrained):
         axis = axis.sign() * torch.log2(1 + axis.abs()) / 3
         for j in range((1, 2)[i]):
             out[f'layers.{i}.blocks.{j}.attn.relative_coords_table'] = torch.stack(
-                torch.meshgrid(axis, axis, indexing='ij'), dim=-1)[None]
+                torch.meshgrid(axis, axis, indexing='ij'), dim=-1
+            )[None]
     return out
 
 
@@ -86,7 +92,10 @@ def test_loads_another_layout_without_a_step_between(microsoft, state, log):
     model = build(microsoft, window_size=12)
     assert model.pretrained_window_sizes == ((8, 8), (4, 4))
     assert [block.attn.pretrained_window_size for stage in model.stages for block in stage.blocks] == [
-        (8, 8), (4, 4), (4, 4)]
+        (8, 8),
+        (4, 4),
+        (4, 4),
+    ]
     got = loaded(model)
     assert all(torch.equal(got[key], value) for key, value in state.items() if not key.startswith('norm0'))
     assert torch.equal(got['norm0.weight'], torch.ones(8))
@@ -114,8 +123,16 @@ def test_the_right_windows_are_named(microsoft):
 
 def test_a_released_name_tells_its_windows_without_being_fetched():
     """Prevents: a test run that needs the ImageNet weights, or that scales the bias by the config's window."""
-    model = MODELS.build(dict(type='swinv2_mm.SwinTransformerV2', arch='base', window_size=32, init_cfg=dict(
-        type='swinv2_mm.Pretrained', checkpoint='swinv2_base_patch4_window12to24_192to384_22kto1k_ft')))
+    model = MODELS.build(
+        dict(
+            type='swinv2_mm.SwinTransformerV2',
+            arch='base',
+            window_size=32,
+            init_cfg=dict(
+                type='swinv2_mm.Pretrained', checkpoint='swinv2_base_patch4_window12to24_192to384_22kto1k_ft'
+            ),
+        )
+    )
     assert model.pretrained_window_sizes == ((12, 12), (12, 12), (12, 12), (6, 6))
 
 
@@ -149,8 +166,18 @@ def test_weights_that_are_gone_when_the_model_is_built_again(microsoft, tmp_path
     build(tmp_path / 'gone.pth', pretrained_window_sizes=8)
 
 
-@pytest.mark.parametrize('changes', [dict(embed_dims=16), dict(depths=(1, 3)), dict(depths=(1, 1)),
-                                     dict(num_heads=(2, 4)), dict(mlp_ratio=2.0), dict(qkv_bias=False)], ids=str)
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(embed_dims=16),
+        dict(depths=(1, 3)),
+        dict(depths=(1, 1)),
+        dict(num_heads=(2, 4)),
+        dict(mlp_ratio=2.0),
+        dict(qkv_bias=False),
+    ],
+    ids=str,
+)
 def test_another_size_fails(microsoft, changes):
     """Prevents: a backbone that is partly random, or weights that are partly left out."""
     model = build(microsoft, **changes)
@@ -167,11 +194,15 @@ def test_fewer_stages_or_outputs_than_the_file(microsoft, state):
     assert 'norm1.weight' not in loaded(build(microsoft, out_indices=(0,)))
 
 
-@pytest.mark.parametrize(('changes', 'words'), [
-    (dict(in_channels=1), 'from 3 to 1 channels'), (dict(in_channels=5), 'from 3 to 5 channels'),
-    (dict(patch_size=8), 'from patches of 4 pixels to 8'),
-    (dict(patch_size=2, in_channels=4), 'channels and from patches'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(in_channels=1), 'from 3 to 1 channels'),
+        (dict(in_channels=5), 'from 3 to 5 channels'),
+        (dict(patch_size=8), 'from patches of 4 pixels to 8'),
+        (dict(patch_size=2, in_channels=4), 'channels and from patches'),
+    ],
+)
 def test_other_images_adapt_the_patch_embedding(microsoft, state, changes, words, log):
     """With a warning; everything else is untouched. Prevents: a random patch embedding."""
     model = build(microsoft, **changes)
@@ -196,17 +227,34 @@ def test_the_backbone_of_a_detector_and_its_average(state, tmp_path):
 def test_belongs_into_a_backbone(microsoft):
     """Prevents: a detector whose init_cfg fills nothing."""
     from mmengine.model import BaseModule
+
     with pytest.raises(UserError, match=r'model\.backbone\.init_cfg'):
         BaseModule(init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=str(microsoft))).init_weights()
 
 
 def test_padding_is_told_for_the_size_of_the_pipeline(microsoft, log):
     """Prevents: windows that cost four times the tokens without anybody noticing."""
-    cfg = Config(dict(
-        model=dict(type='Detector', backbone=dict(BACKBONE, window_size=8, init_cfg=dict(
-            type='swinv2_mm.Pretrained', checkpoint=str(microsoft)))),
-        train_dataloader=dict(dataset=dict(type='Repeat', dataset=dict(pipeline=[
-            dict(type='RandomChoiceResize', scales=[(64, 32), (100, 36)], keep_ratio=True), dict(type='Pack')])))))
+    cfg = Config(
+        dict(
+            model=dict(
+                type='Detector',
+                backbone=dict(
+                    BACKBONE, window_size=8, init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=str(microsoft))
+                ),
+            ),
+            train_dataloader=dict(
+                dataset=dict(
+                    type='Repeat',
+                    dataset=dict(
+                        pipeline=[
+                            dict(type='RandomChoiceResize', scales=[(64, 32), (100, 36)], keep_ratio=True),
+                            dict(type='Pack'),
+                        ]
+                    ),
+                )
+            ),
+        )
+    )
     check_pretrained(cfg)
     tell_input_size(cfg)
     assert not starts_from_noise(cfg)
@@ -216,18 +264,25 @@ def test_padding_is_told_for_the_size_of_the_pipeline(microsoft, log):
     assert f'at 36x100 windows compute {512 / 225:.2f} {80 / 65:.2f} tokens' in log[0].message
 
 
-@pytest.mark.parametrize(('pipeline', 'size'), [
-    ([dict(type='Resize', scale=(1333, 800))], (800, 1333)),
-    ([dict(type='RandomResize', scale=(2048, 512)), dict(type='RandomCrop', crop_size=(512, 640))], (512, 640)),
-    ([dict(type='RandomResize', scale=[(100, 50), (200, 100)])], (100, 200)),
-    ([dict(type='RandomCrop', crop_size=64)], (64, 64)),
-    ([dict(type='RandomCrop', crop_size=(0.5, 0.5), crop_type='relative')], None),
-    ([], None),
-])
+@pytest.mark.parametrize(
+    ('pipeline', 'size'),
+    [
+        ([dict(type='Resize', scale=(1333, 800))], (800, 1333)),
+        ([dict(type='RandomResize', scale=(2048, 512)), dict(type='RandomCrop', crop_size=(512, 640))], (512, 640)),
+        ([dict(type='RandomResize', scale=[(100, 50), (200, 100)])], (100, 200)),
+        ([dict(type='RandomCrop', crop_size=64)], (64, 64)),
+        ([dict(type='RandomCrop', crop_size=(0.5, 0.5), crop_type='relative')], None),
+        ([], None),
+    ],
+)
 def test_the_size_of_the_images_is_read_off_the_pipeline(pipeline, size):
     """Scales are (columns, rows), crops (rows, columns). Prevents: the padding cost of a portrait for a landscape."""
-    cfg = Config(dict(model=dict(type='D', backbone=dict(BACKBONE, init_cfg=dict(
-        type='swinv2_mm.Pretrained', checkpoint='x'))), train_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    cfg = Config(
+        dict(
+            model=dict(type='D', backbone=dict(BACKBONE, init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='x'))),
+            train_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
+    )
     tell_input_size(cfg)
     told = cfg.model.backbone.init_cfg.get('input_size')
     assert (None if told is None else tuple(told)) == size
@@ -259,8 +314,11 @@ def test_a_training_is_refused_before_it_starts(state, tmp_path):
 def test_hugging_face_folders_tell_their_windows(state, tmp_path):
     """Prevents: the window of 16 taken for the normaliser of the last stage, which only has a map of 8."""
     save_file(export_state_dict(state, 'huggingface')[0], tmp_path / 'model.safetensors')
-    (tmp_path / 'config.json').write_text(json.dumps(dict(
-        model_type='swinv2', image_size=64, patch_size=4, window_size=16, pretrained_window_sizes=[0, 0])))
+    (tmp_path / 'config.json').write_text(
+        json.dumps(
+            dict(model_type='swinv2', image_size=64, patch_size=4, window_size=16, pretrained_window_sizes=[0, 0])
+        )
+    )
     assert build(tmp_path).pretrained_window_sizes == ((16, 16), (8, 8))
 
 
@@ -278,8 +336,16 @@ def test_the_windows_outlive_the_checkpoint(microsoft):
     """They are in the weights that a run saves, and its config stays as it was written. Prevents: another normaliser
     once init_cfg is None or its file gone; a config that contradicts the next weights.
     """
-    cfg = Config(dict(model=dict(type='Detector', backbone=dict(BACKBONE, window_size=16, init_cfg=dict(
-        type='swinv2_mm.Pretrained', checkpoint=str(microsoft))))))
+    cfg = Config(
+        dict(
+            model=dict(
+                type='Detector',
+                backbone=dict(
+                    BACKBONE, window_size=16, init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=str(microsoft))
+                ),
+            )
+        )
+    )
     check_pretrained(cfg)
     assert 'pretrained_window_sizes' not in cfg.model.backbone
     trained = MODELS.build(cfg.model.backbone)
@@ -300,14 +366,17 @@ model = dict(type='D', detector=dict(backbone=dict(
 """
 
 
-@pytest.mark.parametrize(('prefix', 'more', 'expected'), [
-    ('detector.backbone.', '', (((16, 16), (16, 16)), ((8, 8), (4, 4)))),
-    ('backbone.', '', (((4, 6), (4, 4)), ((4, 6), (4, 4)))),
-    ('backbone.', 'pretrained_window_sizes=(0, 5)', (((4, 6), (4, 4)), ((4, 6), (5, 5)))),
-    ('backbone.', "init_cfg=[dict(type='swinv2_mm.Pretrained', checkpoint='x')]", (None, None)),
-    ('backbone.', 'pretrained_window_sizes=f(8)', (None, None)),  # nothing is run
-    ('teacher.', '', (None, None)),  # which of the two is not known
-])
+@pytest.mark.parametrize(
+    ('prefix', 'more', 'expected'),
+    [
+        ('detector.backbone.', '', (((16, 16), (16, 16)), ((8, 8), (4, 4)))),
+        ('backbone.', '', (((4, 6), (4, 4)), ((4, 6), (4, 4)))),
+        ('backbone.', 'pretrained_window_sizes=(0, 5)', (((4, 6), (4, 4)), ((4, 6), (5, 5)))),
+        ('backbone.', "init_cfg=[dict(type='swinv2_mm.Pretrained', checkpoint='x')]", (None, None)),
+        ('backbone.', 'pretrained_window_sizes=f(8)', (None, None)),  # nothing is run
+        ('teacher.', '', (None, None)),  # which of the two is not known
+    ],
+)
 def test_the_config_of_a_training_is_read_at_its_place(prefix, more, expected):
     """Prevents: the first backbone of the text taken for the model's, as a variable of the base files is."""
     assert windows_of_training(CONFIG.format(more=more), prefix, 2) == expected
@@ -321,10 +390,16 @@ def test_a_test_with_another_normaliser_is_refused(state):
     """
     plain = {k: v for k, v in BACKBONE.items() if k != 'type'}
     weights = {f'backbone.{key}': value for key, value in state.items()}
-    of_config = {'state_dict': weights, 'meta': {'cfg': "swinv2_t = dict(type='swinv2_mm.SwinTransformerV2')\nmodel = "
-                 "dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', pretrained_window_sizes=[8, 4]))"}}
+    of_config = {
+        'state_dict': weights,
+        'meta': {
+            'cfg': "swinv2_t = dict(type='swinv2_mm.SwinTransformerV2')\nmodel = "
+            "dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', pretrained_window_sizes=[8, 4]))"
+        },
+    }
     of_weights = {'state_dict': weights | {'backbone.pretrained_windows': torch.tensor([[8, 8], [4, 4]])}}
     for checkpoint in (of_config, of_weights):
+
         def check(given, checkpoint=checkpoint):
             backbone = SwinTransformerV2(**plain, window_size=16, pretrained_window_sizes=given)
             runner = SimpleNamespace(model=torch.nn.ModuleDict(dict(backbone=backbone)), _load_from='run.pth')

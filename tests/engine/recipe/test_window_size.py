@@ -24,7 +24,8 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone = SwinTransformerV2(
-            embed_dims=8, depths=(1, 1), num_heads=(1, 1), out_indices=(1,), window_size=4)
+            embed_dims=8, depths=(1, 1), num_heads=(1, 1), out_indices=(1,), window_size=4
+        )
 
 
 class Runner:
@@ -86,9 +87,13 @@ class PipedImages(TinyImages):
 @pytest.mark.parametrize('tta', [False, True])
 def test_a_wrong_window_is_told_before_the_test(tmp_path, tta):
     """Prevents: a test-time augmented test that sets up everything, and then says that the window cannot be."""
-    config = write_config(tmp_path, extra=(
-        "test_dataloader = dict(val_dataloader, dataset=dict(type='PipedImages', augment=False))\n"
-        "tta_model, tta_pipeline = dict(type='Averaged'), [dict(type='Anything')]\n"))
+    config = write_config(
+        tmp_path,
+        extra=(
+            "test_dataloader = dict(val_dataloader, dataset=dict(type='PipedImages', augment=False))\n"
+            "tta_model, tta_pipeline = dict(type='Averaged'), [dict(type='Anything')]\n"
+        ),
+    )
     cfg = prepare_training(str(config), work_dir='work')
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, 'weights.pth')
     prepare_test(str(config), 'weights.pth', tta=tta, window_size=[2, 3])
@@ -97,8 +102,9 @@ def test_a_wrong_window_is_told_before_the_test(tmp_path, tta):
 
 
 def report(*arguments):
-    return subprocess.run([sys.executable, str(ROOT / 'tools' / 'window_report.py'), *arguments], capture_output=True,
-                          text=True, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'window_report.py'), *arguments], capture_output=True, text=True, cwd=ROOT
+    )
 
 
 def test_the_report_of_a_config():

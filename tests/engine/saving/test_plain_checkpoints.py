@@ -271,11 +271,14 @@ def test_resuming_says_nothing_of_an_unchanged_dataset(kind, tmp_path, monkeypat
     """
     if kind in ('mmdet', 'mmseg'):
         pytest.importorskip(kind)
-    monkeypatch.setattr(TinyImages, 'metainfo', property(lambda self: pickle.loads(pickle.dumps(metainfo(kind)))),
-                        raising=False)  # fmt: skip
+    monkeypatch.setattr(
+        TinyImages, 'metainfo', property(lambda self: pickle.loads(pickle.dumps(metainfo(kind)))), raising=False
+    )
     # mmengine would take runs of one name that start in the same second for one.
-    first, second, third = (write_config(tmp_path, f'{kind}_{number}.py',
-                                         train_cfg='dict(by_epoch=True, max_epochs=1)') for number in range(3))
+    first, second, third = (
+        write_config(tmp_path, f'{kind}_{number}.py', train_cfg='dict(by_epoch=True, max_epochs=1)')
+        for number in range(3)
+    )
     train(prepare_training(first, work_dir='run'))
     checkpoint = torch.load('run/epoch_1.pth')
     assert foreign(checkpoint) == [] and len(checkpoint['meta']['dataset_meta']['classes']) >= 2
@@ -293,16 +296,29 @@ class Level(IntEnum):
 @pytest.mark.parametrize(
     ('value', 'plain'),
     [
-        (np.float64(0.5), 0.5), (np.float32(0.1), float(np.float32(0.1))), (np.int64(3), 3), (np.bool_(True), True),
-        (np.str_('a'), 'a'), (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]), (np.array([None, 'a']), [None, 'a']),
-        (Level.HIGH, 3), (Path('a/b'), 'a/b'), (ConfigDict(a=[ConfigDict(b=1)]), {'a': [{'b': 1}]}),
-        ({3, 1, 2}, [1, 2, 3]), (deque([1]), [1]), (range(2), [0, 1]), ({np.int64(1): (np.int64(2),)}, {1: (2,)}),
-        (OrderedDict(a=np.float64(1)), OrderedDict(a=1.0)), (Counter([np.int64(1)]), Counter([1])),
-        (defaultdict(list, a=[1]), {'a': [1]}), (b'', bytearray()), ({'f': open}, {}),
+        (np.float64(0.5), 0.5),
+        (np.float32(0.1), float(np.float32(0.1))),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.str_('a'), 'a'),
+        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+        (np.array([None, 'a']), [None, 'a']),
+        (Level.HIGH, 3),
+        (Path('a/b'), 'a/b'),
+        (ConfigDict(a=[ConfigDict(b=1)]), {'a': [{'b': 1}]}),
+        ({3, 1, 2}, [1, 2, 3]),
+        (deque([1]), [1]),
+        (range(2), [0, 1]),
+        ({np.int64(1): (np.int64(2),)}, {1: (2,)}),
+        (OrderedDict(a=np.float64(1)), OrderedDict(a=1.0)),
+        (Counter([np.int64(1)]), Counter([1])),
+        (defaultdict(list, a=[1]), {'a': [1]}),
+        (b'', bytearray()),
+        ({'f': open}, {}),
         (np.longdouble(1), None),
     ],
     ids=lambda value: type(value).__name__,
-)  # fmt: skip
+)
 def test_each_kind_becomes_plain(value, plain):
     """Bug: a subclass that equals what it derives from is kept, and torch refuses its name."""
     found = to_plain(value)
@@ -322,10 +338,12 @@ def test_what_is_plain_stays_the_same_object():
 
 
 def test_a_log_comes_back_as_it_was():
-    """Bug: counts, the length limit or whole numbers of a log that are lost on the way; a second hook that empties it.
-    """
-    buffers = {'a': HistoryBuffer([1, 2, 3], [1, 2, 1], max_length=3), 'b': HistoryBuffer([0.1, float('nan')], [1, 1]),
-               'c': HistoryBuffer()}  # fmt: skip
+    """Bug: counts, the length limit or whole numbers that a log loses on the way; a second hook that empties it."""
+    buffers = {
+        'a': HistoryBuffer([1, 2, 3], [1, 2, 1], max_length=3),
+        'b': HistoryBuffer([0.1, float('nan')], [1, 1]),
+        'c': HistoryBuffer(),
+    }
     hub = {'log_scalars': OrderedDict(buffers), 'runtime_info': {'d': 1}, 'resumed_keys': dict.fromkeys('abcd', True)}
     checkpoint = {'message_hub': hub}
     assert make_plain(checkpoint) == {} and make_plain(checkpoint) == {}

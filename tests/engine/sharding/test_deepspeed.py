@@ -41,17 +41,27 @@ TRAINED = [path for path in UNSHARDED if not path.stem.endswith('_test')]
         (dict(clip_grad=None), {}, dict(gradient_accumulation_steps=1)),
         (
             dict(type='OptimWrapper', clip_grad=dict(NORM, norm_type=2), accumulative_counts=4),
-            {}, dict(gradient_accumulation_steps=4, gradient_clipping=1.0),
+            {},
+            dict(gradient_accumulation_steps=4, gradient_clipping=1.0),
         ),
         (
-            dict(type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0, clip_grad=NORM, constructor='Layers',
-                 paramwise_cfg=dict(norm_decay_mult=0.0)),
+            dict(
+                type='AmpOptimWrapper',
+                dtype='bfloat16',
+                loss_scale=1.0,
+                clip_grad=NORM,
+                constructor='Layers',
+                paramwise_cfg=dict(norm_decay_mult=0.0),
+            ),
             dict(constructor='Layers', paramwise_cfg=dict(norm_decay_mult=0.0)),
-            dict(gradient_accumulation_steps=1, gradient_clipping=1.0,
-                 torch_autocast=dict(enabled=True, dtype='bfloat16')),
+            dict(
+                gradient_accumulation_steps=1,
+                gradient_clipping=1.0,
+                torch_autocast=dict(enabled=True, dtype='bfloat16'),
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_says_it_in_deepspeeds_terms(wrapper, wanted, settings):
     """Prevents: clipping, accumulation, precision or groups of weight decay that get lost on the way."""
     wrapper = dict(wrapper, optimizer=OPTIMIZER)
@@ -170,11 +180,19 @@ def folder(tmp_path_factory):
     write_config(folder, 'half_deepspeed.py', DECAY + half + PIECE, **plain)
     paths = [ROOT, ROOT / 'tests', os.environ.get('PYTHONPATH', '')]
     both = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
-         ROOT / 'tests' / 'support' / 'deepspeed_trainings.py'],
-        cwd=folder, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=':'.join(map(str, paths))),
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node=2',
+            ROOT / 'tests' / 'support' / 'deepspeed_trainings.py',
+        ],
+        cwd=folder,
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=':'.join(map(str, paths))),
+        capture_output=True,
+        text=True,
+    )
     assert both.returncode == 0, both.stderr
     return folder
 
@@ -198,9 +216,13 @@ def assert_same(path, expected_path):
 
 @pytest.mark.parametrize(
     ('run', 'expected'),
-    [*((f'rich_{stage}', 'rich_ddp') for stage in (1, 2, 3)), ('plain_offload', 'plain_ddp'),
-     ('twice_deepspeed', 'twice_ddp'), ('start_deepspeed', 'start_ddp')],
-)  # fmt: skip
+    [
+        *((f'rich_{stage}', 'rich_ddp') for stage in (1, 2, 3)),
+        ('plain_offload', 'plain_ddp'),
+        ('twice_deepspeed', 'twice_ddp'),
+        ('start_deepspeed', 'start_ddp'),
+    ],
+)
 @pytest.mark.parametrize('epoch', [1, 2])
 def test_trains_like_data_parallelism(folder, run, expected, epoch):
     """Two processes end where plain data parallelism ends: at each stage, with offload, with steps of two iterations,

@@ -67,11 +67,19 @@ def folder(tmp_path_factory):
         train(prepare_training('plain_ddp_one.py', work_dir='plain_one'))
         os.chdir(here)
     both = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
-         ROOT / 'tests' / 'support' / 'sharded_trainings.py'],
-        cwd=folder, env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests'),
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node=2',
+            ROOT / 'tests' / 'support' / 'sharded_trainings.py',
+        ],
+        cwd=folder,
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests'),
+        capture_output=True,
+        text=True,
+    )
     assert both.returncode == 0, both.stderr
     return folder
 
@@ -145,8 +153,11 @@ def test_one_process_resumes_what_two_began(inside, monkeypatch, tmp_path, mode,
     if launcher == 'pytorch':
         for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='localhost', MASTER_PORT=0).items():
             monkeypatch.setenv(name, str(value))
-    train(prepare_training(
-        f'plain_{mode}_one.py', work_dir=str(tmp_path), resume=f'plain_{mode}/epoch_1.pth', launcher=launcher))
+    train(
+        prepare_training(
+            f'plain_{mode}_one.py', work_dir=str(tmp_path), resume=f'plain_{mode}/epoch_1.pth', launcher=launcher
+        )
+    )
     assert_same(tmp_path / 'epoch_2.pth', f'plain_{mode}/epoch_2.pth', logged=SHARED)
 
 
@@ -170,11 +181,14 @@ def test_layers_have_their_rates(folder, mode):
     groups = checkpoint['optimizer']['param_groups']
     rates = {group['group_name']: group['initial_lr'] for group in groups}
     # Three blocks. The first is frozen, but not the downsampling behind it, which belongs to its layer.
-    assert rates == pytest.approx({
-        f'layer_{layer}_{kind}': 1e-2 * 0.9 ** (4 - layer) for layer in (4, 3, 2, 1) for kind in ('decay', 'no_decay')})
+    assert rates == pytest.approx(
+        {f'layer_{layer}_{kind}': 1e-2 * 0.9 ** (4 - layer) for layer in (4, 3, 2, 1) for kind in ('decay', 'no_decay')}
+    )
     assert len({round(group['lr'] / group['initial_lr'], 9) for group in groups}) == 1
     assert {(group['group_name'].endswith('no_decay'), group['weight_decay']) for group in groups} == {
-        (True, 0.0), (False, 0.05)}
+        (True, 0.0),
+        (False, 0.05),
+    }
 
 
 def test_blocks_in_bfloat16_train(folder):

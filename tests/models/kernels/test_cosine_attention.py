@@ -30,8 +30,11 @@ def formula(qkv, scale, table, groups):
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     cosine = torch.einsum('ghqd,ghkd->ghqk', q, k) / q.norm(dim=-1)[..., None] / k.norm(dim=-1)[..., None, :]
     logits = scale * cosine + spread_over_slots(table)
-    masks = [torch.ones_like(logits[0, 0], dtype=torch.bool) if group.regions is None else group.mask()
-             for group in groups for _ in range(group.stop - group.start)]
+    masks = [
+        torch.ones_like(logits[0, 0], dtype=torch.bool) if group.regions is None else group.mask()
+        for group in groups
+        for _ in range(group.stop - group.start)
+    ]
     logits = logits.masked_fill(~torch.stack(masks)[:, None], -math.inf)
     return torch.einsum('ghqk,ghkd->gqhd', logits.softmax(-1), v)
 
@@ -58,8 +61,9 @@ def test_float32_gradients_against_float64(budget, monkeypatch):
     given = [t.detach().float().requires_grad_() for t in exact]
     y, expected = cosine_attention(*given, groups, None), formula(*exact, groups)
     grad = torch.randn_like(expected)
-    for a, b in zip(torch.autograd.grad(y, given, grad.float()), torch.autograd.grad(expected, exact, grad),
-                    strict=True):
+    for a, b in zip(
+        torch.autograd.grad(y, given, grad.float()), torch.autograd.grad(expected, exact, grad), strict=True
+    ):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
@@ -123,9 +127,18 @@ def test_zero_tokens_and_the_largest_scale_stay_finite(dtype):
 def test_evaluation_is_the_forward_pass_of_training(size, mask_padding, randomize, monkeypatch):
     """In float64, several images, an MLP in small pieces. Prevents: a piece left out, a kept bias of another window."""
     from swinv2_mm.models.kernels import linear
-    model = randomize(SwinTransformerV2(
-        embed_dims=8, depths=(2, 2), num_heads=(1, 2), out_indices=(0, 1), window_size=[(3, 5), 4],
-        mask_padding=mask_padding, drop_path_rate=0.0)).double()
+
+    model = randomize(
+        SwinTransformerV2(
+            embed_dims=8,
+            depths=(2, 2),
+            num_heads=(1, 2),
+            out_indices=(0, 1),
+            window_size=[(3, 5), 4],
+            mask_padding=mask_padding,
+            drop_path_rate=0.0,
+        )
+    ).double()
     x = torch.rand(2, 3, *size, dtype=torch.float64)
     expected = model.train()(x)
     monkeypatch.setattr(linear, 'MIN_TOKENS', 50)

@@ -21,8 +21,7 @@ from swinv2_mm.models.window import window_layout, window_partition, window_reve
 CPU = torch.device('cpu')
 
 
-needs_native = pytest.mark.skipif(
-    cpp.library() is None, reason='not compiled: see test_it_is_compiled_where_it_can_be')
+needs_native = pytest.mark.skipif(cpp.library() is None, reason='not compiled: see test_it_is_compiled_where_it_can_be')
 
 
 def test_it_is_compiled_where_it_can_be():
@@ -35,12 +34,15 @@ def test_it_is_compiled_where_it_can_be():
 
 def test_torchs_word_on_the_instruction_set_holds():
     """In a process of its own. Prevents: AVX-512 on processors without, where the first attention kills the process."""
-    code = ('from swinv2_mm.models.kernels import cpp as n; print(n.instruction_sets(), '
-            "n.library() is n.compiled_for('avx2'))")
+    code = (
+        'from swinv2_mm.models.kernels import cpp as n; print(n.instruction_sets(), '
+        "n.library() is n.compiled_for('avx2'))"
+    )
     if 'avx2' not in cpp.instruction_sets():
         pytest.skip('this processor has no AVX2: there is nothing to choose from')
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
-                           env={'ATEN_CPU_CAPABILITY': 'avx2'})
+    found = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, env={'ATEN_CPU_CAPABILITY': 'avx2'}
+    )
     assert found.stdout == "('avx2',) True\n"
 
 
@@ -76,16 +78,19 @@ def in_type(dtype, tensors):
 
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 3e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
 @pytest.mark.parametrize('shifted', [True, False])
-@pytest.mark.parametrize('B, size, window', [
-    (2, (5, 7), (2, 3)),        # fewer slots than a vector
-    (1, (25, 42), (7, 7)),      # 49 slots: rows and columns beyond every block
-    (3, (33, 17), (8, 8)),
-    (1, (16, 31), (5, 16)),     # 80 slots: one vector beyond a block of four
-    (2, (30, 33), (16, 16)),    # several blocks of rows
-    (1, (37, 47), (19, 24)),
-    (1, (8, 8), (8, 8)),        # one window
-    (2, (1, 1), (1, 1)),
-])
+@pytest.mark.parametrize(
+    'B, size, window',
+    [
+        (2, (5, 7), (2, 3)),  # fewer slots than a vector
+        (1, (25, 42), (7, 7)),  # 49 slots: rows and columns beyond every block
+        (3, (33, 17), (8, 8)),
+        (1, (16, 31), (5, 16)),  # 80 slots: one vector beyond a block of four
+        (2, (30, 33), (16, 16)),  # several blocks of rows
+        (1, (37, 47), (19, 24)),
+        (1, (8, 8), (8, 8)),  # one window
+        (2, (1, 1), (1, 1)),
+    ],
+)
 def test_values_and_gradients(B, size, window, shifted, dtype, bound, instruction_set):
     """Of padded maps, relative to the largest. Prevents: wrong tokens, tails, masks, offsets, rounding."""
     given, exact = in_type(dtype, problem(B=B, size=size, window=window, nH=3))
@@ -125,7 +130,7 @@ def test_every_float16(instruction_set):
 
     Prevents: conversions of our own that lose the smallest numbers, or make finite ones of infinity.
     """
-    every = torch.arange(-2**15, 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
     for dtype in (torch.float16, torch.bfloat16):
         numbers = every if dtype == torch.float16 else every.view(torch.bfloat16)
         qkv = torch.ones(1, 64, 32, 3, 1, 32, dtype=dtype)
@@ -203,8 +208,17 @@ def test_what_it_does_not_take():
 @pytest.mark.parametrize('mask_padding', [True, False])
 def test_the_backbone_takes_it(mode, mask_padding, randomize, monkeypatch, instruction_set):
     """With the result of torch's operations. Prevents: a backbone that goes by a slower way, unnoticed."""
-    model = randomize(SwinTransformerV2(embed_dims=32, depths=(2, 2), num_heads=(1, 2), out_indices=(0, 1),
-                                        window_size=[7, 4], drop_path_rate=0.0, mask_padding=mask_padding))
+    model = randomize(
+        SwinTransformerV2(
+            embed_dims=32,
+            depths=(2, 2),
+            num_heads=(1, 2),
+            out_indices=(0, 1),
+            window_size=[7, 4],
+            drop_path_rate=0.0,
+            mask_padding=mask_padding,
+        )
+    )
     model.train(mode == 'training')
     x = torch.rand(2, 3, 97, 45)
     calls = []

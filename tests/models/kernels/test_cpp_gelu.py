@@ -17,7 +17,7 @@ def test_values_and_gradients(shape, biased, dtype, bound, instruction_set):
     bias = torch.randn(shape[1]).to(dtype) if biased else None
     exact = (hidden.double() + (bias.double() if biased else 0)).requires_grad_()
     expected = F.gelu(exact)
-    expected_grad, = torch.autograd.grad(expected, exact, grad.double())
+    (expected_grad,) = torch.autograd.grad(expected, exact, grad.double())
     assert cpp_gelu.takes(hidden)
     out = cpp_gelu.gelu(hidden, bias, torch.empty_like(hidden))
     again = cpp_gelu.gelu_backward(hidden, bias, grad, torch.empty_like(hidden))
@@ -51,16 +51,22 @@ def test_an_mlp_whose_bias_is_added_with_the_gelu(by_onednn, monkeypatch, instru
     with torch.no_grad():
         torch.testing.assert_close(linear.mlp(*given), y, rtol=1e-6, atol=1e-5)
     grad = torch.randn(50, 24)
-    for a, b in zip(torch.autograd.grad(y, given, grad), torch.autograd.grad(expected, exact, grad.double()),
-                    strict=True):
+    for a, b in zip(
+        torch.autograd.grad(y, given, grad), torch.autograd.grad(expected, exact, grad.double()), strict=True
+    ):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-3)
 
 
 def test_what_would_be_read_beyond_its_end_is_refused(instruction_set):
     """Prevents: memory of others that is overwritten, which shows up anywhere, or nowhere."""
     hidden, half = torch.randn(8, 16), torch.randn(8, 16).bfloat16()
-    for given in ((hidden, None, half), (hidden, half[0], hidden), (hidden, hidden[:, 0], hidden),
-                  (hidden, None, torch.randn(16, 8).t()), (hidden, None, hidden[:4])):
+    for given in (
+        (hidden, None, half),
+        (hidden, half[0], hidden),
+        (hidden, hidden[:, 0], hidden),
+        (hidden, None, torch.randn(16, 8).t()),
+        (hidden, None, hidden[:4]),
+    ):
         with pytest.raises(TypeError, match='was to'):
             cpp_gelu.gelu(*given)
     with pytest.raises(TypeError, match='bfloat16'):

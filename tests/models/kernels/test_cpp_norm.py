@@ -29,8 +29,9 @@ def test_values_and_gradients(shape, scaled, dtype, bound, instruction_set):
     assert cpp_norm.takes(norm, x, branch)
     out = cpp_norm.add_normalised(norm, x, branch, scales)
     assert out.dtype == dtype and (out - expected).abs().max() <= bound * expected.abs().max()
-    for a, b in zip(torch.autograd.grad(out, given, grad), torch.autograd.grad(expected, exact, grad.double()),
-                    strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out, given, grad), torch.autograd.grad(expected, exact, grad.double()), strict=True
+    ):
         assert (a - b).abs().max() <= bound * max(b.abs().max(), 1)
 
 
@@ -42,12 +43,16 @@ def test_a_nan_stays_with_its_token(instruction_set):
     assert broken[0, 1, 2].all() and broken.sum() == 20
 
 
-@pytest.mark.parametrize('change', [
-    lambda norm, path: norm.register_forward_hook(lambda *_: None),
-    lambda norm, path: path.register_forward_pre_hook(lambda *_: None),
-    lambda norm, path: norm.__setattr__('forward', lambda branch: branch * 2),
-    lambda norm, path: norm.__setattr__('bias', None),
-], ids=['hook', 'hook of the path', 'another forward', 'no bias'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda norm, path: norm.register_forward_hook(lambda *_: None),
+        lambda norm, path: path.register_forward_pre_hook(lambda *_: None),
+        lambda norm, path: norm.__setattr__('forward', lambda branch: branch * 2),
+        lambda norm, path: norm.__setattr__('bias', None),
+    ],
+    ids=['hook', 'hook of the path', 'another forward', 'no bias'],
+)
 def test_layers_that_are_not_what_was_built_are_called(change, monkeypatch, instruction_set):
     """Prevents: a hook that never fires, or a norm that is passed over."""
     norm, path, x = nn.LayerNorm(20), layers.DropPath(0.5).eval(), torch.randn(2, 3, 3, 20)

@@ -28,8 +28,21 @@ def driver(request, tmp_path_factory):
     if runner == [] and 'x86' not in subprocess.run([compiler, '-dumpmachine'], capture_output=True, text=True).stdout:
         pytest.skip('this machine runs no programs for x86')
     folder = tmp_path_factory.mktemp('driver')
-    subprocess.run([compiler, '-std=c++17', '-O2', '-ffp-contract=fast', '-Wno-psabi', *flags, '-o', folder / 'driver',
-                    HERE / 'kernel_driver.cpp', *SOURCES.glob('*.cpp')], check=True)
+    subprocess.run(
+        [
+            compiler,
+            '-std=c++17',
+            '-O2',
+            '-ffp-contract=fast',
+            '-Wno-psabi',
+            *flags,
+            '-o',
+            folder / 'driver',
+            HERE / 'kernel_driver.cpp',
+            *SOURCES.glob('*.cpp'),
+        ],
+        check=True,
+    )
 
     def run(given: bytes) -> bytes:
         (folder / 'in').write_bytes(given)
@@ -61,15 +74,15 @@ def test_values_and_gradients(driver, size, window, d, dtype, bound):
     own = torch.frombuffer(bytearray(found), dtype=dtype, count=numel).view(B, *size, nH * d).double()
     hidden = own.clone().requires_grad_()
     active = F.gelu(hidden)
-    hidden_grad, = torch.autograd.grad(active, hidden, grad.double().flatten(3))
+    (hidden_grad,) = torch.autograd.grad(active, hidden, grad.double().flatten(3))
     branch = grad.double().flatten(3).requires_grad_()
     C = nH * d
-    norm = [t.double().requires_grad_() for t in (bias[:C], bias[2 * C:])]
+    norm = [t.double().requires_grad_() for t in (bias[:C], bias[2 * C :])]
     added = F.layer_norm(branch, (C,), *norm)
     branch_grad, *norm_grads = torch.autograd.grad(added, [branch, *norm], own)
     maps = [out, qkv_grad, hidden_grad, active, own + added, branch_grad]
     for at, expected in [*((dtype, t) for t in maps), *((torch.float32, t) for t in (*others, *norm_grads))]:
         mine = torch.frombuffer(bytearray(found), dtype=at, count=expected.numel()).view(expected.shape)
-        found = found[mine.nbytes:]
+        found = found[mine.nbytes :]
         assert (mine.double() - expected).abs().max() <= bound * max(expected.abs().max(), 1)
     assert found == b''

@@ -48,10 +48,13 @@ def definition(qkv, table, scale, window, shift):
     cell = lambda y, x: (((y - sh) % Hp) // Wh, ((x - sw) % Wp) // Ww)  # noqa: E731
     out = []
     for b, y, x in itertools.product(range(B), range(H), range(W)):
-        members = [(v, u) for v, u in itertools.product(range(H), range(W))
-                   if cell(v, u) == cell(y, x) and abs(v - y) < Wh and abs(u - x) < Ww]
+        members = [
+            (v, u)
+            for v, u in itertools.product(range(H), range(W))
+            if cell(v, u) == cell(y, x) and abs(v - y) < Wh and abs(u - x) < Ww
+        ]
         v, u = torch.tensor(members).T
-        cosines = (unit[b, y, x, 0] * unit[b, v, u, 1]).sum(-1)                     # (members, nH)
+        cosines = (unit[b, y, x, 0] * unit[b, v, u, 1]).sum(-1)  # (members, nH)
         logits = scale * cosines + table[:, y - v + Wh - 1, x - u + Ww - 1].T
         out.append((logits.softmax(0)[..., None] * qkv[b, v, u, 2]).sum(0).flatten())
     return torch.stack(out).view(B, H, W, nH * d)
@@ -115,7 +118,7 @@ def test_vectors_without_a_direction(dtype, window):
     out = fused_window_attention(qkv, table, scale, window, (0, 0))
     (grad,) = torch.autograd.grad((out * 1e-3).sum(), qkv)  # in half precision 1 would overflow with or without us
     assert out.isfinite().all() and grad.isfinite().all()
-    assert not grad[0, :2, :, :2].any()                                        # queries and keys
+    assert not grad[0, :2, :, :2].any()  # queries and keys
     assert grad[0, 2, :, 0].any() and grad[0, 2, :, 1].any() and grad[0, 0, :, 2].all()
     expected = definition(qkv.detach().cpu().double(), table.cpu().double(), scale.cpu().double(), window, (0, 0))
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
@@ -203,8 +206,15 @@ def test_it_says_why_it_cannot_be_used(monkeypatch):
         fused_window_attention(qkv.cpu(), table, scale, (4, 4), (0, 0))
 
 
-@pytest.mark.parametrize('wrong', [dict(table=torch.zeros(1, 7, 5)), dict(scale=torch.zeros(1, 1, 1)),
-                                   dict(scale=torch.zeros(1, dtype=torch.float64))], ids=['table', 'scale', 'type'])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(table=torch.zeros(1, 7, 5)),
+        dict(scale=torch.zeros(1, 1, 1)),
+        dict(scale=torch.zeros(1, dtype=torch.float64)),
+    ],
+    ids=['table', 'scale', 'type'],
+)
 def test_wrong_shapes_are_refused(wrong):
     """Prevents: a kernel that reads beyond a tensor."""
     qkv, table, scale = arguments(1, 4, 4, 1, 16, (4, 4))
@@ -212,7 +222,7 @@ def test_wrong_shapes_are_refused(wrong):
         fused_window_attention(qkv, **dict(table=table, scale=scale) | wrong, window=(4, 4), shift=(0, 0))
 
 
-COMPILE = '''
+COMPILE = """
 import os, torch, triton
 from triton.backends.compiler import GPUTarget
 from swinv2_mm.models.kernels import triton_attention, triton_kernels
@@ -234,7 +244,7 @@ for window in ((7, 7), (9, 9)):
     qkv = torch.zeros(1, 12, 12, 3, 1, 32, dtype=torch.bfloat16, requires_grad=True)
     table = torch.zeros(1, 2 * window[0] - 1, 2 * window[1] - 1)
     triton_attention.fused_window_attention(qkv, table, torch.ones(1), window, (2, 2)).sum().backward()
-'''
+"""
 
 
 @pytest.mark.parametrize('mask_padding', [True, False])
@@ -243,8 +253,15 @@ def test_the_backbone_computes_the_same_with_either_backend(mask_padding, random
 
     Prevents: another shift, window or normaliser handed to the kernels, or an argument that does nothing.
     """
-    arch = dict(embed_dims=16, depths=(2, 1), num_heads=(1, 2), out_indices=(0, 1), window_size=[(4, 3), 2],
-                drop_path_rate=0.0, mask_padding=mask_padding)
+    arch = dict(
+        embed_dims=16,
+        depths=(2, 1),
+        num_heads=(1, 2),
+        out_indices=(0, 1),
+        window_size=[(4, 3), 2],
+        drop_path_rate=0.0,
+        mask_padding=mask_padding,
+    )
     plain = randomize(SwinTransformerV2(**arch, attn_backend='sdpa')).to(DEVICE)
     fused = SwinTransformerV2(**arch, attn_backend='triton').to(DEVICE)
     fused.load_state_dict(plain.state_dict())
@@ -284,5 +301,9 @@ def test_all_kernels_compile(arch, tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr[-3000:]
     shared = dict(line.split() for line in result.stdout.splitlines())
     assert {name.removesuffix('_kernel') for name in shared} == {
-        'forward', 'backward_q', 'backward_kv', 'backward_table'}
+        'forward',
+        'backward_q',
+        'backward_kv',
+        'backward_table',
+    }
     assert max(map(int, shared.values())) <= 99 * 1024
