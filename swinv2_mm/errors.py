@@ -1,17 +1,19 @@
-"""Mistakes of the user, and how a command line speaks of them."""
+"""Mistakes of the user, and how a command line reports them."""
 
 import os
+import re
 import signal
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can put right; the message names what, and how."""
+    """A mistake that the user can correct; the message names it and the remedy."""
 
 
-class Stopped(KeyboardInterrupt):  # which data workers leave quietly on
-    """The process was told to end, by a signal.
+class Stopped(KeyboardInterrupt):  # data workers end quietly on it
+    """A signal told the process to end.
 
     Args:
         number: The signal's.
@@ -27,7 +29,7 @@ class Stopped(KeyboardInterrupt):  # which data workers leave quietly on
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line, on stderr by default; of the processes of one machine, the first speaks for all."""
+    """Print a line, on stderr by default; of the processes on one machine, only the first prints."""
     if is_first():
         print(line, file=file or sys.stderr, flush=True)
 
@@ -39,7 +41,19 @@ def is_first() -> bool:
 
 def is_launched() -> bool:
     """Whether a launcher started this process, as one of several."""
-    return any(argument.startswith('--launcher') for argument in sys.argv)
+    launchers = re.findall(r'(?:^|\s)--launcher[=\s](\S+)', ' '.join(sys.argv))
+    return launchers != [] and launchers[-1] != 'none'
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Suggest names in the place of a wrong one; empty without any."""
+    names = list(names)
+    return f' Did you mean {" or ".join(names)}?' if names else ''
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 _LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')

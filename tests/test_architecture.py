@@ -39,7 +39,8 @@ ROOMS = {
         },
     ),
     'models': (set(), {'models/swin_v2'}),
-    'engine/config': ({'torch', 'mmengine'}, {'errors'}),
+    'engine/mmengine_internals': ({'torch', 'mmengine', 'numpy'}, {'errors'}),
+    'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
     'engine/saving': ({'torch', 'mmengine', 'numpy'}, {'checkpoints', 'engine/config', 'errors', 'registry'}),
     'engine/display': ({'torch', 'mmengine', 'numpy'}, {'engine/config', 'errors', 'registry'}),
     'engine/recipe': (
@@ -48,7 +49,16 @@ ROOMS = {
     ),
     'engine/checks': (
         {'torch', 'mmengine', 'numpy'},
-        {'checkpoints', 'engine/config', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'},
+        {
+            'checkpoints',
+            'engine/config',
+            'engine/mmengine_internals',
+            'engine/recipe',
+            'engine/saving',
+            'errors',
+            'models/swin_v2',
+            'registry',
+        },
     ),
     'engine/sharding': (
         {'torch', 'mmengine'},
@@ -69,9 +79,9 @@ ROOMS = {
             'engine/config',
             'engine/diagnosis',
             'engine/display',
+            'engine/mmengine_internals',
             'engine/recipe',
             'engine/saving',
-            'engine/sharding',
             'errors',
         },
     ),

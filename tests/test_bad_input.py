@@ -220,7 +220,7 @@ def test_bad_input_is_named(tool, arguments, hint, refuse):
 @pytest.mark.parametrize(
     ('change', 'hint'),
     [
-        (lambda content: json.dumps(content)[:-40], 'damaged'),
+        (lambda content: json.dumps(content)[:-40], 'corrupt'),
         (lambda content: '[1]', 'holds a list'),
         (lambda content: 'images: []', 'no JSON'),
         (lambda content: {'images': content['images']}, 'no list of categories'),
@@ -252,7 +252,7 @@ def test_large_annotations_are_not_parsed(place, monkeypatch):
     with pytest.raises(UserError, match='another order'):
         annotations.check_annotations(Path(INSTANCES), names[::-1], 'key')
     Path(INSTANCES).write_bytes(Path(INSTANCES).read_bytes()[:-9])
-    with pytest.raises(UserError, match='damaged'):
+    with pytest.raises(UserError, match='corrupt'):
         annotations.check_annotations(Path(INSTANCES), names, 'key')
 
 

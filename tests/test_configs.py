@@ -25,7 +25,8 @@ from support.zoo import (
 )
 
 from swinv2_mm.checkpoints.catalog import find
-from swinv2_mm.engine.checks.preflight import check_data
+from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.paths import check_data
 from swinv2_mm.engine.runs import prepare_training
 from swinv2_mm.errors import UserError
 
@@ -293,9 +294,9 @@ def test_needs_the_usual_data_only(path, tmp_path, monkeypatch):
     cfg = load(path)
     if path.stem.startswith('htc'):
         with pytest.raises(UserError, match='COCO-Stuff'):
-            check_data(cfg, ('train', 'val'))
+            check_data(cfg, Context(('train', 'val')))
         (tmp_path / 'data/coco/stuffthingmaps/train2017').mkdir(parents=True)
-    check_data(cfg, ('train', 'val', 'test'))
+    check_data(cfg, Context(('train', 'val', 'test')))
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         DATASETS.build(dict(loader.dataset, lazy_init=True))
 

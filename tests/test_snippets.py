@@ -22,8 +22,11 @@ from mmengine.registry import MODELS, DefaultScope
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.catalog import find
 from swinv2_mm.checkpoints.convert import export_state_dict
-from swinv2_mm.engine.checks.dry_run import build_model, build_optimizer, check_form, rehearse
+from swinv2_mm.engine.checks import DRY_RUN, run_checks
+from swinv2_mm.engine.checks.model import build_model
+from swinv2_mm.engine.checks.optimizer import build_optimizer
 from swinv2_mm.engine.config import apply_options
+from swinv2_mm.engine.config.form import check_form
 from swinv2_mm.errors import UserError
 from swinv2_mm.models import swin_v2
 
@@ -156,7 +159,7 @@ def check_config(cfg, optimizer):
     """
     check_form(cfg)
     splits = tuple(split for split in ('train', 'val', 'test') if cfg.get(f'{split}_dataloader'))
-    rehearse(cfg, splits)
+    run_checks(cfg, splits, DRY_RUN)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = build_model(cfg.model)
         check_heads(model)

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from swinv2_mm.engine.checks.dry_run import check_form
-from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.config import read_config
 from swinv2_mm.engine.costs import build_on_meta, complexity
 from swinv2_mm.engine.costs.model_zoo import COMMAND, PAGE, giga, millions, page, prediction_size
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
@@ -59,8 +58,7 @@ def write(path: Path, check: bool) -> None:
 
 def count(args: argparse.Namespace) -> None:
     """Print what a config's model costs, stage by stage."""
-    cfg = load_config(args.config, args.cfg_options)
-    check_form(cfg)
+    cfg = read_config(args.config, args.cfg_options)
     shape = args.shape or prediction_size(cfg) or ()
     shape = tuple(shape) * 2 if len(shape) == 1 else tuple(shape)
     if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:

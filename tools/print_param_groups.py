@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from swinv2_mm.engine.checks.dry_run import build_model, build_optimizer, check_form
-from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.checks.model import build_model
+from swinv2_mm.engine.checks.optimizer import build_optimizer
+from swinv2_mm.engine.config import read_config
 from swinv2_mm.engine.recipe.layer_decay import check_layer_decay
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
@@ -32,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
     args = parser.parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options)
-    check_form(cfg)
-    if 'model' not in cfg or 'optimizer' not in (cfg.get('optim_wrapper') or {}):
-        raise UserError(f'{args.config} has no model or no optim_wrapper.optimizer: it does not describe a training.')
+    cfg = read_config(args.config, args.cfg_options)
+    if 'optimizer' not in (cfg.get('optim_wrapper') or {}):
+        raise UserError(f'{args.config} has no optim_wrapper.optimizer: it does not describe a training.')
     check_layer_decay(cfg)
     print_groups(*build(cfg))
 

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from swinv2_mm.checkpoints.load import plain
-from swinv2_mm.engine.checks.dry_run import build_model, check_form
-from swinv2_mm.engine.checks.pretrained import input_size
-from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.checks.model import build_model
+from swinv2_mm.engine.config import read_config
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
+from swinv2_mm.engine.runs.complete import input_size
 from swinv2_mm.errors import UserError
 
 LARGEST = 2**16
@@ -29,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--windows', type=int, nargs='+', default=WINDOWS, metavar='W', help='windows to compare')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
     args = parser.parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options)
-    check_form(cfg)
+    cfg = read_config(args.config, args.cfg_options)
     backbone = cfg.model.get('backbone') or {}
     if not isinstance(backbone, dict) or backbone.get('type') != 'swinv2_mm.SwinTransformerV2':
         raise UserError(f'{args.config}: its backbone is {backbone!r}, not swinv2_mm.SwinTransformerV2.')

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swinv2_mm.engine.config.distributed import leave_processes
 from swinv2_mm.engine.runs import build_runner, prepare_training
+from swinv2_mm.engine.runs.processes import leave_processes
 from swinv2_mm.errors import UserError
 
 ZERO = 'strategy.config.zero_optimization'

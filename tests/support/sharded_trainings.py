@@ -13,8 +13,8 @@ import torch
 from mmengine.runner import Runner
 from torch.distributed.tensor import DTensor
 
-from swinv2_mm.engine.config.distributed import leave_processes
 from swinv2_mm.engine.runs import build_runner, prepare_test, prepare_training
+from swinv2_mm.engine.runs.processes import leave_processes
 
 
 def run(config: str, work_dir: str, resume: str | None = None) -> Runner:

@@ -1,32 +1,71 @@
-"""COCO annotation files: that they are such, and that their categories are the classes of the config.
+"""Check data sets without reading their data: COCO annotation files have the classes of the config.
 
-MMDetection looks the classes up in the file by name and numbers those that it finds in the order of the file: one that
-is missing, or elsewhere, silently shifts the labels of those behind it, and where none is found nothing is learned.
+MMDetection looks up the classes in the file by name and numbers those that it finds in the order of the file. A class
+that is missing, or elsewhere, silently shifts the labels behind it; if none is found, nothing is learned.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from swinv2_mm.errors import UserError
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 
-# A larger file is not parsed, since the data set will do that: of COCO's own (450 MB) it takes a quarter of a minute.
+from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.lookup import check_arguments, find_class, with_key
+from swinv2_mm.engine.checks.paths import datasets_of, is_local
+from swinv2_mm.errors import UserError, listed
+
+# A larger file is not parsed here, since the data set will parse it: COCO's own (450 MB) takes a quarter of a minute.
 _PARSED = 32 * 2**20
 
 
+def check_datasets(cfg: Config, context: Context) -> None:
+    """Build each data set without its data, note its classes, and check its annotation file against them."""
+    for split in context.splits:
+        for key, config in datasets_of(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'):
+            kind = find_class(config, key, DATASETS)
+            own = isinstance(kind, type) and issubclass(kind, BaseDataset)
+            if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg'):
+                check_arguments(config, key, DATASETS)  # a foreign class may read its data when it is built
+                continue
+            with with_key(config, key):
+                dataset = DATASETS.build(dict(deepcopy(config), lazy_init=True))
+            classes = dataset.metainfo.get('classes')
+            if isinstance(classes, str):
+                raise UserError(
+                    f'{key}.metainfo.classes={classes!r} must be a list of names; for one class, ({classes!r},).'
+                )
+            if not classes:
+                continue
+            context.classes[key] = classes
+            path = dataset.ann_file
+            if _reads_coco(kind) and path and is_local(path) and Path(path).exists():
+                check_annotations(Path(path), classes, key)
+
+
+def _reads_coco(kind: type) -> bool:
+    if not kind.__module__.startswith('mmdet'):
+        return False
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.api_wrappers import COCO
+
+    own = issubclass(kind, CocoDataset) and kind.load_data_list is CocoDataset.load_data_list
+    return own and kind.COCOAPI is COCO
+
+
 def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
-    """Check an annotation file against the classes that it is to have.
+    """Check that a file is in COCO's format for object instances and has these classes, in this order.
 
     Args:
         path: The file.
         classes: Their names, in the order of their labels.
         key: The data set in the config.
-
-    Raises:
-        UserError: It is no COCO file of object instances, or has other classes, or orders them otherwise.
     """
     try:
         small = path.stat().st_size <= _PARSED
@@ -37,27 +76,27 @@ def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
     known = [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
     own = f'{key}.metainfo.classes'
-    remedy = f'Set {own} to names of this file, in its order: {_listed(names, 20)}.'
+    remedy = f'Set {own} to names of this file, in its order: {listed(names, 20)}.'
     if not known:
-        raise UserError(f'{key}: none of the classes of the config ({_listed(classes)}) is in {path}. {remedy}')
+        raise UserError(f'{key}: none of the classes of the config ({listed(classes)}) is in {path}. {remedy}')
     if missing:
         raise UserError(
-            f'{key}: of the classes of the config {_listed(missing)} {"is" if len(missing) == 1 else "are"} not in '
-            f'{path}; the labels of those behind would be shifted. {remedy}'
+            f'{key}: of the classes of the config {listed(missing)} {"is" if len(missing) == 1 else "are"} not in '
+            f'{path}; this would shift the labels of the classes behind. {remedy}'
         )
     if known != list(classes):
         raise UserError(
-            f'{key}: {path} has the classes in another order ({_listed(known)}) than the config ({_listed(classes)}); '
-            f'labels follow the file, so that their names would be wrong. {remedy}'
+            f'{key}: {path} has the classes in another order ({listed(known)}) than the config ({listed(classes)}); '
+            f'labels follow the file, so their names would be wrong. {remedy}'
         )
 
 
 def _checked(path: Path, key: str) -> list[dict]:
-    """Parse a file and check what a data set reads of it; its categories."""
+    """Parse a file, check what a data set reads of it, and return its categories."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f'{key}: {path} is no JSON file, or a damaged one: {error}. {_WANTED}') from error
+        raise UserError(f'{key}: {path} is no JSON file, or is corrupt: {error}. {_WANTED}') from error
     if not isinstance(content, dict):
         raise UserError(f'{key}: {path} holds a {type(content).__name__}, no COCO annotations. {_WANTED}')
     content.setdefault('annotations', [])  # a test set without ground truth has none
@@ -84,24 +123,24 @@ def _checked(path: Path, key: str) -> list[dict]:
         raise UserError(f'{key}: {path} lists no images.')
     if annotations and not any(str(annotation['image_id']) in images_there for annotation in annotations):
         raise UserError(
-            f'{key}: {path}: no annotation belongs to an image of the file: image_id={annotations[0]["image_id"]!r} '
-            f'and the like are the id of none.'
+            f'{key}: {path}: no annotation belongs to an image of the file; for example, image_id='
+            f'{annotations[0]["image_id"]!r} is the id of none.'
         )
     ids = {category['id'] for category in categories}
     strays = {repr(annotation['category_id']) for annotation in annotations if annotation['category_id'] not in ids}
     if strays and not any(annotation['category_id'] in ids for annotation in annotations):
         raise UserError(
-            f'{key}: {path}: annotations of category_id {_listed(sorted(strays))}, which is the id of no category. '
+            f'{key}: {path}: annotations of category_id {listed(sorted(strays))}, which is the id of no category. '
             'Ids are whole numbers in both.'
         )
     return categories
 
 
 def _searched(path: Path, key: str) -> list[dict]:
-    """The categories of a file that is too large to be parsed twice."""
+    """Find the categories of a file that is too large to parse twice."""
     with path.open('rb') as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         if not content[:64].lstrip().startswith(b'{') or not content[-64:].rstrip().endswith(b'}'):
-            raise UserError(f'{key}: {path} is no JSON object, or a damaged one. {_WANTED}')
+            raise UserError(f'{key}: {path} is no JSON object, or is corrupt. {_WANTED}')
         at = content.rfind(b'"categories"')
         if at < 0:
             raise UserError(f'{key}: {path} has no list of categories. {_WANTED}')
@@ -125,10 +164,6 @@ def _check_categories(categories: list[dict], path: Path, key: str) -> None:
 
 def _dicts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ', '.join(map(str, names[:most])) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 _WANTED = "Expected is COCO's format for object instances: an object with the lists images, annotations, categories."

@@ -1,24 +1,105 @@
-"""Running the heads of a model on the meta device: shapes are computed, and neither values nor memory are there."""
+"""Run the heads of a model on the meta device, which computes shapes without values or memory, to check channels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Pair = tuple[int, int]
+from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.lookup import SEE_MORE
+from swinv2_mm.errors import UserError, listed
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
-# Of a two-stage detector; everything in its RoI heads is linear in them, so that any number can be counted.
+_SIDE = 128  # of the image whose empty maps the heads get
+# RoIs of a two-stage detector: the work of its RoI heads is linear in their number, so any number can be counted.
 ROIS = 100
 
 
-def forward_on_meta(model: nn.Module, size: Pair) -> None:
-    """Run the heads of a model on the meta device on empty maps; its backbone and its proposals are lost."""
+def check_channels(cfg: Config, context: Context) -> None:
+    """Hand empty maps from a SwinV2 backbone to the neck and the heads: are their channels and number right?"""
+    model = context.model
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, SwinTransformerV2) or not hasattr(model, 'extract_feat'):
+        return
+    if not next(model.parameters()).is_meta:
+        return
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    takes = backbone.patch_embed.proj.in_channels
+    if mean is not None and len(mean) > 1 and len(mean) != takes:
+        raise UserError(
+            f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
+            f'images of {len(mean)} channels.'
+        )
+    with _recorded_calls(model) as calls:
+        try:
+            forward_on_meta(model.eval(), (_SIDE, _SIDE))
+        except (RuntimeError, AssertionError, IndexError) as error:
+            mistake = _mistake(error, *calls[-1]) if calls else None
+            if mistake is None:
+                return  # an operation that needs values, which the meta device does not have
+            channels = [backbone.num_features[i] for i in backbone.out_indices]
+            raise UserError(
+                f'{mistake} The backbone emits maps of {listed(channels)} channels '
+                f'(out_indices={list(backbone.out_indices)}); set in_channels of what follows to that. {SEE_MORE}'
+            ) from error
+        except Exception:  # anybody's code, which need not run without values
+            return
+
+
+@contextmanager
+def _recorded_calls(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, list]]]:
+    """Record the modules whose ``forward`` has begun and not ended, with its inputs; an error is in the last one.
+
+    Not by hooks: heads call ``self.forward``, which passes them by.
+    """
+    calls: list[tuple[str, nn.Module, list]] = []
+
+    def recorded(name: str, module: nn.Module, forward: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            depth = len(calls)
+            calls.append((name, module, [*args, *kwargs.values()]))
+            result = forward(*args, **kwargs)
+            del calls[depth:]
+            return result
+
+        return call
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    for name, module in modules.items():
+        module.forward = recorded(f'model.{name}', module, module.forward)
+    try:
+        yield calls
+    finally:
+        for module in modules.values():
+            vars(module).pop('forward', None)
+
+
+def _mistake(error: Exception, name: str, module: nn.Module, inputs: list) -> str | None:
+    """Say that a module does not take what it gets, if that is the error."""
+    sizes = [getattr(module, size, None) for size in ('in_channels', 'in_features', 'num_features')]
+    takes = next((size for size in sizes if isinstance(size, int)), None)
+    image = next((value for value in inputs if isinstance(value, Tensor)), None)
+    if type(module).__module__.startswith('torch.') and takes is not None and image is not None:
+        gets = image.shape[1 if image.ndim == 4 else -1]
+        return None if gets == takes else f'{name} takes {takes} channels and gets {gets}.'
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, AssertionError | IndexError) and last.name in ('forward', '_transform_inputs'):
+        reason = str(error) or last.line
+        return f'{name} ({type(module).__name__}) does not take the maps that it gets: {reason}.'
+    return None
+
+
+def forward_on_meta(model: nn.Module, size: tuple[int, int]) -> None:
+    """Run the heads of a model on the meta device on empty maps; this replaces its backbone and its proposals."""
     backbone = model.backbone
     maps = tuple(
         torch.empty(1, backbone.num_features[i], *backbone.windows_on(size)[i][0], device='meta')
@@ -39,7 +120,7 @@ def forward_on_meta(model: nn.Module, size: Pair) -> None:
 
 
 def _fix_rois(model: nn.Module) -> None:
-    """Replace what depends on pixels in a two-stage detector: which regions are proposed, and their features."""
+    """Replace what depends on pixels in a two-stage detector: the proposals and the features of regions."""
     from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 
     proposals = [InstanceData(bboxes=torch.empty(ROIS, 4, device='meta'))]
@@ -56,9 +137,9 @@ def _fix_rois(model: nn.Module) -> None:
 
 
 class _KnownShapes(TorchFunctionMode):
-    """Shapes that a head puts into tensors keep their values: they stay on the CPU until they meet a map.
+    """A dispatch mode in which tensors of shapes keep their values: they stay on the CPU until they meet a map.
 
-    Sampling, which is not counted, is left out: to derive its shape takes longer than all the rest.
+    Sampling is not counted and left out: deriving its shape takes longer than all the rest.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

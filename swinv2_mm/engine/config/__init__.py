@@ -1,9 +1,9 @@
-"""Reading a config file and merging options into it, so that a mistake in either is named."""
+"""Read a config file, merge options into it, and report a mistake in either by file, line and key."""
 
 import inspect
 import os
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from swinv2_mm.engine.config.form import check_form
 from swinv2_mm.engine.config.lazy import name_types
-from swinv2_mm.errors import UserError, say
+from swinv2_mm.engine.mmengine_internals import content_of, files_being_read
+from swinv2_mm.errors import UserError, did_you_mean, say
 
-# What a runner or its strategies look up in the config. A top-level key outside of these is a variable of the file.
+# The keys that a runner or its strategies look up. Any other key of the top level is a variable of the file.
 _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
     'activation_checkpointing',
     'bad_data',
@@ -30,6 +32,26 @@ _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cf
     'tta_pipeline',
 }
 _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 'MMPretrain'}
+
+
+def read_config(path: str | Path, options: dict[str, Any] | None = None, *needs: str) -> Config:
+    """Read a config as :func:`load_config` does, and check that it has the form of one.
+
+    Args:
+        path: The file.
+        options: Dotted keys and values to merge into it.
+        *needs: ``'train'`` or ``'test'``, which the config has to describe.
+
+    Raises:
+        UserError: It cannot be read, a part is of another kind, or one is missing.
+    """
+    cfg = load_config(path, options)
+    check_form(cfg)
+    for split in needs:
+        if cfg.get(f'{split}_cfg') is None or cfg.get(f'{split}_dataloader') is None:
+            kind = 'training' if split == 'train' else split
+            raise UserError(f'{path} has no {split}_cfg or no {split}_dataloader: it does not describe a {kind}.')
+    return cfg
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -50,16 +72,19 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise UserError(f'config {path} does not exist.{_close_files(path)}')
     if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise UserError(f'{path} is no config: it is named {path.suffix or "without a suffix"} rather than .py.')
-    try:
-        cfg = name_types(Config.fromfile(path), _RUNNER_KEYS)
-    except UserError:
-        raise
-    except ImportError as error:
-        cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
-        package = next((name for name in _FRAMEWORKS if (cause.name or str(cause)).startswith(name)), None)
-        raise UserError(_install(package, path, error) if package else _blame(path, error)) from error
-    except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
-        raise UserError(_blame(path, error)) from error
+    with files_being_read() as files:
+        try:
+            cfg = name_types(Config.fromfile(path), _RUNNER_KEYS)
+        except UserError:
+            raise
+        except ImportError as error:
+            cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
+            package = next((name for name in _FRAMEWORKS if (cause.name or str(cause)).startswith(name)), None)
+            if package:
+                raise UserError(_install(package, path, error)) from error
+            raise UserError(_unreadable(path, files, error)) from error
+        except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
+            raise UserError(_unreadable(path, files, error)) from error
     if options:
         apply_options(cfg, options, path)
         cfg = name_types(cfg, _RUNNER_KEYS)
@@ -81,10 +106,10 @@ def check_framework(cfg: Config, path: str | Path) -> None:
 
 
 def apply_options(cfg: Config, options: dict[str, Any], path: str | Path) -> None:
-    """Merge ``--cfg-options`` into a config; one that would change nothing is refused or warned of.
+    """Merge ``--cfg-options`` into a config; refuse or warn of an option that changes nothing.
 
-    A new key is passed on with a warning, since many an argument is not spelled out in a config. A key inside of
-    something that does not exist is refused, unless the options give that thing a type, as in
+    A new key is passed on with a warning, since configs do not spell out every argument. A key inside a part that does
+    not exist is refused, unless the options give that part a type, as in
     ``model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=…``, or it is a setting of the runner.
 
     Raises:
@@ -99,7 +124,7 @@ def apply_options(cfg: Config, options: dict[str, Any], path: str | Path) -> Non
 
 
 def add_hook(cfg: Config, kind: str, **arguments: Any) -> None:
-    """Add a hook to a config that does not have it; one that was dumped by a run may."""
+    """Add a hook to a config that does not have it; a config that a run has saved does."""
     hooks = cfg.get('custom_hooks') or []
     if not any(hook.get('type') == kind for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': kind, **arguments}]
@@ -115,7 +140,7 @@ def add_default_hook(cfg: Config, name: str, kind: str) -> None:
 
 def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Path) -> None:
     *parents, leaf = key.split('.')
-    node: Any = cfg._cfg_dict
+    node: Any = content_of(cfg)
     for depth, name in enumerate(parents):
         holder, node = node, _child(node, name)
         prefix = '.'.join(parents[: depth + 1])
@@ -153,7 +178,7 @@ def _child(node: Any, name: str) -> Any:
 
 def _close(name: str, node: Any, parents: Sequence[str]) -> str:
     names = node.keys() if isinstance(node, dict) else [str(index) for index in range(len(node))]
-    return _did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*names], n=3))
+    return did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*names], n=3))
 
 
 def _close_files(path: Path) -> str:
@@ -161,12 +186,7 @@ def _close_files(path: Path) -> str:
         return f' Neither does the folder {path.parent}; the current folder is {Path.cwd()}.'
     files = {file.name: file for file in path.parent.iterdir() if file.suffix in ('.py', '.json', '.yaml', '.yml')}
     names = get_close_matches(path.name, files, n=3, cutoff=0.5)
-    return _did_you_mean(str(files[name]) for name in names)
-
-
-def _did_you_mean(names: Iterable[str]) -> str:
-    names = list(names)
-    return f' Did you mean {" or ".join(names)}?' if names else ''
+    return did_you_mean(str(files[name]) for name in names)
 
 
 def _install(package: str, path: str | Path, error: BaseException) -> str:
@@ -177,14 +197,11 @@ def _install(package: str, path: str | Path, error: BaseException) -> str:
     )
 
 
-def _blame(path: Path, error: BaseException) -> str:
-    """Say which file of the inheritance chain is wrong, in which line, and why."""
-    file, line, reason = str(path), None, f'{type(error).__name__}: {error}'
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name in ('_file2dict', '_is_lazy_import', '_parse_lazy_import'):
-            file = os.path.normpath(frame.f_locals['filename'])
-        elif os.path.normpath(frame.f_code.co_filename) == file:
-            line = number
+def _unreadable(path: Path, files: list[str], error: BaseException) -> str:
+    """Say which file of the inheritance chain cannot be read, in which line, and why."""
+    file, reason = (files or [os.path.abspath(path)])[-1], f'{type(error).__name__}: {error}'
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if os.path.abspath(frame.filename) == file), None)
     syntax = error.__context__ if isinstance(error.__context__, SyntaxError) else error
     if isinstance(syntax, SyntaxError):  # mmengine names its temporary copy in the text
         line, reason = syntax.lineno, syntax.msg

@@ -1,4 +1,4 @@
-"""Types that a config spells as classes or import paths become names of the registries, as in any other config."""
+"""Replace classes and import paths in a config by the names that registries know."""
 
 import inspect
 from collections.abc import Container
@@ -13,6 +13,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import MODELS, OPTIMIZERS, Registry
 from mmengine.utils import get_object_from_string
 
+from swinv2_mm.engine.mmengine_internals import content_of, names_imported_by
 from swinv2_mm.errors import UserError
 
 _ROOTS = [root for root in vars(registry).values() if isinstance(root, Registry)]
@@ -41,8 +42,8 @@ def name_types(cfg: Config, settings: Container[str] = ()) -> Config:
     """
     content = {
         key: value
-        for key, value in dict.items(cfg._cfg_dict)
-        if key in settings or not (key in cfg._imported_names or _is_code(value))
+        for key, value in dict.items(content_of(cfg))
+        if key in settings or not (key in names_imported_by(cfg) or _is_code(value))
     }
     scope = content.get('default_scope')
     if scope is None:

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swinv2_mm.engine.checks.blame import blamed
+from swinv2_mm.engine.checks.lookup import with_key
 from swinv2_mm.engine.checks.meta_forward import ROIS, forward_on_meta
 from swinv2_mm.errors import UserError, say
 
@@ -59,7 +59,7 @@ def build_on_meta(model: dict, scope: str) -> nn.Module:
     kind = backbone.get('type') if isinstance(backbone, dict) else backbone
     if kind != 'swinv2_mm.SwinTransformerV2':
         raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), blamed(model, 'model'):
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), with_key(model, 'model'):
         return MODELS.build(model).eval()
 
 

@@ -21,6 +21,7 @@ from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
 
+from swinv2_mm.engine.config.form import policy_of
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import TRANSFORMS
 
@@ -205,22 +206,6 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
             )
 
 
-def policy_of(cfg: Config) -> str | None:
-    """What becomes of damaged samples, ``bad_data`` of a config: ``'stop'`` is the default; ``'skip'`` holds for
-    training alone, since metrics over fewer images are other metrics; None leaves everything to the frameworks.
-
-    Raises:
-        UserError: It is something else.
-    """
-    policy = cfg.get('bad_data', 'stop')
-    if policy not in ('stop', 'skip', None):
-        raise UserError(
-            f"bad_data={policy!r}: damaged samples stop the run ('stop'), or training takes others in "
-            "their place ('skip'); None leaves them unchecked."
-        )
-    return policy
-
-
 def watch_loading(runner: Runner) -> None:
     """Have the data sets of a runner, none of which is built yet, check what they load.
 
@@ -238,7 +223,7 @@ def check_samples(cfg: Config, splits: Sequence[str]) -> None:
     """Have data sets check what they load.
 
     Args:
-        cfg: Edited in place; see :func:`policy_of`.
+        cfg: Edited in place; see :func:`~swinv2_mm.engine.config.form.policy_of`.
         splits: Those of ``'train'``, ``'val'``, ``'test'`` to edit.
     """
     policy, model = policy_of(cfg), cfg.get('model') or {}

@@ -1,4 +1,4 @@
-"""What the command lines share: arguments, the syntax of ``--cfg-options``, errors as one paragraph and exit code 2."""
+"""Shared parts of the command lines: arguments, ``--cfg-options``, errors as one paragraph, exit codes."""
 
 import atexit
 import os
@@ -12,13 +12,12 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from mmengine.config import DictAction
-
+from swinv2_mm.engine.mmengine_internals import parse_value
 from swinv2_mm.errors import Stopped, UserError, is_first, is_launched
 
 
 class Parser(ArgumentParser):
-    """Reports a wrong argument like every other mistake."""
+    """An argument parser that raises :class:`UserError`."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}. {self.prog} --help explains the arguments.')
@@ -35,11 +34,11 @@ class ConfigOptions(Action):
             key, equals, text = value.partition('=')
             if not equals or not all(key.split('.')):
                 raise UserError(
-                    f'{option_string} {value}: expected key=value, as in train_cfg.max_epochs=12. What is no option '
-                    'belongs in front of them.'
+                    f'{option_string} {value}: expected key=value, as in train_cfg.max_epochs=12. Put the other '
+                    'arguments in front.'
                 )
             try:
-                options[key] = DictAction._parse_iterable(text)
+                options[key] = parse_value(text)
             except AssertionError:
                 raise UserError(
                     f"{option_string} {value}: the brackets do not match. Quote lists, as in 'key=[(1,2),(3,4)]'."
@@ -63,7 +62,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 
 def with_value(argv: Sequence[str], option: str, values: Container[str], default: str) -> list[str]:
-    """Write an option's default behind it where none of its values follows: argparse would take the config for one."""
+    """Write out an option's default unless one of its values follows: argparse would take the config for a value."""
     followers = [*argv, None][1:]
     return [
         f'{option}={default}' if argument == option and follower not in values else argument
@@ -90,14 +89,14 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
     Returns:
         0, 2 after a :class:`UserError`, or 128 and the number of the signal.
     """
-    # mmengine asks for it; nobody at a command line can do anything about it.
+    # mmengine causes this warning; a user cannot act on it.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     try:
         with _stoppable():
             command(argv)
     except UserError as error:
         if not is_first():
-            # Launchers end all processes when one has ended, so most likely the first one says it within this time.
+            # The first process reports the same within this time, and then the launcher ends all of them.
             time.sleep(10)
         if os.environ.get('SWINV2_MM_TRACEBACK'):
             traceback.print_exception(error)
@@ -113,7 +112,7 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
 def _stoppable() -> Iterator[None]:
     """Have SIGINT and SIGTERM raise :class:`Stopped`, or end a launcher's process at once.
 
-    Such a process may be waiting for another one, deaf to Python's handlers, until the launcher loses its patience.
+    While such a process waits for another one, Python's handlers would not run.
     """
 
     def stop(number: int, frame: object) -> NoReturn:
@@ -129,10 +128,10 @@ def _stoppable() -> Iterator[None]:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process, without the interpreter's tear-down.
+    """End this process without shutting down the interpreter.
 
-    There a thread of gloo that lets go of a tensor would need the interpreter and abort the process ("terminate called
-    without an active exception"), after all was written; and a data loader would wait for its workers.
+    During shutdown, a thread of gloo that frees a tensor would abort the process ("terminate called without an active
+    exception"), and a data loader would wait for its workers.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()

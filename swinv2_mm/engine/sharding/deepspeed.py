@@ -14,7 +14,7 @@ from mmengine.runner import FlexibleRunner, load_checkpoint
 from torch import nn
 from torch.serialization import safe_globals
 
-from swinv2_mm.engine.checks.pretrained import check_checkpoint
+from swinv2_mm.engine.checks.weights import open_checkpoint as check_checkpoint
 from swinv2_mm.engine.recipe.precision import best_dtype, tell_precision
 from swinv2_mm.engine.saving.reading import read_checkpoint
 from swinv2_mm.errors import UserError

@@ -14,7 +14,8 @@ from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import write_file
 from swinv2_mm.checkpoints.load import windows_of_training
-from swinv2_mm.engine.checks.pretrained import check_pretrained, starts_from_noise, tell_input_size
+from swinv2_mm.engine.checks.weights import check_pretrained, starts_from_noise
+from swinv2_mm.engine.runs.complete import set_input_size
 from swinv2_mm.engine.saving.matching import CheckpointMatchHook
 from swinv2_mm.errors import UserError
 
@@ -256,7 +257,7 @@ def test_padding_is_told_for_the_size_of_the_pipeline(microsoft, log):
         )
     )
     check_pretrained(cfg)
-    tell_input_size(cfg)
+    set_input_size(cfg)
     assert not starts_from_noise(cfg)
     assert tuple(cfg.model.backbone.init_cfg.input_size) == (36, 100)
     MODELS.build(cfg.model.backbone).init_weights()
@@ -283,12 +284,12 @@ def test_the_size_of_the_images_is_read_off_the_pipeline(pipeline, size):
             train_dataloader=dict(dataset=dict(pipeline=pipeline)),
         )
     )
-    tell_input_size(cfg)
+    set_input_size(cfg)
     told = cfg.model.backbone.init_cfg.get('input_size')
     assert (None if told is None else tuple(told)) == size
     cfg.model.data_preprocessor = dict(size=(7, 9))
     cfg.model.backbone.init_cfg.pop('input_size', None)
-    tell_input_size(cfg)
+    set_input_size(cfg)
     assert tuple(cfg.model.backbone.init_cfg.input_size) == (7, 9)
 
 

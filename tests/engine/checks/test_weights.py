@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from support.tiny_training import write_config
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.engine.checks.pretrained import check_pretrained, starts_from_noise
+from swinv2_mm.engine.checks.weights import check_pretrained, starts_from_noise
 from swinv2_mm.engine.runs import build_runner, prepare_training
 from swinv2_mm.errors import UserError
 

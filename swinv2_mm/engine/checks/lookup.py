@@ -1,0 +1,226 @@
+"""Look up the classes and arguments that a config names, and report a wrong one by its config key."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from mmengine.registry import Registry
+
+from swinv2_mm.engine.mmengine_internals import watched_builds
+from swinv2_mm.errors import UserError, did_you_mean
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
+
+SEE_MORE = 'The traceback is shown with SWINV2_MM_TRACEBACK=1 in the environment.'
+_FRAMEWORKS = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch'}
+
+
+@contextmanager
+def with_key(part: Any, key: str) -> Iterator[None]:
+    """Report what goes wrong while a part of a config is built by the key of the nested part that causes it.
+
+    The config is wrong if it names an unknown type or argument, if a class of a framework raises anything, or if one of
+    ours raises a ``ValueError``. Any other exception is a bug of ours or of the user's own class: it is passed on, with
+    the key as a note.
+
+    Args:
+        part: What is built, as the config has it.
+        key: Where the config has it.
+
+    Raises:
+        UserError: The config is wrong.
+    """
+    found: list = [None, key, None]  # an exception, the key of what was being built, and the mistake in the config
+
+    def look_up(error: Exception, registry: Registry, chain: list, given: dict) -> None:
+        if error is not found[0]:  # else it has passed through an inner part
+            found[:] = error, *_mistake(error, registry, chain, given, part, key)
+
+    try:
+        with watched_builds(look_up):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        _, where, mistake = found if error is found[0] else (None, key, None)
+        if mistake:
+            raise UserError(mistake) from error
+        if hasattr(error, 'add_note'):  # since Python 3.11
+            error.add_note(f'while building {where}')
+        raise
+
+
+def find_type(kind: str, key: str, registry: Registry, scope: str | None = None) -> Any:
+    """The class of a name in a registry, from the current scope or another; ``key`` is where the config has it."""
+    with registry.switch_scope_and_registry(scope) as local:
+        try:
+            found = local.get(kind)
+        except RuntimeError:  # mmengine's, for a dotted name that does not exist
+            found = None
+        if found is None:
+            raise UserError(_unknown(kind, key, local))
+    return found
+
+
+def find_class(part: Any, key: str, registry: Registry) -> Any:
+    """The class that a part of a config names.
+
+    Args:
+        part: A dict with a ``type``.
+        key: Where the config has it.
+        registry: Where to look, from the current scope.
+
+    Raises:
+        UserError: There is no ``type``, or no such class.
+    """
+    if not isinstance(part, dict):
+        raise UserError(f'{key}={part!r} must be a dict with a type.')
+    kind = part.get('type')
+    if not kind:
+        shown = _line(str(dict(part)))
+        shown = f'{shown[:200]}{"…" if len(shown) > 200 else ""}'
+        raise UserError(f'{key} has no type, so nothing can be built from it: {shown}')
+    if callable(kind):
+        return kind
+    if not isinstance(kind, str):
+        raise UserError(f'{key}.type={kind!r} is no type.')
+    return find_type(kind, f'{key}.type', registry, part.get('_scope_'))
+
+
+def check_arguments(part: Any, key: str, registry: Registry, *given: str) -> None:
+    """Check that a part of a config names a class, and only arguments that the class has.
+
+    Args:
+        part: A dict with a ``type``.
+        key: Where the config has it.
+        registry: Where to look, from the current scope.
+        *given: Arguments that the runner adds.
+
+    Raises:
+        UserError: The type is not registered, or does not take these arguments.
+    """
+    kind = find_class(part, key, registry)
+    error = _misfit(kind, [*part, *given])
+    if error:
+        raise UserError(_explain(error, kind, key)) from error
+
+
+def check_call(function: Any, arguments: dict, key: str, *given: str) -> None:
+    """Check that a function takes the arguments of a config, and those ``given`` by the runner."""
+    error = _misfit(function, [*arguments, *given])
+    if error:
+        raise UserError(f'{key}: {function.__name__} {error}.') from error
+
+
+def nested(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """A part of a config and everything inside of it, each with its key."""
+    yield key, node
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in items:
+        yield from nested(value, f'{key}.{name}')
+
+
+def initializers(model: Any, key: str) -> Iterator[tuple[str, Any, dict]]:
+    """Every ``init_cfg`` of a model: its key, itself, and the config of its module."""
+    for place, node in nested(model, key):
+        value = node.get('init_cfg') if isinstance(node, dict) else None
+        several = isinstance(value, list | tuple)
+        for index, init_cfg in enumerate(value if several else [value] if value else []):
+            yield f'{place}.init_cfg.{index}' if several else f'{place}.init_cfg', init_cfg, node
+
+
+def _unknown(kind: str, key: str, registry: Registry) -> str:
+    names, node = [], registry
+    while True:
+        names += node.module_dict
+        if node.parent is None:
+            break
+        node = node.parent
+    names += [f'{scope}.{name}' for scope, child in node.children.items() for name in child.module_dict]
+    bare = {name.split('.')[-1].lower(): name for name in reversed(names)}
+    matches = [bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2)]
+    close = [*dict.fromkeys([*matches, *get_close_matches(kind, names, n=2)])][:3]
+    own = ' A class of your own is registered by custom_imports=dict(imports=[its module]).'
+    name = registry.name.replace('_', ' ')
+    return f'{key}={kind} is no registered {name}.{did_you_mean(close) or own}'
+
+
+def _misfit(kind: Any, names: list[str]) -> TypeError | None:
+    """The exception for arguments that a signature does not have, or lacks."""
+    try:
+        inspect.signature(kind).bind(**{name: None for name in names if name not in ('type', '_scope_')})
+    except TypeError as error:
+        return error
+    except ValueError:  # a class in C, without a signature
+        pass
+    return None
+
+
+def _mistake(
+    error: Exception, registry: Registry, chain: list, given: dict, part: Any, key: str
+) -> tuple[str, str | None]:
+    """The key of the innermost part that was being built, and the mistake in it, if the config is wrong."""
+    for cfg in chain:
+        key, part = _locate(cfg, key, part)
+    cfg = chain[-1]
+    try:
+        kind = find_class(cfg, key, registry)
+    except UserError as mistake:
+        return key, str(mistake)
+    except Exception:  # a module of the registry cannot be imported
+        return key, None
+    name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    # A class with **kwargs passes an unknown argument on to its base.
+    if isinstance(error, TypeError) and (_misfit(kind, [*cfg, *given]) or (name and name[1] in cfg)):
+        return key, _explain(error, kind, key)
+    owner = getattr(kind, '__module__', '').split('.')[0]
+    if owner == 'swinv2_mm':
+        return key, f'{key}: {_line(str(error))}' if isinstance(error, ValueError) else None
+    if owner in _FRAMEWORKS:
+        reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+        return key, f'{key}: {_name(kind)} cannot be built: {_line(reason).rstrip(".")}. {SEE_MORE}'
+    return key, None
+
+
+def _explain(error: TypeError, kind: Any, key: str) -> str:
+    """Say which argument a class does not have, or lacks."""
+    reason = re.sub(r'^[\w.<>]+\(\) ', '', _line(str(error)))
+    name = re.search(r"unexpected keyword argument '(\w+)'", reason)
+    if name and kind is SwinTransformerV2:  # which says what replaces those of other code bases
+        return f'{key}: {reason}.'
+    if name:
+        bases = inspect.getmro(kind) if inspect.isclass(kind) else ()
+        known = {known for base in bases for known in inspect.signature(base.__init__).parameters}
+        close = get_close_matches(name[1], sorted(known - {'self', 'args', 'kwargs', name[1]}), n=2)
+        return f'{key}.{name[1]}: {_name(kind)} has no such argument.{did_you_mean(close)}'
+    return f'{key}: {_name(kind)} {reason}. {SEE_MORE}'
+
+
+def _locate(cfg: Any, key: str, part: Any) -> tuple[str, Any]:
+    """The nested part that a dict, which may be an edited copy, comes from; the whole part if none is alike."""
+    best, found = 0, (key, part)
+    for inside, node in nested(part, key):
+        if isinstance(cfg, dict) and isinstance(node, dict) and node.get('type') == cfg.get('type'):
+            alike = sum(name in cfg and _same(cfg[name], value) for name, value in node.items())
+            if alike > best:
+                best, found = alike, (inside, node)
+        elif not isinstance(cfg, dict) and node is cfg:
+            return inside, node
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # arrays compare by element
+        return a is b
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, '__name__', str(kind))
+
+
+def _line(text: str) -> str:
+    return ' '.join(text.split())

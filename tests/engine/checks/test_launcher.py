@@ -1,0 +1,36 @@
+"""A process that no launcher started, or that has no GPU of its own, is refused."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from swinv2_mm.engine.checks import launcher
+from swinv2_mm.engine.checks.launcher import check_launcher
+from swinv2_mm.errors import UserError
+
+pytestmark = pytest.mark.usefixtures('own_process')
+LAUNCHED = {'RANK': '3', 'LOCAL_RANK': '3', 'WORLD_SIZE': '4', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '1'}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize('left_out', LAUNCHED)
+def test_names_what_the_launcher_did_not_set(left_out, launched, monkeypatch):
+    """Bug: KeyError: 'RANK' from the depths of mmengine, for ``python tools/train.py … --launcher pytorch``."""
+    monkeypatch.delenv(left_out)
+    with pytest.raises(UserError, match=rf'{left_out}.*dist_train\.sh'):
+        check_launcher(Config({'launcher': 'pytorch'}))
+    check_launcher(Config({'launcher': 'none'}))
+
+
+def test_more_processes_than_gpus(launched, monkeypatch):
+    """Bug: CUDA error: invalid device ordinal."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(launcher, 'get_device', lambda: 'cuda')
+    with pytest.raises(UserError, match='has 2 GPUs'):
+        check_launcher(Config({'launcher': 'pytorch'}))
