@@ -10,24 +10,13 @@ from mmengine.config import Config
 from swinv2_mm.errors import UserError
 
 # The least value of each number that has such a name, and its type.
-_LEAST = {
-    'batch_size': (1, int),
-    'num_workers': (0, int),
-    'prefetch_factor': (1, int),
-    'max_epochs': (1, int),
-    'max_iters': (1, int),
-    'val_interval': (1, int),
-    'val_begin': (0, int),
-    'accumulative_counts': (1, int),
-    'base_batch_size': (1, int),
-    'interval': (1, int),
-    'max_keep_ckpts': (1, int),
-    'seed': (0, int),
-    'lr': (0, Real),
-    'max_norm': (0, Real),
-    'gamma': (0, Real),
-    'milestones': (0, int),
-}
+_LEAST = dict.fromkeys(('num_workers', 'val_begin', 'seed', 'milestones'), (0, int))
+_LEAST |= dict.fromkeys(('batch_size', 'prefetch_factor', 'max_epochs', 'max_iters', 'val_interval'), (1, int))
+_LEAST |= dict.fromkeys(('accumulative_counts', 'base_batch_size', 'interval', 'max_keep_ckpts'), (1, int))
+_LEAST |= dict.fromkeys(('lr', 'max_norm', 'gamma'), (0, Real))
+_PARTS = (
+    'train_dataloader val_dataloader test_dataloader train_cfg auto_scale_lr randomness optim_wrapper param_scheduler'
+)
 _OPTIONAL = ('prefetch_factor', 'seed', 'lr')
 _NEVER = {'interval': 'never', 'max_keep_ckpts': 'all'}
 
@@ -47,26 +36,14 @@ def check_numbers(cfg: Config, context: object = None) -> None:
 
 def _numbers(cfg: Config) -> Iterator[tuple[str, str, Any]]:
     """The key, its last part and the value of each number in ``_LEAST``."""
-    parts = [
-        'train_dataloader',
-        'val_dataloader',
-        'test_dataloader',
-        'train_cfg',
-        'auto_scale_lr',
-        'randomness',
-        'optim_wrapper',
-        'optim_wrapper.optimizer',
-        'optim_wrapper.clip_grad',
-    ]
-    for group in ('default_hooks', 'param_scheduler'):
-        node = cfg.get(group)
-        names = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-        parts += [group, *(f'{group}.{name}' for name in names)]
-    for part in parts:
-        node = cfg
-        for name in part.split('.'):
-            node = node[int(name)] if isinstance(node, list) else node.get(name) if hasattr(node, 'get') else None
-        for name, value in node.items() if isinstance(node, dict) else ():
+    parts = {key: cfg.get(key) for key in _PARTS.split()}
+    for group in ('optim_wrapper', 'default_hooks', 'param_scheduler'):
+        node = cfg.get(group) or {}
+        parts |= {
+            f'{group}.{name}': part for name, part in (node.items() if isinstance(node, dict) else enumerate(node))
+        }
+    for key, part in parts.items():
+        for name, value in part.items() if isinstance(part, dict) else ():
             if name in _LEAST:
                 for number in value if isinstance(value, list | tuple) else [value]:
-                    yield f'{part}.{name}', name, number
+                    yield f'{key}.{name}', name, number

@@ -18,19 +18,10 @@ from swinv2_mm.engine.mmengine_internals import content_of, files_being_read
 from swinv2_mm.errors import UserError, did_you_mean, say
 
 # The keys that a runner or its strategies look up. Any other key of the top level is a variable of the file.
-_RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | {
-    'activation_checkpointing',
-    'bad_data',
-    'compile',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'strategy',
-    'sync_bn',
-    'tta_model',
-    'tta_pipeline',
-}
+_RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | set(
+    'activation_checkpointing bad_data compile efficient_conv_bn_eval find_unused_parameters model_wrapper_cfg '
+    'runner_type strategy sync_bn tta_model tta_pipeline'.split()
+)
 _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 'MMPretrain'}
 
 

@@ -1,25 +1,13 @@
-"""The form of a config: the parts that the runner reads are dicts or lists, and those that belong together are there."""
+"""Check the form of a config: parts are dicts or lists as the runner expects, and come together."""
 
 from mmengine.config import Config
 
 from swinv2_mm.errors import UserError
 
 _DICTS = (
-    'model',
-    'train_cfg',
-    'val_cfg',
-    'test_cfg',
-    'optim_wrapper',
-    'auto_scale_lr',
-    'default_hooks',
-    'randomness',
-    'env_cfg',
-    'log_processor',
-    'visualizer',
-    'data_preprocessor',
-    'strategy',
-    'tta_model',
-)
+    'model train_cfg val_cfg test_cfg optim_wrapper auto_scale_lr default_hooks randomness env_cfg log_processor '
+    'visualizer data_preprocessor strategy tta_model'
+).split()
 _TOGETHER = (
     ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     ('val_dataloader', 'val_cfg', 'val_evaluator'),

@@ -1,7 +1,7 @@
 """A training run and a test run: from a config file and the flags of a command line to mmengine's runner.
 
-``prepare_*`` has three phases: read the config, complete it (all edits), check it (no edits). It writes nothing; what it
-returns can be run.
+``prepare_*`` has three phases: read the config, complete it (all edits), check it (no edits). It writes nothing, and
+its result can be run.
 """
 
 from typing import Any
