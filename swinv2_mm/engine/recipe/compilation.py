@@ -52,7 +52,7 @@ def compile_backbone(cfg: Config) -> None:
             '--compile compiles the backbone, and this config has compile=..., with which mmengine would '
             'compile the training step around it; leave one of them out.'
         )
-    if cfg.get('runner_type') in ('swinv2_mm.FSDP2Runner', 'swinv2_mm.DeepSpeedRunner'):
+    if cfg.get('runner_type') == 'swinv2_mm.FSDP2Runner':
         raise UserError(
             f'--compile: {cfg.runner_type} gathers the parameters of one block at a time, which a graph of '
             'the whole backbone leaves no place for; leave one of them out.'

@@ -39,7 +39,6 @@ from swinv2_mm.engine.recipe.precision import set_precision
 from swinv2_mm.engine.recipe.window_size import set_window_size
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, protect_loading
-from swinv2_mm.engine.sharding.deepspeed import check_folder, uses_deepspeed
 from swinv2_mm.errors import Stopped, UserError, say
 
 
@@ -93,7 +92,7 @@ def prepare_training(
     check_data(cfg, splits)
     model = rehearse(cfg, splits)
     check_pretrained(cfg)  # last, since it may have to fetch weights
-    if cfg.get('load_from') and not uses_deepspeed(cfg):
+    if cfg.get('load_from'):
         check_weights(model, cfg.load_from, whole=bool(cfg.get('resume')))
     tell_input_size(cfg)
     log_to_tensorboard(cfg)
@@ -135,10 +134,6 @@ def prepare_test(
         UserError: Something would go wrong; nothing has been written.
     """
     cfg = _load(config, work_dir, cfg_options, launcher)
-    if uses_deepspeed(cfg):
-        # A test has no optimizer to divide, and reads an ordinary checkpoint.
-        cfg.pop('runner_type')
-        cfg.pop('strategy')
     check_strategy(cfg)
     if cfg.get('test_cfg') is None or cfg.get('test_dataloader') is None:
         raise UserError(f'{config} has no test_cfg or no test_dataloader: it does not describe a test.')
@@ -254,13 +249,9 @@ def _set_resume(cfg: Config, resume: str | None) -> None:
     if resume is None:
         return
     cfg.resume, cfg.load_from = True, str(resume)
-    if uses_deepspeed(cfg):
-        checkpoint = check_folder(cfg.load_from)
-    else:
-        checkpoint = check_checkpoint(cfg.load_from, '--resume')
-        if checkpoint is not None:
-            check_resumable(cfg.load_from, checkpoint)
+    checkpoint = check_checkpoint(cfg.load_from, '--resume')
     if checkpoint is not None:
+        check_resumable(cfg.load_from, checkpoint)
         randomness = cfg.get('randomness') or {}
         if randomness.get('seed') is None:
             # mmengine restores the seed after the data loaders were built with another one.
