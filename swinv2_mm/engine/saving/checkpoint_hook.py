@@ -1,4 +1,4 @@
-"""Crash-safe saving: a file appears complete or not at all; the old one is deleted only after the new one is on disk."""
+"""Crash-safe saving: a file appears complete or not at all; the old one is deleted after the new one is on disk."""
 
 import os
 import pickle
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
-from shutil import disk_usage, rmtree
+from shutil import disk_usage
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -41,7 +41,7 @@ class WholeFileBackend(LocalBackend):
 
 
 class PatientBackend(WholeFileBackend):
-    """Postpones the removal of outdated files, until :meth:`catch_up` is called."""
+    """Postpones the removal of outdated files until :meth:`catch_up` is called."""
 
     def __init__(self) -> None:
         self.outdated: list[str] = []
@@ -49,19 +49,9 @@ class PatientBackend(WholeFileBackend):
     def remove(self, filepath: str | Path) -> None:
         self.outdated.append(filepath)
 
-    rmtree = remove
-
     def catch_up(self) -> None:
         while self.outdated:
-            remove(Path(self.outdated.pop()))
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            Path(self.outdated.pop()).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -129,7 +119,7 @@ class CheckpointHook(OpenCheckpointHook):
             self._stay_in_folder()
             if is_main_process():
                 for partial in [*Path(self.out_dir).glob(PARTIAL), *Path(runner.work_dir).glob(PARTIAL)]:
-                    remove(partial)
+                    partial.unlink(missing_ok=True)
         hub = runner.message_hub
         hub.update_info('run', this_run() or '')
         if _done(runner) > 0:

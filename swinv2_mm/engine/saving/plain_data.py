@@ -112,7 +112,7 @@ def _to_tensors(buffer: HistoryBuffer) -> dict[str, Any]:
 
 
 def restore_log(checkpoint: dict[str, Any]) -> None:
-    """Restore the log of a plain checkpoint in place, as mmengine's ``MessageHub`` expects it; leave other checkpoints."""
+    """Restore the log of a plain checkpoint in place, as mmengine's ``MessageHub`` expects it; leave others."""
     hub = checkpoint.get('message_hub')
     log = hub.pop(LOG, {}) if isinstance(hub, dict) else {}
     for name, saved in log.items():
