@@ -47,7 +47,7 @@ ROOMS = {
     ),
     'engine/display': (
         {'torch', 'mmengine', 'numpy'},
-        {'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
+        {'checkpoints', 'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
     ),
     'engine/recipe': (
         {'torch', 'mmengine', 'numpy'},
