@@ -33,7 +33,6 @@ RUNNERS = root.Registry(
     scope='swinv2_mm',
     locations=['swinv2_mm.engine'],
 )
-STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
 WEIGHT_INITIALIZERS = root.Registry(
     'weight initializer', parent=root.WEIGHT_INITIALIZERS, scope='swinv2_mm', locations=['swinv2_mm.engine']

@@ -39,13 +39,28 @@ ROOMS = {
         },
     ),
     'models': (set(), {'models/swin_v2'}),
-    'engine/mmengine_internals': ({'torch', 'mmengine', 'numpy'}, {'errors'}),
+    'engine/mmengine_internals': ({'torch', 'mmengine'}, set()),
     'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
-    'engine/saving': ({'torch', 'mmengine', 'numpy'}, {'checkpoints', 'engine/config', 'errors', 'registry'}),
-    'engine/display': ({'torch', 'mmengine', 'numpy'}, {'engine/config', 'errors', 'registry'}),
+    'engine/saving': (
+        {'torch', 'mmengine', 'numpy'},
+        {'checkpoints', 'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
+    ),
+    'engine/display': (
+        {'torch', 'mmengine', 'numpy'},
+        {'checkpoints', 'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
+    ),
     'engine/recipe': (
         {'torch', 'mmengine', 'numpy'},
-        {'checkpoints', 'engine/config', 'engine/saving', 'errors', 'models/kernels', 'models/swin_v2', 'registry'},
+        {
+            'checkpoints',
+            'engine/config',
+            'engine/mmengine_internals',
+            'engine/saving',
+            'errors',
+            'models/kernels',
+            'models/swin_v2',
+            'registry',
+        },
     ),
     'engine/checks': (
         {'torch', 'mmengine', 'numpy'},
@@ -62,11 +77,19 @@ ROOMS = {
     ),
     'engine/sharding': (
         {'torch', 'mmengine'},
-        {'engine/checks', 'engine/recipe', 'engine/saving', 'errors', 'models/swin_v2', 'registry'},
+        {'engine/mmengine_internals', 'errors', 'models/swin_v2', 'registry'},
     ),
     'engine/diagnosis': (
         {'torch', 'mmengine', 'numpy'},
-        {'checkpoints', 'engine/config', 'engine/recipe', 'engine/sharding', 'errors', 'registry'},
+        {
+            'checkpoints',
+            'engine/config',
+            'engine/mmengine_internals',
+            'engine/recipe',
+            'engine/sharding',
+            'errors',
+            'registry',
+        },
     ),
     'engine/costs': (
         {'torch', 'mmengine'},

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from swinv2_mm.checkpoints.files import replacing
 from swinv2_mm.engine.config import read_config
-from swinv2_mm.engine.costs import build_on_meta, complexity
+from swinv2_mm.engine.costs import build_on_meta, complexity, image_shape
 from swinv2_mm.engine.costs.model_zoo import COMMAND, PAGE, giga, millions, page, prediction_size
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
 
-LARGEST = 2**16
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -43,28 +43,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write(path: Path, check: bool) -> None:
-    """Write the page, whole or not at all, or check that it is what would be written."""
+    """Write the page, crash-safe, or check that it is up to date."""
     console = Console(stderr=True)
     text = page(ROOT, lambda models: track(models, 'configs', console=console))
     if check:
         if not path.is_file() or path.read_text() != text:
             raise UserError(f'{PAGE} is out of date; run {COMMAND}')
         return
-    partial = path.with_name(f'{path.name}.part')
-    partial.write_text(text)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text)
     console.print(f'wrote {PAGE}')
 
 
 def count(args: argparse.Namespace) -> None:
-    """Print what a config's model costs, stage by stage."""
+    """Print the costs of a config's model, stage by stage."""
     cfg = read_config(args.config, args.cfg_options)
-    shape = args.shape or prediction_size(cfg) or ()
-    shape = tuple(shape) * 2 if len(shape) == 1 else tuple(shape)
-    if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
-        raise UserError(
-            f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, not {args.shape}.'
-        )
+    shape = image_shape(args.shape, prediction_size(cfg))
     model = build_on_meta(cfg.model, cfg.default_scope)
     cost = complexity(model, shape)
     title = '{} x {} pixels: multiply-adds (papers: FLOPs)'.format(*cost.size)

@@ -1,4 +1,4 @@
-"""How fast each part of a model learns, and which parts get weight decay, as the optimizer of a config has it.
+"""Print the learning rate and the weight decay of each part of a model, from the optimizer that a config builds.
 
 python tools/print_param_groups.py configs/upernet_swinv2_t.py
 """

@@ -1,4 +1,4 @@
-"""What windows cost at an image size, and which cost least.
+"""Compare the costs of windows at an image size.
 
 python tools/window_report.py configs/maskrcnn_swinv2_t.py --shape 800 1333
 """
@@ -14,11 +14,11 @@ from rich.table import Table
 from swinv2_mm.checkpoints.load import plain
 from swinv2_mm.engine.checks.model import build_model
 from swinv2_mm.engine.config import read_config
+from swinv2_mm.engine.costs import check_backbone, image_shape
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.engine.runs.complete import input_size
 from swinv2_mm.errors import UserError
 
-LARGEST = 2**16
 WINDOWS = (7, 8, 12, 14, 16, 20, 24, 32, 40, 48)
 
 
@@ -30,22 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
     args = parser.parse_args(argv)
     cfg = read_config(args.config, args.cfg_options)
-    backbone = cfg.model.get('backbone') or {}
-    if not isinstance(backbone, dict) or backbone.get('type') != 'swinv2_mm.SwinTransformerV2':
-        raise UserError(f'{args.config}: its backbone is {backbone!r}, not swinv2_mm.SwinTransformerV2.')
-    shape = tuple(args.shape or input_size(cfg) or ())
-    shape = shape * 2 if len(shape) == 1 else shape
-    if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
-        raise UserError(
-            f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, not {args.shape}.'
-        )
+    backbone = check_backbone(cfg.model)
+    shape = image_shape(args.shape, input_size(cfg))
     if min(args.windows) < 1:
         raise UserError(f'--windows {args.windows}: windows are whole numbers from 1.')
     print_report(backbone, shape, args.windows)
 
 
 def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> None:
-    """Print the costs of the config's window and of others, fixed and balanced, and what to choose."""
+    """Print the costs of the config's window and of others, fixed and balanced, and advice."""
     model = build_model({**cfg, 'init_cfg': None}, 'model.backbone')  # counting needs no weights
     own, own_fit = model.window_size, cfg.get('window_fit', 'fixed')
     title = f'{shape[0]} x {shape[1]} pixels: tokens computed per real one, by stage, and multiply-adds of one image'

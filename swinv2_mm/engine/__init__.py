@@ -1,4 +1,4 @@
-"""What training needs around the model: start-up, checks, hooks. Importing it registers what configs name."""
+"""The engine turns a config into a run of mmengine; importing it registers the hooks and runners that configs name."""
 
 from swinv2_mm.engine.diagnosis.corrupt_data import CheckedLoading
 from swinv2_mm.engine.diagnosis.non_finite import NonFiniteHook
@@ -13,7 +13,6 @@ from swinv2_mm.engine.recipe.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.recipe.window_size import WindowSizeHook
 from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook
 from swinv2_mm.engine.saving.matching import CheckpointMatchHook
-from swinv2_mm.engine.sharding.deepspeed import DeepSpeedRunner, DeepSpeedStrategy
 from swinv2_mm.engine.sharding.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.sharding.zero1 import Zero1Runner
 from swinv2_mm.errors import UserError
@@ -24,8 +23,6 @@ __all__ = [
     'CheckpointHook',
     'CheckpointMatchHook',
     'CompileBackboneHook',
-    'DeepSpeedRunner',
-    'DeepSpeedStrategy',
     'EpochSeedHook',
     'FSDP2Runner',
     'Float32BoxesHook',

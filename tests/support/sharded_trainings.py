@@ -1,4 +1,4 @@
-"""The trainings of test_sharding.py that need two processes, all in one pair of them; run by torchrun.
+"""The trainings of tests/engine/sharding by two processes, all in one pair of them; run by torchrun.
 
 Runs in a folder with the configs, and leaves work dirs there; ``bytes.json``, {mode: {'parameters': n,
 'optimizer': n}} of the process that holds more; and ``metrics.json``, those of a test by both processes.
@@ -51,6 +51,7 @@ def main() -> None:
         run(f'rich_{mode}_again.py', f'rich_{mode}_resumed', resume=f'rich_{mode}/epoch_1.pth')
         run(f'plain_{mode}_from_one.py', f'plain_{mode}_from_one', resume='plain_one/epoch_1.pth')
     run('bfloat16_fsdp2.py', 'bfloat16_fsdp2')
+    run('offload_fsdp2.py', 'offload_fsdp2')
     cfg = prepare_test('rich_fsdp2.py', 'rich_fsdp2/epoch_2.pth', work_dir='tested', launcher='pytorch')
     metrics = build_runner(cfg).test()
     if torch.distributed.get_rank() == 0:

@@ -1,7 +1,8 @@
-"""How large a model is and how much one image costs it: parameters and multiply-adds, counted without memory."""
+"""Costs of a model: parameters, and multiply-adds of one image, counted without memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,12 @@ from swinv2_mm.errors import UserError, say
 
 Pair = tuple[int, int]
 
+LARGEST = 2**16  # pixels on a side
+
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a model consists of and computes.
+    """The parameters and multiply-adds of a model.
 
     Attributes:
         size: Rows and columns of the image that enters the backbone, in pixels, with the padding of a batch.
@@ -45,6 +48,34 @@ class Complexity:
         return None if self.heads is None else self.backbone + self.heads
 
 
+def check_backbone(model: dict) -> dict:
+    """Return the config of a model's SwinV2 backbone.
+
+    Raises:
+        UserError: The model has another backbone.
+    """
+    backbone = model.get('backbone')
+    kind = backbone.get('type') if isinstance(backbone, dict) else backbone
+    if kind != 'swinv2_mm.SwinTransformerV2':
+        raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
+    return backbone
+
+
+def image_shape(asked: Sequence[int] | None, default: Pair | None) -> Pair:
+    """Return the rows and columns that ``--shape`` asks for: two numbers, or one for both, or the default.
+
+    Raises:
+        UserError: They are no size of an image.
+    """
+    shape = tuple(asked or default or ())
+    shape = shape * 2 if len(shape) == 1 else shape
+    if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= LARGEST:
+        raise UserError(
+            f'--shape: expected rows and columns in pixels, up to {LARGEST}, as in --shape 800 1333, not {asked}.'
+        )
+    return shape
+
+
 def build_on_meta(model: dict, scope: str) -> nn.Module:
     """Build a model without memory for its parameters.
 
@@ -55,10 +86,7 @@ def build_on_meta(model: dict, scope: str) -> nn.Module:
     Raises:
         UserError: Its backbone is not ours, or it cannot be built.
     """
-    backbone = model.get('backbone')
-    kind = backbone.get('type') if isinstance(backbone, dict) else backbone
-    if kind != 'swinv2_mm.SwinTransformerV2':
-        raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
+    check_backbone(model)
     with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), with_key(model, 'model'):
         return MODELS.build(model).eval()
 
@@ -72,15 +100,15 @@ def complexity(model: nn.Module, size: Pair) -> Complexity:
     mask heads as many boxes, as the test settings allow at most. Auxiliary heads take no part in a prediction.
 
     Args:
-        model: From :func:`build_on_meta`. Of no use for anything else afterwards: its backbone is gone, and its
-            proposals are.
+        model: From :func:`build_on_meta`. It cannot be used afterwards: its backbone and its proposals are
+            replaced.
         size: ``(H, W)`` of the image, in pixels.
     """
     multiple = getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
     size = tuple(-(-side // multiple) * multiple for side in size)
     try:
         heads = _heads(model, size)
-    except Exception as error:  # anybody's code, which need not run without values
+    except Exception as error:  # a head of any code base, which may need values
         say(f'warning: the heads of {type(model).__name__} cannot be counted without memory: {error}')
         heads = None
     return Complexity(
@@ -93,7 +121,7 @@ def complexity(model: nn.Module, size: Pair) -> Complexity:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Numbers that a module can learn."""
+    """The number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""docs/model_zoo.md: what the configs' metafile says, and what their models cost."""
+"""The page docs/model_zoo.md, written from the configs, their metafile and the costs of their models."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Damaged data: a sample is checked when it is read; it stops the run by the name of its file, or another is taken.
+"""Corrupt data: each sample is checked when it is read; a corrupt one stops the run by its file name, or is skipped.
 
-What MMDetection and MMSegmentation do by themselves is an exception in a data worker, a loss of NaN, an assertion on
-the device, or a wrong mask and no word. What they leave out without harm, such as boxes of no area, is left to them.
+MMDetection and MMSegmentation answer with an exception in a data worker, a loss of NaN, an assertion on the device, or
+a wrong mask without a message. What they drop harmlessly, such as boxes without area, is left to them.
 """
 
 import logging
@@ -9,24 +9,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.config.form import policy_of
+from swinv2_mm.engine.mmengine_internals import failed_dataset, set_dataloader, unbuilt_dataloaders
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import TRANSFORMS
 
-# As many damaged samples in a row are no matter of single files.
-_HOPELESS = 100
+_HOPELESS = 100  # So many corrupt samples in a row: the data set or the disk is at fault, not single files.
 
 
 class DamagedSample(UserError):
@@ -39,17 +37,17 @@ class DamagedSample(UserError):
 
 @TRANSFORMS.register_module()
 class CheckedLoading:
-    """Load a part of a sample by another transform, and check what comes of it.
+    """Load a part of a sample by another transform, and check the result.
 
     Args:
         loading: Config of a transform that loads an image or annotations.
-        on_damage: ``'stop'``, or ``'skip'``: the data set then draws another sample, from the stream of random numbers
-            that augmentation draws from, so that a resumed run draws the same. A file that is skipped is logged once.
-        num_classes: How many labels a semantic map may have, beside the one that is ignored; None for any.
-        ignore_index: That one.
+        on_damage: ``'stop'``, or ``'skip'``: the data set then draws another sample, with the same random numbers as
+            augmentation, so that a resumed run draws the same. Each skipped file is logged once.
+        num_classes: The number of labels that a semantic map may have, besides the ignored one; None for any.
+        ignore_index: The ignored label.
 
     Raises:
-        DamagedSample: One that is not skipped, or one too many.
+        DamagedSample: A sample is corrupt and not skipped, or too many are.
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class CheckedLoading:
 
 
 class _Damage(Exception):
-    """What is wrong with a sample, in words."""
+    """A message on what is wrong with a sample."""
 
 
 def _reason(error: Exception) -> str:
@@ -118,7 +116,7 @@ def _file(results: dict, loading: Any) -> str:
 
 
 def check_raw_masks(results: dict, loading: Any) -> None:
-    """Check masks in front of their decoding, which trusts what they say of their size."""
+    """Check masks before they are decoded: decoding trusts the size that they state."""
     if not getattr(loading, 'with_mask', False):
         return
     height, width = results['ori_shape']
@@ -139,7 +137,7 @@ def check_raw_masks(results: dict, loading: Any) -> None:
 
 
 def check_image(results: dict) -> None:
-    """Check a loaded image: whole, finite, and of the size that its annotations are for."""
+    """Check that a loaded image is complete, finite, and of the size that its annotations state."""
     image = results.get('img')
     if not isinstance(image, np.ndarray):
         return
@@ -154,10 +152,10 @@ def check_image(results: dict) -> None:
 
 
 def check_end(path: Path) -> None:
-    """Check that a JPEG file goes on to its end: OpenCV 4.10 fills what is missing with grey.
+    """Check that a JPEG file is complete: OpenCV 4.10 fills a missing rest with grey.
 
     Raises:
-        OSError: It does not.
+        OSError: It is not.
     """
     if not path.is_file():
         return
@@ -175,7 +173,7 @@ def check_end(path: Path) -> None:
 def check_annotations(results: dict, num_classes: int | None, ignore_index: int) -> None:
     """Check loaded boxes, masks and semantic maps against the image."""
     if 'ori_shape' not in results:
-        return  # without an image, there is nothing to hold them to
+        return  # without an image, there is nothing to compare them with
     height, width = results['ori_shape']
     boxes = getattr(results.get('gt_bboxes'), 'tensor', None)
     if boxes is not None and boxes.shape[-1] == 4 and 'gt_ignore_flags' in results:
@@ -207,20 +205,20 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
 
 
 def watch_loading(runner: Runner) -> None:
-    """Have the data sets of a runner, none of which is built yet, check what they load.
+    """Make the data sets that a runner has not built yet check the samples that they load.
 
-    Its config, which is saved in the work dir, stays as it is: what reads that for inference knows the frameworks' own
-    loading.
+    The runner's config, which is saved in the work dir, stays as it is: tools that read it for inference expect the
+    frameworks' own loading.
     """
     cfg = deepcopy(runner.cfg)
-    splits = [split for split in ('train', 'val', 'test') if isinstance(getattr(runner, f'_{split}_dataloader'), dict)]
+    splits = list(unbuilt_dataloaders(runner))
     check_samples(cfg, splits)
     for split in splits:
-        setattr(runner, f'_{split}_dataloader', cfg[f'{split}_dataloader'])
+        set_dataloader(runner, split, cfg[f'{split}_dataloader'])
 
 
 def check_samples(cfg: Config, splits: Sequence[str]) -> None:
-    """Have data sets check what they load.
+    """Make data sets check the samples that they load.
 
     Args:
         cfg: Edited in place; see :func:`~swinv2_mm.engine.config.form.policy_of`.
@@ -251,23 +249,23 @@ def _checked(node: Any, settings: dict) -> Any:
 
 @contextmanager
 def named_annotations() -> Iterator[None]:
-    """Turn the exceptions by which a data set says that it has no sample, or no readable list of them, into words.
+    """Name the annotations of a data set that cannot read them, or finds no sample in them.
 
     Raises:
-        UserError: In their place.
+        UserError: In place of the data set's ValueError.
     """
     try:
         yield
     except ValueError as error:
-        frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == 'full_init']
-        dataset = frames[-1].f_locals.get('self') if frames else None
-        if not isinstance(dataset, BaseDataset):
+        failed = failed_dataset(error)
+        if failed is None:
             raise
+        dataset, unreadable = failed
         source = dataset.ann_file or ', '.join(map(str, dataset.data_prefix.values()))
-        if 'load_data_list' not in {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}:
-            classes = ', '.join(map(str, dataset.metainfo.get('classes') or ())) or 'none'
-            raise UserError(
-                f'{source} gives not a single image: it lists none, or filter_cfg={dataset.filter_cfg} leaves out all '
-                f'of them, such as those without an object of the classes {classes}.'
-            ) from error
-        raise UserError(f'{source} cannot be read as a list of annotations: {error}.') from error
+        if unreadable:
+            raise UserError(f'{source} cannot be read as a list of annotations: {error}.') from error
+        classes = ', '.join(map(str, dataset.metainfo.get('classes') or ())) or 'none'
+        raise UserError(
+            f'{source} gives not a single image: it lists none, or filter_cfg={dataset.filter_cfg} leaves out all '
+            f'of them, such as those without an object of the classes {classes}.'
+        ) from error

@@ -1,8 +1,8 @@
-"""A loss that is not finite stops training: in front of the update, with the module, the batch and a way to repeat it.
+"""If the loss or a gradient becomes NaN, training stops before the update and names the module and the image files.
 
-Nothing is computed for it while all is well. The loss is looked at where mmengine has just read it for its log, in
-every iteration, and the gradients by their norm, which clipping reads in front of every update. Without clipping by
-norm, that norm is computed here. Several processes agree on a loss by one number per iteration.
+It costs next to nothing: the loss is checked in every iteration where mmengine has just read it for its log, and the
+gradients by their norm, which clipping computes before every update. Without clipping by norm, the norm is computed
+here. Several processes exchange one number per iteration.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from torch.distributed.tensor import DTensor
 
 from swinv2_mm.engine.diagnosis.step_dump import Step, write_step
 from swinv2_mm.engine.diagnosis.watching import Trace
-from swinv2_mm.engine.sharding.deepspeed import uses_deepspeed
 from swinv2_mm.engine.sharding.fsdp2 import gather
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
@@ -35,19 +34,19 @@ from swinv2_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Stop where the loss, or the gradient in front of an update, becomes NaN or infinite.
+    """Stop training if the loss, or the gradient before an update, becomes NaN or infinite.
 
-    The step is repeated once with the same batch, weights and random numbers, to find the first bad module, and written
-    as ``non_finite_iter_N.pth`` for ``tools/replay_step.py``. Under a loss scale (float16) infinite gradients are part
-    of the search for the scale and left to it: such an update does not take place.
+    The step is repeated once with the same batch, weights and random numbers, to find the first bad module. It is saved
+    as ``non_finite_iter_N.pth`` for ``tools/replay_step.py``. With a loss scale (float16) infinite gradients are part
+    of the search for the scale, which skips such updates; they do not stop training.
     """
 
-    # Behind the hook that logs the loss, in front of those that average or save weights.
+    # After the hook that logs the loss, before those that average or save weights.
     priority = 'HIGH'
 
     def before_train(self, runner: Runner) -> None:
         self._runner = runner
-        # Gradients that accumulate may have become bad in any of the steps that they come from.
+        # Accumulated gradients may have become bad in any of their steps.
         self._steps: deque[Step] = deque(maxlen=runner.cfg.optim_wrapper.get('accumulative_counts', 1))
         _unwrapped(runner).data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
         wrapper = runner.optim_wrapper
@@ -58,7 +57,7 @@ class NonFiniteHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        # What the model returned, as the log has read it; reading it here would be cheap for the same reason.
+        # The model's loss, as the log has read it: reading it from the device again would wait for the device.
         bad = 'loss' in (outputs or {}) and not math.isfinite(runner.message_hub.get_scalar('train/loss').current())
         everywhere = torch.tensor(float(bad))
         all_reduce(everywhere)
@@ -66,7 +65,7 @@ class NonFiniteHook(Hook):
             self._stop('the loss is not finite')
 
     def _note(self, preprocessor: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The first thing that a step does is to have its batch prepared."""
+        """Record the step that begins: preparing the batch is the first thing that it does."""
         batch, training = (*args, *kwargs.values(), False)[:2]  # `training` has a default
         if training:
             self._steps.append(Step.now(_place(self._runner), batch))
@@ -77,19 +76,19 @@ class NonFiniteHook(Hook):
             self._stop('the gradient is not finite')
 
     def explain(self, error: Exception) -> None:
-        """Stop as by a bad loss, if the step that raised an exception has a module that is not finite."""
+        """Stop as for a bad loss, if the step that raised an exception has a module whose output is not finite."""
         try:
             bad = any(step.repeat(_unwrapped(self._runner)).module is not None for step in list(self._steps)[-1:])
-        except Exception:  # the step's own, of another cause
+        except Exception:  # the step's own, with another cause
             return
         if bad:
             self._stop(f'{type(error).__name__}: {error}')
 
     def _stop(self, what: str) -> None:
-        """Find and write what there is to say; called by every process, in front of the same update."""
+        """Search the step, save it and report; called by every process, before the same update."""
         runner, model = self._runner, _unwrapped(self._runner)
         here = f'training has stopped at {self._steps[-1].where if self._steps else _place(runner)}: {what}.'
-        if uses_deepspeed(runner.cfg) or not self._steps:  # none, where a model prepares batches in its own way
+        if not self._steps:  # the model prepares batches in its own way
             raise UserError(f'{here} {_REMEDIES}')
         steps = list(self._steps)  # repeating one notes it again
         traces = [step.repeat(model) for step in steps]
@@ -113,12 +112,12 @@ class NonFiniteHook(Hook):
 
 @contextmanager
 def blamed_on_numbers(runner: Runner) -> Iterator[None]:
-    """Say of an exception in a step that NaN was its cause, if it was: some losses refuse it before there is a loss.
+    """If NaN is the cause of an exception, say so: some losses refuse NaN before there is a loss to check.
 
-    Of one process only; several could not repeat the step together, since the others are in another place.
+    For a single process only: of several, the others are elsewhere and could not repeat the step together.
 
     Raises:
-        UserError: In the place of the exception.
+        UserError: In place of the exception.
     """
     try:
         yield
@@ -130,7 +129,7 @@ def blamed_on_numbers(runner: Runner) -> Iterator[None]:
 
 
 def describe(trace: Trace) -> str:
-    """Say in a sentence which module was the first bad one."""
+    """Describe in a sentence which module was the first bad one."""
     terms = ', '.join(f'{name} {value}' for name, value in trace.losses.items() if not math.isfinite(value))
     terms = f' The loss: {terms}.' if terms else ''
     if trace.module is None:
@@ -139,7 +138,7 @@ def describe(trace: Trace) -> str:
 
 
 def files_in(batch: Any) -> Iterator[str]:
-    """The image files that a batch was read from, as far as its data samples name them."""
+    """The image files of a batch that its data samples name."""
     if isinstance(batch, BaseDataElement):
         if batch.get('img_path'):
             yield str(batch.img_path)
@@ -168,7 +167,7 @@ def _unwrapped(runner: Runner) -> nn.Module:
 
 
 def _gradient_norm(wrapper: OptimWrapper) -> float:
-    """The norm in front of clipping: clipping by norm has logged it a moment ago, otherwise it is computed."""
+    """The norm before clipping: clipping by norm has just logged it, otherwise it is computed."""
     if wrapper.clip_grad_kwargs and wrapper.clip_func is torch.nn.utils.clip_grad_norm_:
         return wrapper.message_hub.get_scalar(f'train/{wrapper.grad_name}').current()
     weights = (weight for group in wrapper.optimizer.param_groups for weight in group['params'])

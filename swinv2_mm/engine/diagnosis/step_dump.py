@@ -1,4 +1,4 @@
-"""A training step in a file: its weights, batch, random state and config, to be repeated elsewhere."""
+"""Saving a training step (weights, batch, random state, config) to a file, and repeating it elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from swinv2_mm.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step starts from, beside the weights.
+    """The inputs of a training step, besides the weights.
 
     Attributes:
         where: Which step it is, in words.
@@ -42,20 +42,20 @@ class Step:
 
     @classmethod
     def now(cls, where: str, batch: Any) -> Step:
-        """Take down the step that is about to begin."""
+        """Record the step that is about to begin."""
         device = get_device()
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return cls(where, batch, random_state(), autocast)
 
     def repeat(self, model: nn.Module) -> Trace:
-        """Run the step once more, without its update, and watch every module."""
+        """Run the step again, without its update, and watch every module."""
         set_random_state(self.random)
         precision = nullcontext() if self.autocast is None else torch.autocast(get_device(), self.autocast)
         return watch_step(model, self.batch, precision)
 
 
 def write_step(path: Path, step: Step, weights: dict[str, Tensor], cfg: Config) -> None:
-    """Write a step; the file appears only when it is complete.
+    """Write a step, crash-safe: the file appears complete or not at all.
 
     Raises:
         OSError: It cannot be written.
@@ -64,13 +64,13 @@ def write_step(path: Path, step: Step, weights: dict[str, Tensor], cfg: Config) 
 
 
 def read_step(path: str | Path) -> tuple[Step, dict[str, Tensor], Config]:
-    """Read a step without running code from the file: beside tensors and numbers it may hold data samples only.
+    """Read a step without running code from the file: it may hold tensors, numbers and data samples only.
 
     Returns:
         The step, the weights and the config.
 
     Raises:
-        UserError: The file is missing, damaged, or holds something else.
+        UserError: The file is missing, corrupt, or holds something else.
     """
     content = read_file(path, allow=_data_classes())
     meta = dict(content.get('meta') or {})
@@ -87,7 +87,7 @@ def replay_step(path: str | Path) -> tuple[Step, Trace]:
     """Repeat a step from its file, on the device at hand.
 
     Raises:
-        UserError: The file cannot be read, or what its config names is not installed.
+        UserError: The file cannot be read, or the framework of its config is not installed.
     """
     step, weights, cfg = read_step(path)
     check_framework(cfg, path)
@@ -103,7 +103,7 @@ def replay_step(path: str | Path) -> tuple[Step, Trace]:
 
 
 def _data_classes() -> list[object]:
-    """What a batch of mmengine, mmdet or mmseg is made of; each holds data and runs nothing when it is read."""
+    """The classes in batches of mmengine, mmdet and mmseg; each holds data and runs no code when it is read."""
     kinds = ('bool', 'u1', 'u2', 'i4', 'i8', 'f2', 'f4', 'f8')
     classes = [BaseDataElement, InstanceData, PixelData, *of_numpy(*kinds), bytes]  # empty arrays name the last
     with suppress(ImportError, AssertionError):

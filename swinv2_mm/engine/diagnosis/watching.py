@@ -1,4 +1,4 @@
-"""Where numbers stop being finite: one training step, watched module by module, forward and backward."""
+"""Watching one training step, forward and backward, for the first module that does not compute finite numbers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,13 +9,15 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from swinv2_mm.engine.mmengine_internals import losses_of
+
 
 @dataclass(frozen=True)
 class Output:
-    """What one call of a module put out.
+    """The output of one call of a module, in numbers.
 
     Attributes:
-        name: Of the module, with dots.
+        name: The module, with dots.
         low: The smallest finite number, NaN if there is none.
         high: The largest.
         finite: The share of finite numbers, from 0 to 1.
@@ -29,13 +31,13 @@ class Output:
 
 @dataclass
 class Trace:
-    """What was seen of a step.
+    """The course of a step.
 
     Attributes:
         outputs: Of every call of a module up to the first that is not finite, in the order of their end.
         module: The first bad module: of the forward pass or, where all of that is finite, of the backward pass; empty
             for the model itself, None for none.
-        reason: What is wrong with it, as the rest of a sentence about it.
+        reason: What is wrong with it, as the end of a sentence about it.
         losses: The terms of the loss.
     """
 
@@ -65,17 +67,17 @@ def watch_step(model: nn.Module, batch: Any, context: AbstractContextManager | N
         for name, module in model.named_modules():
             if module is not model:
                 handles += forward.hook(name, module) + backward.hook(name, module)
-        # What was compiled knows nothing of hooks.
+        # Compiled code ignores hooks.
         with torch.compiler.set_stance('force_eager'):
             with context or nullcontext():
-                losses = model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+                losses = losses_of(model, batch)
             loss, logged = model.parse_losses(losses)
             trace.losses = {name: float(value.detach()) for name, value in logged.items() if 'loss' in name}
             loss.backward()
     except Exception:
         if trace.module is None:
             raise
-        return trace  # what follows a bad module may refuse it, as the matching of DETR's descendants does
+        return trace  # a later module may refuse bad numbers, as the matching in DETR's descendants does
     finally:
         for handle in handles + backward.handles:
             handle.remove()
@@ -88,7 +90,7 @@ def watch_step(model: nn.Module, batch: Any, context: AbstractContextManager | N
 
 
 class _Forward:
-    """Notes the outputs of modules, up to the first one that is not finite."""
+    """Records the outputs of modules, up to the first one that is not finite."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -122,7 +124,7 @@ class _Forward:
 
 
 class _Backward:
-    """Notes the first gradient that is not finite."""
+    """Records the first gradient that is not finite."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -160,7 +162,7 @@ class _Backward:
 
 
 def floats_in(value: Any) -> Iterator[Tensor]:
-    """Walk to the floating-point tensors in nested containers and data samples."""
+    """Yield the floating-point tensors in nested containers and data samples."""
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.numel():
             yield value
@@ -175,7 +177,7 @@ def floats_in(value: Any) -> Iterator[Tensor]:
 
 
 def summary(name: str, tensors: Iterable[Tensor]) -> Output:
-    """Put the numbers of some tensors into one line."""
+    """Summarise the numbers of some tensors."""
     low, high, finite, number = float('inf'), float('-inf'), 0, 0
     for tensor in tensors:
         good = tensor[tensor.isfinite()]

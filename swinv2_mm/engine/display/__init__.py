@@ -1,1 +1,1 @@
-"""What a run shows: progress bars, the report, pictures, TensorBoard."""
+"""Display of a run: progress bars, report, pictures, TensorBoard."""

@@ -1,4 +1,4 @@
-"""Drawing predictions beside the ground truth while testing."""
+"""Pictures of a test: ground truth left, prediction right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ from swinv2_mm.registry import HOOKS
 class PicturesHook(Hook):
     """Draw every test image into one folder, ground truth left and prediction right, under the image's own name.
 
-    MMSegmentation's hook can only draw through the visualizer's back ends, which nest folders and add counters;
-    MMDetection's joins a relative folder to the work dir once per batch. The visualizers of both take a file. They draw
-    in the first process only: of a distributed test, these are the images that fell to it.
+    The frameworks' own hooks are of no use here: MMSegmentation's can only draw through the visualizer's back ends,
+    which nest folders and add counters; MMDetection's joins a relative folder to the work dir once per batch. The
+    visualizers draw in rank 0 only: of a distributed test they show the images of that process.
 
     Args:
         out_dir: The folder.
@@ -41,7 +41,7 @@ class PicturesHook(Hook):
 
 
 def draw_predictions(cfg: Config, show: bool = False, show_dir: str | None = None, wait_time: float = 2.0) -> None:
-    """Have a test run show or save its predictions.
+    """Make a test show or save its predictions.
 
     Args:
         cfg: Edited in place.

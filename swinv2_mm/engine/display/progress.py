@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from swinv2_mm.engine.display.report import metrics_of
+from swinv2_mm.engine.display.run_log import metrics_of
 from swinv2_mm.registry import HOOKS
 
 _SECONDS = 0.5  # between two pictures of the bars

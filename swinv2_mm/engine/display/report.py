@@ -1,13 +1,9 @@
-"""A picture of one run or of several, from the numbers that mmengine logs as JSON lines."""
+"""The report: a picture of one run, or of several on the same axes, drawn from their logs."""
 
-import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from time import monotonic
 from typing import Any
 
@@ -16,88 +12,23 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from swinv2_mm.checkpoints.files import replacing
+from swinv2_mm.engine.display.run_log import MAIN, METRICS, Run, read_run, series, validations
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
-# What a validation is judged by, without its prefix (coco/), the most important first; of all, higher is better.
-_MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'mAP', 'mDice', 'mFscore')
-_METRICS = (*_MAIN, 'bbox_mAP_50', 'segm_mAP_50', 'mAcc', 'aAcc')
-_NO_METRICS = ('step', 'iter', 'epoch', 'iteration', 'time', 'data_time', 'memory')
-# Okabe and Ito's colours, which colour-blind people can tell apart, but for the yellow, which is too light for a line.
+# Okabe and Ito's colours, for colour-blind people, without the yellow, which is too light for a line.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _STYLES = ('-', '--', ':', '-.')
 _SUFFIXES = ('.png', '.svg', '.pdf')
 _WINDOW = 101  # the longest running median, in log records
 
 
-@dataclass
-class Run:
-    """What a run, and its continuations by ``--resume``, logged.
-
-    Args:
-        name: The name of its work dir.
-        train: The records of training, by iteration.
-        val: Those of validation, in order, each with the ``iteration`` it came after.
-        resumed: The iterations from which a continuation logged.
-        epoch_length: Iterations of an epoch, where that can be told.
-    """
-
-    name: str
-    train: list[dict]
-    val: list[dict]
-    resumed: list[int]
-    epoch_length: float | None
-
-
-def read_run(work_dir: str | Path) -> Run:
-    """Read the log of a run. A later log counts from its first iteration on, since a run that is resumed repeats some.
-
-    Raises:
-        UserError: The folder holds no such log.
-    """
-    train: list[dict] = []
-    val: list[dict] = []
-    resumed = []
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        records = [*_records(path)]
-        begin = next((record['iter'] for record in records if 'iter' in record), None)
-        if begin is None:
-            continue
-        train = [record for record in train if record['iter'] < begin]
-        val = [record for record in val if record['after'] < begin]
-        resumed += [begin] if train else []
-        after = 0
-        for record in records:
-            if 'iter' in record:
-                train.append(record)
-                after = record['iter']
-            elif metrics_of(record):
-                epoch = train[-1].get('epoch') if after else None
-                val.append(dict(record, after=after, last_epoch=epoch))
-    if not train:
-        hint = 'name a work dir, as in work_dirs/<config>' if Path(work_dir).is_dir() else 'it does not exist'
-        raise UserError(f'{work_dir} holds no log of a training: {hint}.')
-    length = _epoch_length(train)
-    for record in val:
-        record['iteration'] = _iteration(record, length)
-    return Run(Path(work_dir).resolve().name, train, val, [begin for begin in resumed if begin > 0], length)
-
-
-def metrics_of(record: dict[str, Any]) -> dict[str, float]:
-    """Of what a validation gave, the metrics that a person wants to see, by their short names; all if none is known."""
-    numbers = {
-        name.rpartition('/')[2]: value
-        for name, value in record.items()
-        if name not in _NO_METRICS and isinstance(value, int | float | np.number)
-    }
-    return {name: numbers[name] for name in _METRICS if name in numbers} or dict([*numbers.items()][:6])
-
-
 def draw_report(runs: Sequence[Run], out: str | Path) -> None:
-    """Draw runs on the same axes into one picture, which appears only when it is complete.
+    """Draw runs on the same axes into one picture, crash-safe: it appears complete or not at all.
 
     Args:
-        runs: One, with all it logged, or several, with what compares them.
+        runs: One, with all that it logged, or several, with the numbers that compare them.
         out: A ``.png``, ``.svg`` or ``.pdf``.
     """
     from matplotlib import rc_context
@@ -105,8 +36,6 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
     from matplotlib.figure import Figure
 
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f'.{out.stem}.{os.getpid()}{out.suffix}')
     style = {
         'font.size': 10,
         'axes.spines.right': False,
@@ -133,11 +62,8 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
         if len(runs) == 1:
             _show_epochs(axes[:2], runs[0])
         figure.suptitle('\n'.join(map(_headline, runs)), fontsize=12, x=0.01, ha='left')
-        try:
-            figure.savefig(partial, dpi=100)
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(out) as partial:
+            figure.savefig(partial, dpi=100, format=out.suffix[1:].lower())
 
 
 def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
@@ -171,19 +97,19 @@ def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
 
 @HOOKS.register_module()
 class ReportHook(Hook):
-    """Draw ``report.png`` into the work dir after training, and after validations while it goes.
+    """Draw ``report.png`` into the work dir after training, and after validations.
 
-    After a validation only if drawing has taken less than a hundredth of the time so far. It never stops a training:
-    what fails is a warning.
+    After a validation only if drawing has taken less than a hundredth of the time so far. A failure is only a warning:
+    it never stops a training.
     """
 
-    priority = 'LOWEST'  # the validation's numbers are in the log already
+    priority = 'LOWEST'  # after the hook that logs the validation
 
     def before_train(self, runner: Runner) -> None:
         self.began, self.spent = monotonic(), 0.0
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        # A validation by itself has no training around it.
+        # A validation on its own has no training around it.
         if hasattr(self, 'began') and self.spent <= 0.01 * (monotonic() - self.began):
             self._draw(runner)
 
@@ -197,62 +123,14 @@ class ReportHook(Hook):
         try:
             draw_report([read_run(runner.work_dir)], Path(runner.work_dir, 'report.png'))
         except UserError:
-            pass  # a training that was shorter than the interval of its log
+            pass  # the training was shorter than the interval of its log
         except Exception as error:
             runner.logger.warning(f'report.png was not drawn: {type(error).__name__}: {error}')
         self.spent += monotonic() - began
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _records(path: Path) -> Iterator[dict]:
-    """The lines of a log; one that is being written, or was when the run was killed, is left out."""
-    for line in path.read_text(errors='replace').splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
-def _epoch_length(train: Sequence[dict]) -> float | None:
-    """Iterations of an epoch: what lies between the first records of two epochs, which are logged at the same place."""
-    first: dict[int, int] = {}
-    for record in train:
-        if 'epoch' in record:
-            first.setdefault(record['epoch'], record['iter'])
-    pairs = zip([*first.items()], [*first.items()][1:], strict=False)
-    lengths = [(i - j) / (e - f) for (f, j), (e, i) in pairs if e > f]
-    return median(lengths) if lengths else None
-
-
-def _iteration(record: dict, epoch_length: float | None) -> int:
-    """After which iteration a validation was: mmengine counts them in iterations or in epochs, and does not say."""
-    if record['step'] >= record['after']:
-        return record['step']
-    if epoch_length and record['step'] == record['last_epoch']:
-        return round(record['step'] * epoch_length)
-    return record['after']
-
-
-def _series(records: Sequence[dict], name: str, x: str = 'iter') -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(record[x], record[name]) for record in records if isinstance(record.get(name), int | float)]
-    return np.array([i for i, _ in pairs], float), np.array([value for _, value in pairs], float)
-
-
-def _validations(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    records = [metrics_of(record) | {'iteration': record['iteration']} for record in run.val]
-    names = dict.fromkeys(name for record in records for name in record if name != 'iteration')
-    return {name: _series(records, name, 'iteration') for name in names}
-
-
-# --- drawing ---------------------------------------------------------------------------------------------------------
-
-
 def _panels(runs: Sequence[Run]) -> dict[Callable, bool]:
-    """What is drawn, and whether there is anything to draw; what every run should have has a panel anyway."""
+    """The panels, and whether to draw them; numbers that every run should have get a panel even if they are missing."""
     return {
         _draw_loss: True,
         _draw_metrics: True,
@@ -267,7 +145,7 @@ def _panels(runs: Sequence[Run]) -> dict[Callable, bool]:
 def _draw_loss(axis: Any, runs: Sequence[Run]) -> None:
     _curves(axis, 'loss', [(run.name if len(runs) > 1 else 'loss', run, 'loss') for run in runs])
     for run in runs:
-        x, y = _series(run.train, 'loss')
+        x, y = series(run.train, 'loss')
         lost = x[~np.isfinite(y)]
         if lost.size:
             axis.plot(
@@ -285,14 +163,14 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
     axis.set_title('validation', loc='left')
     low = 0.0
     for index, run in enumerate(runs):
-        found = _validations(run)
+        found = validations(run)
         if len(runs) > 1:
-            found = {name: found[name] for name in _MAIN if name in found} or dict([*found.items()][:1])
+            found = {name: found[name] for name in MAIN if name in found} or dict([*found.items()][:1])
         for number, (name, (x, y)) in enumerate(found.items()):
             colour, style = (number, index) if len(runs) == 1 else (index, number)
             label = f'{run.name}: {name}' if len(runs) > 1 else name
             low = min([low, *y[np.isfinite(y)]])
-            known = name in _METRICS and np.isfinite(y).any()
+            known = name in METRICS and np.isfinite(y).any()
             at = int(np.nanargmax(y)) if known else len(y) - 1
             (line,) = axis.plot(
                 x,
@@ -366,7 +244,7 @@ def _curves(
     axis.set_title(title, loc='left')
     low, high = math.inf, 0.0
     for index, (label, run, name) in enumerate(wanted):
-        x, y = _series(run.train, name)
+        x, y = series(run.train, name)
         finite = y[np.isfinite(y)]
         if not finite.size:
             continue
@@ -380,7 +258,7 @@ def _curves(
         return
     if low > 0 and high / low > 10:
         axis.set_yscale('log')
-        axis.set_ylim(bottom=max(low * 0.8, high * 1e-4))  # a rate that ends at 0 would need all the height
+        axis.set_ylim(bottom=max(low * 0.8, high * 1e-4))  # a rate that ends at 0 would take the whole height
     elif low >= 0:
         axis.set_ylim(0, high * 1.08 or 1)
     for begin in {begin for _, run, _ in wanted for begin in run.resumed}:
@@ -390,7 +268,7 @@ def _curves(
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """Medians of the values around each, as many as a twentieth of all; what is not finite is left out of them."""
+    """The median of a twentieth of all values around each one, without those that are not finite."""
     half = min(len(values) // 20, _WINDOW) // 2
     padded = np.pad(np.where(np.isfinite(values), values, np.nan), half, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
@@ -401,14 +279,14 @@ def running_median(values: np.ndarray) -> np.ndarray:
 
 
 def _parts(run: Run) -> list[str]:
-    """The parts of the loss, the largest first; those of a decoder's inner layers (``d0.loss_cls``) are left out."""
+    """The parts of the loss, the largest first, without those of a decoder's inner layers (``d0.loss_cls``)."""
     names = {name for record in run.train[:1] + run.train[-1:] for name in record}
     names = {
         name
         for name in names
         if 'loss' in name and name not in ('loss', 'loss_scale') and not re.match(r'd\d+\.', name)
     }
-    sizes = {name: _series(run.train, name)[1] for name in names}
+    sizes = {name: series(run.train, name)[1] for name in names}
     return sorted(names, key=lambda name: (-float(np.nan_to_num(np.median(sizes[name]))), name))
 
 
@@ -433,8 +311,8 @@ def _headline(run: Run) -> str:
     last = run.train[-1]
     where = f'iteration {last["iter"]}' + (f', epoch {last["epoch"]}' if run.epoch_length else '')
     best = []
-    for name, (x, y) in _validations(run).items():
-        if name in _MAIN and np.isfinite(y).any():
+    for name, (x, y) in validations(run).items():
+        if name in MAIN and np.isfinite(y).any():
             at = x[int(np.nanargmax(y))]
             when = f'epoch {at / run.epoch_length:.0f}' if run.epoch_length else f'iteration {at:.0f}'
             best.append(f'best {name} {_number(np.nanmax(y))} ({when})')

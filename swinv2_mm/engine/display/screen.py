@@ -1,37 +1,17 @@
-"""What a run logs for its file alone: the environment, the config, the hooks and the settings of every parameter."""
+"""Log messages for the log file only: environment, config, hooks and the settings of every parameter."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import wraps
-from typing import Any
+from contextlib import AbstractContextManager
 
-from mmengine.logging import MMLogger
+from swinv2_mm.engine.mmengine_internals import filtered_screen
 
-# How mmengine begins what it logs by the hundred lines, without the line breaks and dashes in front.
+# How mmengine begins messages of hundreds of lines, after line breaks and dashes.
 _DUMPS = ('System environment:', 'Config:', 'Hooks will be executed in the following order:', 'paramwise_options -- ')
 
 
-@contextmanager
-def dumps_in_file_only() -> Iterator[None]:
-    """Build loggers, as mmengine's runners do, that keep mmengine's dumps off the screen from the start.
-
-    The runners write the first ones as soon as they have a logger: afterwards is too late.
-    """
-    build = MMLogger.__init__
-
-    @wraps(build)
-    def build_quiet(self: MMLogger, *arguments: Any, **named: Any) -> None:
-        build(self, *arguments, **named)
-        for handler in self.handlers:
-            if type(handler) is logging.StreamHandler:  # a FileHandler is one, too
-                handler.addFilter(_is_no_dump)
-
-    MMLogger.__init__ = build_quiet
-    try:
-        yield
-    finally:
-        MMLogger.__init__ = build
+def dumps_in_file_only() -> AbstractContextManager[None]:
+    """Keep mmengine's dumps off the screen, for the loggers that runners build in this context."""
+    return filtered_screen(_is_no_dump)
 
 
 def _is_no_dump(record: logging.LogRecord) -> bool:

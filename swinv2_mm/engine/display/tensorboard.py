@@ -1,4 +1,4 @@
-"""A training's numbers in TensorBoard, beside the JSON lines that mmengine writes."""
+"""TensorBoard: a training logs its numbers there, besides the JSON lines that mmengine writes."""
 
 from importlib.util import find_spec
 
@@ -8,7 +8,7 @@ from swinv2_mm.errors import say
 
 
 def log_to_tensorboard(cfg: Config) -> None:
-    """Have a training log to TensorBoard, too; where that is not installed, say how to get it.
+    """Make a training log to TensorBoard, too; if it is not installed, say how to install it.
 
     A config whose visualizer names another place, as ``WandbVisBackend``, keeps it.
     """

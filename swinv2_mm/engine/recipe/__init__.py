@@ -1,1 +1,1 @@
-"""What a config of this backbone names: precision, compilation, layer-wise decay, weights, seeds, windows."""
+"""Recipe: the parts of a training that a config names, such as precision, layer-wise decay and weights."""

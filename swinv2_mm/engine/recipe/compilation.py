@@ -1,4 +1,4 @@
-"""Compiling the backbone by ``torch.compile``, once for all sizes of images."""
+"""Compilation of the backbone by ``torch.compile``, once for all image sizes."""
 
 import os
 import shutil
@@ -16,12 +16,12 @@ from swinv2_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class CompileBackboneHook(Hook):
-    """Compile the backbone alone. It is one graph; heads, losses and boxes are Python that breaks a graph in many.
+    """Compile only the backbone. It is one graph; heads, losses and boxes are Python code that breaks a graph.
 
-    The compiled code lives beside the weights: checkpoints, copies and averages of the model do not know of it.
+    The compiled code is no part of the state: checkpoints, copies and averages of the model are as without it.
 
     Args:
-        backend: Of :func:`torch.compile`.
+        backend: That of :func:`torch.compile`.
 
     Raises:
         UserError: The model has no SwinV2 backbone.
@@ -39,7 +39,7 @@ class CompileBackboneHook(Hook):
 
 
 def compile_backbone(cfg: Config) -> None:
-    """Have a run compile its backbone.
+    """Make a run compile its backbone.
 
     Args:
         cfg: Edited in place.
@@ -52,7 +52,7 @@ def compile_backbone(cfg: Config) -> None:
             '--compile compiles the backbone, and this config has compile=..., with which mmengine would '
             'compile the training step around it; leave one of them out.'
         )
-    if cfg.get('runner_type') in ('swinv2_mm.FSDP2Runner', 'swinv2_mm.DeepSpeedRunner'):
+    if cfg.get('runner_type') == 'swinv2_mm.FSDP2Runner':
         raise UserError(
             f'--compile: {cfg.runner_type} gathers the parameters of one block at a time, which a graph of '
             'the whole backbone leaves no place for; leave one of them out.'

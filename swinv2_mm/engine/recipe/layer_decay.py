@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: the further a block is from the heads, the smaller its learning rate."""
+"""Layer-wise decay of the learning rate: the further a block is from the heads, the smaller its rate."""
 
 import logging
 
@@ -18,25 +18,25 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     The layers are those of ``SwinTransformerV2.get_layer_depth``; their number ``n + 1``, with ``n`` blocks in the
     backbone, is read off the model. A parameter of layer ``k`` gets ``lr * decay_rate ** (n + 1 - k)``, times its
-    ``lr_mult`` if ``paramwise_cfg`` has one for it. Whatever is not in the backbone has layer ``n + 1``, hence the full
+    ``lr_mult`` if ``paramwise_cfg`` has one for it. All other modules are in layer ``n + 1``, with the full
     rate. This is the convention of BEiT (arXiv 2106.08254) and of Microsoft's fine-tuning code (``get_swin_layer`` in
     its optimizer.py).
 
     Parameters with less than two dimensions (norms and biases, ``q_bias`` and ``v_bias`` included), ``cpb_mlp`` and
-    ``logit_scale`` get no weight decay, whatever ``paramwise_cfg`` says; all else gets the optimizer's, times its
+    ``logit_scale`` get no weight decay, whatever ``paramwise_cfg`` says; all others get the optimizer's, times their
     ``decay_mult``. Parameters with the same settings share a group, named ``layer_3_decay`` or ``layer_3_no_decay``;
     the heads' come first, since mmengine logs the learning rate of the first group.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper; its ``optimizer`` has an ``lr``.
-        paramwise_cfg: What mmengine's constructor takes, and ``decay_rate``, a number in (0, 1].
+        paramwise_cfg: That of mmengine's constructor, and ``decay_rate``, a number in (0, 1].
 
     Raises:
         UserError: There is no such ``decay_rate``, no ``lr``, or no SwinV2 backbone in the model.
     """
 
-    def _validate_cfg(self) -> None:
-        super()._validate_cfg()
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
         _check_settings(self.paramwise_cfg)
         if self.base_lr is None:
             raise UserError('optim_wrapper.optimizer.lr is not set; it is what layer-wise decay scales.')
@@ -44,13 +44,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module: int | float | None = None
     ) -> None:
-        """As mmengine's, which calls itself for each part of the model; then the groups of the whole are merged."""
+        """As mmengine's, which calls itself for each part of the model; the groups of the whole model are merged."""
         if prefix:
             super().add_params(params, module, prefix, is_dcn_module)
             return
         logger = MMLogger.get_current_instance()
         level = logger.level
-        logger.setLevel(logging.WARNING)  # mmengine would log each learning rate as it is before the decay
+        logger.setLevel(logging.WARNING)  # mmengine would log the learning rates before the decay
         super().add_params(params, module, prefix, is_dcn_module)
         logger.setLevel(level)
         params[:] = self._by_layer(params, module)
@@ -63,7 +63,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         groups: list[tuple[int, dict, list[Tensor]]] = []
         for single in singles:
             (parameter,) = single['params']
-            if parameter in seen:  # in one group twice, torch would update it twice
+            if parameter in seen:  # torch would update it twice
                 raise UserError(
                     f'{names[parameter]} belongs to several modules of the model; set '
                     'optim_wrapper.paramwise_cfg.bypass_duplicate=True to train it as that.'
@@ -91,10 +91,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def check_layer_decay(cfg: Config) -> None:
-    """Check what a config says of layer-wise decay, before a model is built.
+    """Check the settings of layer-wise decay in a config, before a model is built.
 
     Raises:
-        UserError: A wrong ``decay_rate``, or one that nothing would read.
+        UserError: ``decay_rate`` is wrong, or has no effect.
     """
     wrapper = cfg.optim_wrapper
     kind, settings = wrapper.get('constructor'), wrapper.get('paramwise_cfg') or {}

@@ -1,4 +1,4 @@
-"""Mixed precision in the type that the device computes in, or that was asked for, by mmengine's wrapper or ours."""
+"""Mixed precision: ``--amp`` and ``'auto'`` choose the data type that the device computes in fast."""
 
 import logging
 from collections.abc import Iterator
@@ -15,19 +15,20 @@ from mmengine.runner import Runner
 from torch.nn import Module
 
 from swinv2_mm.engine.config import add_hook
+from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.kernels.arithmetic import has_arithmetic
 from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
 
-# What --amp takes, and the data type that each stands for.
+# The values of --amp, and their data types.
 PRECISIONS = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 PRECISIONS |= {name: name for name in (*PRECISIONS.values(), 'auto')}
 HALVES = (torch.bfloat16, torch.float16)
-AUTO = (None, 'auto')  # what stands for the choice of best_dtype
+AUTO = (None, 'auto')  # both mean the choice of best_dtype
 
 
 def computes(device: str, dtype: torch.dtype) -> bool:
-    """Whether a device has arithmetic for a type; what it emulates is slower than float32."""
+    """Whether a device has arithmetic for a type; an emulated type is slower than float32."""
     if device == 'cpu':
         return has_arithmetic(dtype)
     return device != 'cuda' or dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -41,7 +42,7 @@ def best_dtype(device: str) -> torch.dtype:
 
 
 def tell_precision(asked: str | torch.dtype | None) -> None:
-    """Log the type that ``'auto'`` stands for on this device, or a warning of one that is emulated."""
+    """Log the type that ``'auto'`` chooses on this device, or warn of an emulated type."""
     device = get_device()
     name = torch.cuda.get_device_name() if device == 'cuda' else 'this processor'
     if asked in AUTO:
@@ -73,13 +74,13 @@ def _name(dtype: str | torch.dtype) -> str:
 
 @OPTIM_WRAPPERS.register_module()
 class AmpOptimWrapper(MMEngineAmpOptimWrapper):
-    """mmengine's ``AmpOptimWrapper`` for any device; mmengine's own can be built beside an accelerator only.
+    """mmengine's ``AmpOptimWrapper`` for any device; mmengine's own needs an accelerator.
 
     Args:
-        loss_scale: For float16: ``'dynamic'`` (None means the same), a number that stays, or the arguments of
+        loss_scale: For float16: ``'dynamic'`` (None means the same), a fixed number, or the arguments of
             :class:`torch.amp.GradScaler`. bfloat16 has the exponent of float32, so its loss is never scaled.
-        dtype: ``'bfloat16'``, ``'float16'``, or ``'auto'`` (None means the same) for what :func:`best_dtype` chooses on
-            the machine at hand, which may be float32: no mixed precision. A checkpoint can be resumed in any of them.
+        dtype: ``'bfloat16'``, ``'float16'``, or ``'auto'`` (None means the same) for the choice of :func:`best_dtype`
+            on this machine, which may be float32: no mixed precision. A checkpoint can be resumed in any of them.
         **kwargs: Those of ``OptimWrapper``.
 
     Raises:
@@ -89,27 +90,21 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
     def __init__(
         self, loss_scale: str | float | dict | None = None, dtype: str | torch.dtype | None = None, **kwargs
     ) -> None:
-        # Not super(): its constructor is what asks for an accelerator.
-        OptimWrapper.__init__(self, **kwargs)
-        device = get_device()
         if dtype not in AUTO and _dtype(dtype) not in HALVES:
             raise ValueError(
                 f"dtype={dtype!r}: this wrapper computes in half precision; set dtype='auto', 'bfloat16' or 'float16'."
             )
-        self.cast_dtype = best_dtype(device) if dtype in AUTO else _dtype(dtype)
+        if loss_scale not in (None, 'dynamic') and not isinstance(loss_scale, int | float | dict):
+            raise ValueError(
+                f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict of torch's GradScaler."
+            )
+        device = get_device()
+        chosen = best_dtype(device) if dtype in AUTO else _dtype(dtype)
+        scale = float(loss_scale) if isinstance(loss_scale, int | float) else None
+        settings = {'init_scale': scale} if scale is not None else loss_scale if isinstance(loss_scale, dict) else {}
+        scaler = torch.amp.GradScaler(device, **(settings | {'enabled': chosen == torch.float16}))
+        init_amp_wrapper(self, chosen, scaler, scale, **kwargs)
         tell_precision(dtype)
-        self._scale_update_param = None
-        settings = {}
-        if isinstance(loss_scale, dict):
-            settings = loss_scale
-        elif loss_scale not in (None, 'dynamic'):
-            if not isinstance(loss_scale, int | float):
-                raise ValueError(
-                    f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict of torch's GradScaler."
-                )
-            self._scale_update_param = float(loss_scale)
-            settings = {'init_scale': self._scale_update_param}
-        self.loss_scaler = torch.amp.GradScaler(device, **(settings | {'enabled': self.cast_dtype == torch.float16}))
 
     @contextmanager
     def optim_context(self, model: Module) -> Iterator[None]:
@@ -119,18 +114,18 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
             yield
 
     def state_dict(self) -> dict:
-        """The optimizer's, and the loss scale if there is one: a scaler that is enabled refuses an empty state."""
+        """The optimizer's state, and the loss scale if there is one: an enabled scaler cannot load an empty state."""
         return super().state_dict() if self.loss_scaler.is_enabled() else OptimWrapper.state_dict(self)
 
 
 @HOOKS.register_module()
 class Float32BoxesHook(Hook):
-    """Let a detector compute boxes, and what mmcv's operators read, in float32 while the rest runs in half precision.
+    """Let a detector compute boxes, and the inputs of mmcv's operators, in float32 while the rest is in half precision.
 
-    bfloat16 has 8 significant bits: around 1000 pixels it knows every fourth. float16 has 11, half a pixel there. Under
-    autocast MMDetection gives its anchors and RoIs the type of the features. Nor do mmcv's RoIAlign and NMS know
-    bfloat16, or on a CPU either type. The outputs of dense heads and the inputs of RoI extractors are cast; both are
-    small beside the convolutions.
+    bfloat16 has 8 significant bits: around 1000 pixels only every fourth number exists. float16 has 11: steps of half a
+    pixel there. Under autocast MMDetection gives its anchors and RoIs the type of the features. Besides, mmcv's
+    RoIAlign and NMS do not support bfloat16, nor float16 on a CPU. The outputs of dense heads and the inputs of RoI
+    extractors are cast; both are small compared with the convolutions.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -138,14 +133,12 @@ class Float32BoxesHook(Hook):
 
 
 def keep_boxes_in_float32(model: Module) -> None:
-    """Cast what a detector computes boxes from, see :class:`Float32BoxesHook`."""
-    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-    from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
-
+    """Cast the tensors that a detector computes boxes from, see :class:`Float32BoxesHook`."""
+    dense_head, roi_extractor = box_modules()
     for module in model.modules():
-        if isinstance(module, BaseDenseHead):
+        if isinstance(module, dense_head):
             module.register_forward_hook(_float32_outputs)
-        elif isinstance(module, BaseRoIExtractor):
+        elif isinstance(module, roi_extractor):
             module.register_forward_pre_hook(_float32_inputs)
 
 
@@ -164,18 +157,17 @@ def _float32(value: object) -> object:
 
 
 def set_precision(cfg: Config, amp: str | None = None) -> None:
-    """Choose the optimizer wrapper that computes in the precision asked for, on the device at hand.
+    """Choose the optimizer wrapper for a precision, on this machine's device.
 
-    The config keeps ``'auto'``, which the wrapper resolves, so that a run can go on on another kind of processor.
+    The config keeps ``'auto'``, which the wrapper resolves, so that a run can be resumed on another kind of processor.
 
     Args:
         cfg: Edited in place.
-        amp: One of :data:`PRECISIONS`, where ``'float32'`` is no mixed precision, and ``'auto'`` what the config chose
-            itself, where the device computes in it, else what :func:`best_dtype` chooses. None leaves the choice to the
-            config.
+        amp: One of :data:`PRECISIONS`, where ``'float32'`` is no mixed precision, and ``'auto'`` the config's own
+            type if the device computes in it, else the choice of :func:`best_dtype`. None keeps the config's choice.
 
     Raises:
-        UserError: The wrapper knows no mixed precision, or the device not the data type.
+        UserError: The wrapper or the device does not support it.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type') or 'OptimWrapper'
@@ -195,7 +187,7 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
         for key in ('dtype', 'loss_scale'):
             wrapper.pop(key, None)
     elif amp and amp != wrapper.get('dtype'):
-        # bfloat16 reaches as far as float32: there is no underflow to scale away.
+        # bfloat16 has the exponent of float32: no underflow, so no loss scale.
         kind, scale = 'AmpOptimWrapper', 1.0 if amp == 'bfloat16' else 'dynamic'
         wrapper.update(type=kind, dtype=amp, loss_scale=scale)
     if kind == 'AmpOptimWrapper':
@@ -203,7 +195,7 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
 
 
 def _set_wrapper(cfg: Config, device: str) -> None:
-    """Take our wrapper where mmengine's cannot be built, does not choose, or would not warn."""
+    """Replace mmengine's wrapper where it cannot be built, does not choose a type, or would not warn."""
     wrapper = cfg.optim_wrapper
     dtype = wrapper.get('dtype')
     if cfg.get('default_scope') == 'mmdet':

@@ -1,4 +1,4 @@
-"""``init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=…)``: weights of any layout, complete, or none."""
+"""Pretrained weights of any code base, loaded completely or not at all: ``type='swinv2_mm.Pretrained'``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
 from swinv2_mm.checkpoints.adapt import adapt_channels, adapt_patch
 from swinv2_mm.checkpoints.geometry import read_geometry
 from swinv2_mm.checkpoints.load import as_state, fetch, pairs, plain, windows_of
+from swinv2_mm.engine.mmengine_internals import note_initialised
 from swinv2_mm.engine.saving.matching import misfits
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import WEIGHT_INITIALIZERS
@@ -22,20 +22,20 @@ from swinv2_mm.registry import WEIGHT_INITIALIZERS
 class Pretrained:
     """Fill a backbone from a checkpoint of any known layout; fail if any of its parameters would stay random.
 
-    Converting happens on the fly, once per machine. The patch embedding is adapted to the backbone's ``in_channels``
-    and ``patch_size`` with a warning. Output norms that the checkpoint does not have start afresh.
+    The checkpoint is converted when it is first used on a machine. The patch embedding is adapted to the backbone's
+    ``in_channels`` and ``patch_size`` with a warning. Output norms that the checkpoint does not have start afresh.
 
     Args:
         checkpoint: A path, a URL, a released name such as ``swinv2_tiny_patch4_window8_256``, or ``hf://owner/name``.
-        prefix: What stands before the keys of the backbone, such as ``'backbone.'``; None recognises it.
-        source: The layout; None recognises it.
-        ema: Take the running average of the weights.
-        input_size: ``(rows, columns)`` of the images that the model is for; the log then says what their padding to
-            windows costs. The tools fill it in from the config.
+        prefix: The prefix of the backbone's keys, such as ``'backbone.'``; None detects it.
+        source: The layout; None detects it.
+        ema: Load the running average of the weights.
+        input_size: ``(rows, columns)`` of the images; the log then states the cost of padding them to windows. The
+            tools fill it in from the config.
 
     Raises:
-        UserError: The checkpoint cannot be had, read or converted, leaves a parameter unfilled, or belongs to other
-            pretrained windows than the backbone was built with.
+        UserError: The checkpoint cannot be fetched, read or converted, leaves a parameter unfilled, or was trained with
+            other pretrained windows than the backbone was built with.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Pretrained:
         self.input_size = input_size
 
     def told_windows(self) -> tuple[list | None, str]:
-        """What the checkpoint says of its pretrained windows, per stage; a backbone that is given none asks for it.
+        """Read the pretrained windows of the checkpoint, per stage, for a backbone that is given none.
 
         Returns:
-            The windows and an empty text; or None, and why they are not known: the checkpoint is not there, or does not
-            say. The backbone can be built all the same, to be filled from another file.
+            The windows and an empty text; or None and the reason: the checkpoint is missing, or does not contain them.
+            The backbone can still be built, to be filled from another file.
         """
         remedy = 'give the backbone its pretrained_window_sizes, the windows that the weights were first trained with.'
         try:
@@ -67,10 +67,10 @@ class Pretrained:
         return plain(known), ''
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the backbone that the checkpoint is of.
+        """Keyword arguments of the checkpoint's backbone.
 
         Raises:
-            UserError: The checkpoint cannot be had or read.
+            UserError: The checkpoint cannot be fetched or read.
         """
         weights, meta = fetch(self.checkpoint, **self.options)
         geometry = read_geometry(weights)
@@ -91,8 +91,7 @@ class Pretrained:
         self._check_windows(module, known)
         wanted = module.state_dict()
         module.load_state_dict({key: tensor for key, tensor in weights.items() if key in wanted}, strict=False)
-        if hasattr(module, '_params_init_info'):
-            update_init_info(module, init_info=f'swinv2_mm.Pretrained: loaded from {self.checkpoint}')
+        note_initialised(module, f'swinv2_mm.Pretrained: loaded from {self.checkpoint}')
         print_log(
             f'{self.checkpoint} ({meta["source_layout"]}, SHA-256 {meta["source_sha256"][:12]}): all weights loaded'
             f'{f", {new} start afresh" if new else ""}; window {plain(module.window_size)}, pretrained window '
@@ -109,7 +108,7 @@ class Pretrained:
             )
 
     def check(self, module: nn.Module) -> None:
-        """Check that the checkpoint can be had and fits a backbone, which may be on the meta device.
+        """Check that the checkpoint can be fetched and fits a backbone, which may be on the meta device.
 
         Raises:
             UserError: As when it is loaded.

@@ -1,8 +1,8 @@
-"""Randomness that depends on where training is, not on how it got there: a resumed run repeats an uninterrupted one.
+"""Exact resuming: each epoch has its own seed, so that a resumed run repeats an uninterrupted one.
 
-Three things carry history in mmengine: the main process (drop path, RoI sampling) draws from one stream from start to
-end; each start of the data workers seeds them with the same numbers, so that the second epoch after a resume is
-augmented like the first; and persistent workers keep their streams across epochs. ``EpochSeedHook`` cuts all three.
+Three things in mmengine depend on history: the main process (drop path, RoI sampling) draws from one stream from start
+to end; data workers get the same seeds at each start, so that the second epoch after a resume is augmented like the
+first; and persistent workers keep their streams across epochs. ``EpochSeedHook`` resets all three.
 """
 
 import random
@@ -27,7 +27,7 @@ def seed_everything(*entropy: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Take down where every generator stands, as tensors and plain numbers; no device is waited for."""
+    """Return the state of every generator, as tensors and plain numbers, without waiting for a device."""
     kind, keys, *position = np.random.get_state()
     return {
         'python': random.getstate(),
@@ -38,7 +38,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put every generator where :func:`random_state` found it; that of a device only where there is one."""
+    """Restore the state from :func:`random_state`; a GPU's only if there is one."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, keys, *position = state['numpy']
@@ -50,11 +50,11 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @FUNCTIONS.register_module()
 def seed_worker(worker_id: int) -> None:
-    """Seed a data worker from the main process, instead of from the run's seed alone.
+    """Seed a data worker from the main process, not only from the run's seed.
 
     torch draws a fresh number from the main process whenever workers start, and has seeded its own generator with it
-    by the time this runs. Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')``; ``EpochSeedHook`` puts it in
-    place of mmengine's default by itself.
+    by the time this runs. Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')``; ``EpochSeedHook``
+    replaces mmengine's default by it.
     """
     seed_everything(torch.initial_seed() % 2**64)
 
@@ -63,13 +63,13 @@ def seed_worker(worker_id: int) -> None:
 class EpochSeedHook(Hook):
     """Seed all randomness of an epoch from (the run's seed, epoch, rank) before its data workers start.
 
-    With it, ``--resume`` after an interruption ends in the weights of an uninterrupted run, on the same number of
-    processes and workers. An iteration-based loop has no epochs and skips the data it has seen by loading it again;
-    there the main process is seeded before each iteration, and exactness needs ``num_workers >= 1`` (without workers
-    the skipped data draw from the stream that the model draws from).
+    With it, ``--resume`` ends in the same weights as an uninterrupted run, on the same number of processes and workers.
+    An iteration-based loop has no epochs, and skips the data of past iterations by loading it again; there the main
+    process is seeded before each iteration, and exactness needs ``num_workers >= 1`` (without workers, loading the
+    skipped data would draw from the model's stream).
     """
 
-    # Last of all hooks before an epoch: nothing may draw between this and the creation of the epoch's workers.
+    # The last hook before an epoch: nothing may draw between this and the start of the epoch's workers.
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
@@ -81,7 +81,7 @@ class EpochSeedHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         seed_everything(runner.seed, runner.epoch, runner.rank)
         if _by_epoch(runner) and runner.train_dataloader.persistent_workers:
-            # Persistent workers would go on with the streams of the epochs before: let this epoch start new ones.
+            # Persistent workers would continue their streams: let this epoch start new ones (a private name of torch).
             runner.train_dataloader._iterator = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:

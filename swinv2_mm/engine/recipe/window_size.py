@@ -1,4 +1,4 @@
-"""Validating and testing at another window than the model trains with."""
+"""Validation and test at another window than the training's."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence
     """Set the window of every SwinV2 backbone of a model.
 
     Returns:
-        The backbones, each with the windows that it had.
+        The backbones, each with its former windows.
 
     Raises:
         UserError: The model has no SwinV2 backbone, or the window does not fit its stages.
@@ -33,7 +33,7 @@ def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence
 
 @HOOKS.register_module()
 class WindowSizeHook(Hook):
-    """Run validation and test at another window; training goes on with its own.
+    """Run validation and test at another window; training keeps its own.
 
     Args:
         window_size: As ``SwinTransformerV2.set_window_size`` takes it.
@@ -44,7 +44,7 @@ class WindowSizeHook(Hook):
 
     def __init__(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
         self.window_size = window_size
-        self._trained: list[tuple] = []  # the backbones and their own windows
+        self._trained: list[tuple] = []  # the backbones and their windows in training
 
     def _enter(self, runner: Runner) -> None:
         self._trained = set_window_size(runner.model, self.window_size)

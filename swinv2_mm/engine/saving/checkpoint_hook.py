@@ -1,4 +1,4 @@
-"""What a run saves is whole or not there, and what it replaces is removed after that."""
+"""Crash-safe saving: a file appears complete or not at all; the old one is deleted after the new one is on disk."""
 
 import os
 import pickle
@@ -7,29 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
-from shutil import disk_usage, rmtree
+from shutil import disk_usage
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from swinv2_mm.checkpoints.files import PARTIAL, replacing
 from swinv2_mm.engine.config.distributed import this_run
+from swinv2_mm.engine.mmengine_internals import OpenCheckpointHook, is_training, loaded_from, update_val_interval
 from swinv2_mm.engine.saving.plain_data import make_plain, restore_log, to_plain
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
 
 def protect_saving() -> None:
-    """Make mmengine write the local files of this process, checkpoints first of all, whole or not at all."""
+    """Make mmengine write local files of this process, such as checkpoints, crash-safe."""
     register_backend('local', WholeFileBackend, force=True, prefixes='')
 
 
 class WholeFileBackend(LocalBackend):
-    """mmengine's access to local files, which are replaced when the new one is whole."""
+    """mmengine's access to local files, but a file is replaced only when the new one is complete."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with told(filepath, len(obj)), replacing(filepath) as partial:
@@ -40,7 +41,7 @@ class WholeFileBackend(LocalBackend):
 
 
 class PatientBackend(WholeFileBackend):
-    """Removes files and folders when it is told that what replaces them is there."""
+    """Postpones the removal of outdated files until :meth:`catch_up` is called."""
 
     def __init__(self) -> None:
         self.outdated: list[str] = []
@@ -48,31 +49,21 @@ class PatientBackend(WholeFileBackend):
     def remove(self, filepath: str | Path) -> None:
         self.outdated.append(filepath)
 
-    rmtree = remove
-
     def catch_up(self) -> None:
         while self.outdated:
-            remove(Path(self.outdated.pop()))
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            Path(self.outdated.pop()).unlink(missing_ok=True)
 
 
 @contextmanager
 def told(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
-    """Tell the user of a disk that takes no more.
+    """Report a full or read-only disk, or a spent quota.
 
     Args:
-        path: What is written in this context.
-        size: Its bytes.
+        path: The file or folder that is written in this context.
+        size: Its bytes, if known.
 
     Raises:
-        UserError: In the place of the OSError for a full or read-only disk, or a spent quota.
+        UserError: In place of the OSError.
     """
     try:
         yield
@@ -82,7 +73,7 @@ def told(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
         if size is None and error.filename:
             path = error.filename
         folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-        # What a quota leaves is not known.
+        # The space that a quota leaves is unknown.
         free = f', and {_bytes(disk_usage(folder).free)} are free there' if error.errno == ENOSPC else ''
         room = '' if size is None else f' It takes {_bytes(size)}{free}.'
         raise UserError(
@@ -97,14 +88,13 @@ def _bytes(number: int) -> str:
 
 
 @HOOKS.register_module()
-class CheckpointHook(MMEngineCheckpointHook):
-    """mmengine's, for runs that may end at any moment.
+class CheckpointHook(OpenCheckpointHook):
+    """mmengine's hook, for runs that may be killed at any moment.
 
-    A checkpoint is removed when the one that replaces it is whole. What a killed run did not come to is made up for
-    when it is resumed: partial files and outdated checkpoints are removed, the checkpoint is noted as the last one, and
-    the validation that was due is run.
-    Checkpoints note, in ``message_hub``, the run that saved them and what was validated last. They are plain data, see
-    :func:`~swinv2_mm.engine.saving.plain_data.make_plain`.
+    A checkpoint is removed only when its successor is complete. Resuming completes what a killed run left undone: it
+    removes partial files and outdated checkpoints, notes the checkpoint as the last one, and runs the validation that
+    was due. Checkpoints record, in ``message_hub``, the run that saved them and the last validation. They are plain
+    data, see :func:`~swinv2_mm.engine.saving.plain_data.make_plain`.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -116,8 +106,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().after_load_checkpoint(runner, checkpoint)
         restore_log(checkpoint)
         meta = checkpoint.get('meta') or {}
-        if isinstance(runner._train_loop, BaseLoop) and 'dataset_meta' in meta:
-            # mmengine compares the two as pickles, in which arrays are no lists.
+        if is_training(runner) and 'dataset_meta' in meta:
+            # mmengine compares the two as pickles, where an array differs from a list.
             now = getattr(runner.train_dataloader.dataset, 'metainfo', None)
             if pickle.dumps(to_plain(now)) == pickle.dumps(meta['dataset_meta']):
                 meta['dataset_meta'] = now
@@ -129,12 +119,12 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._stay_in_folder()
             if is_main_process():
                 for partial in [*Path(self.out_dir).glob(PARTIAL), *Path(runner.work_dir).glob(PARTIAL)]:
-                    remove(partial)
+                    partial.unlink(missing_ok=True)
         hub = runner.message_hub
         hub.update_info('run', this_run() or '')
         if _done(runner) > 0:
             self.last_ckpt = hub.runtime_info.get('last_ckpt')
-            resumed = Path(runner._load_from)
+            resumed = Path(loaded_from(runner))
             if is_main_process() and resumed.parent.resolve() == Path(self.out_dir).resolve():
                 self._note(runner, str(Path(self.out_dir, resumed.name)))
             if _validation_is_due(runner):
@@ -145,7 +135,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         runner.message_hub.update_info('validated', _done(runner))
         super().after_val_epoch(runner, metrics)
 
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+    def save_best_of(self, runner: Runner, metrics: dict) -> None:
         for name in getattr(self, 'key_indicators', ()):  # there if save_best is
             if name not in ('auto', *metrics):
                 raise UserError(
@@ -153,11 +143,11 @@ class CheckpointHook(MMEngineCheckpointHook):
                     f'{", ".join(metrics)}. What was trained so far is saved: choose one of these, and '
                     'pass --resume.'
                 )
-        super()._save_best_checkpoint(runner, metrics)
+        super().save_best_of(runner, metrics)
         self._remove_outdated()
 
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """As mmengine's, in another order."""
+    def save_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """As mmengine's, but it saves first and removes then."""
         self._remove_outdated()  # the former best, before it is forgotten
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
@@ -165,7 +155,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         outdated = []
         if self.max_keep_ckpts > 0:
             kept = [*(other for other in self.keep_ckpt_ids if other != step), step]
-            # With the one too many: if this run does not come to remove it, the resumed one does.
+            # Including the outdated one: if this run is killed before it removes it, the resumed run does.
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             outdated = kept[: -self.max_keep_ckpts]
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
@@ -194,7 +184,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.file_backend.catch_up()
 
     def _stay_in_folder(self) -> None:
-        """The best checkpoint so far is the one here: a run that goes on elsewhere must not remove another's."""
+        """Look for the best checkpoint in this folder: a run resumed in another folder must not remove the original."""
         if not self.save_best:
             return
         if len(self.key_indicators) == 1:
@@ -207,35 +197,35 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 
 class PlainDataHook(Hook):
-    """Makes checkpoints plain when the other hooks have added to them, and warns of what is no data."""
+    """Makes checkpoints plain after all other hooks have edited them, and warns of values that are no data."""
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         left_out = make_plain(checkpoint)
         if left_out:
-            runner.logger.warning(  # which mmengine's logger shows once
+            runner.logger.warning(  # mmengine's logger shows it once
                 'Left out of checkpoints, because these are no numbers, strings, tensors, or lists or dicts of them: '
                 + ', '.join(f'{place} ({kind})' for place, kind in left_out.items())
             )
 
 
 def _done(runner: Runner) -> int:
-    """Epochs or iterations so far, in what the training loop counts by."""
+    """Epochs or iterations so far, whichever the training loop counts."""
     loop = runner.train_loop
     return loop.epoch if isinstance(loop, EpochBasedTrainLoop) else loop.iter
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """Whether the run that saved the checkpoint would have validated it, and had not yet."""
+    """Whether the run that saved the checkpoint was killed before the validation that follows."""
     loop, done = runner.train_loop, _done(runner)
     if runner.val_loop is None or runner.message_hub.runtime_info.get('validated') == done:
         return False
     end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
-    loop._decide_current_val_interval()
+    update_val_interval(loop)
     return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
 
 def save_safely(cfg: Config) -> None:
-    """Put :class:`CheckpointHook` in the place of mmengine's, which a config has by default."""
+    """Replace mmengine's CheckpointHook, which a config has by default, by :class:`CheckpointHook`."""
     hooks = cfg.setdefault('default_hooks', {})
     checkpoint = hooks.get('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
     kind = (checkpoint or {}).get('type')

@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit its model is an error; mmengine only warns and leaves the rest random."""
+"""Matching: a checkpoint that does not fit its model is an error; mmengine only warns, and random weights remain."""
 
 import re
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import as_state, plain, windows_of_training
+from swinv2_mm.engine.mmengine_internals import loaded_from
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
 
 def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Say what of a model's tensors a checkpoint does not fill; empty if it fills them all.
+    """Describe the tensors of a model that a checkpoint does not fill; empty if it fills all.
 
     Args:
         loaded: The state_dict of the checkpoint; ``module.`` in front of its keys is ignored.
         wanted: That of the model.
     """
     loaded = {re.sub(r'^module\.', '', key): tensor for key, tensor in loaded.items() if isinstance(tensor, Tensor)}
-    # Counters of batches were added to PyTorch later than BatchNorm, the pretrained windows to our weights later, too.
+    # Older checkpoints have neither the counters of BatchNorm nor our pretrained windows.
     wanted = {
         key: tensor for key, tensor in wanted.items() if not key.endswith(('num_batches_tracked', PRETRAINED_KEY))
     }
@@ -40,18 +41,18 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Check the pretrained windows of a checkpoint against those that a model was given.
+    """Check the pretrained windows of a checkpoint against those of the model's config.
 
-    Those of an older checkpoint, whose weights do not tell them, are in the config that it was saved with; they are
-    added to its weights, so that a model that was given none takes them over.
+    An older checkpoint has them only in the config saved with it; they are added to its weights, so that a model
+    without configured windows takes them over.
 
     Args:
-        model: Of the config, before the weights are loaded.
+        model: The model, before the weights are loaded.
         checkpoint: Edited in place.
-        path: Where it is from.
+        path: The checkpoint's.
 
     Raises:
-        UserError: The model was given others.
+        UserError: The two differ.
     """
     state = checkpoint.get('state_dict', checkpoint)
     before = 'module.' if any(str(key).startswith('module.') for key in state) else ''
@@ -77,9 +78,9 @@ def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
 @HOOKS.register_module()
 class CheckpointMatchHook(Hook):
     """Refuse to test or resume with a checkpoint that does not fill every parameter and buffer of the model, or that
-    was trained with other pretrained windows than the config gives."""
+    was trained with other pretrained windows than the config's."""
 
-    # Before EMAHook and others that use what is in the checkpoint.
+    # Before EMAHook and others that read the checkpoint.
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -89,7 +90,7 @@ class CheckpointMatchHook(Hook):
         faults = misfits(checkpoint.get('state_dict', checkpoint), model.state_dict())
         if faults:
             raise UserError(
-                f'{runner._load_from} does not fit this config: {faults}. It belongs to another config, or holds a '
+                f'{loaded_from(runner)} does not fit this config: {faults}. It belongs to another config, or holds a '
                 'backbone alone.'
             )
-        match_windows(model, checkpoint, runner._load_from)
+        match_windows(model, checkpoint, loaded_from(runner))

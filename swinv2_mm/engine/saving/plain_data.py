@@ -1,4 +1,4 @@
-"""Checkpoints as plain data, which bare ``torch.load`` reads anywhere; and the log of a run back from it."""
+"""Checkpoints as plain data: ``torch.load`` reads them anywhere, without mmengine or NumPy."""
 
 from collections import Counter, OrderedDict, deque
 from operator import is_
@@ -12,27 +12,27 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 LOG = 'log_buffers'
-"""The key of the log in ``message_hub``. Under its own ``log_scalars`` mmengine takes nothing but HistoryBuffers."""
+"""The key of the log in ``message_hub``. mmengine accepts only HistoryBuffers under its own key, ``log_scalars``."""
 
 _PLAIN = (NoneType, bool, int, float, complex, str, bytearray, torch.Size, torch.device, torch.dtype)
-# What makes a plain value of a subclass, such as np.float64 or a member of an IntEnum.
+# Functions that turn a subclass, such as np.float64 or an IntEnum, into its plain base.
 _BASES = {int: int.__int__, float: float.__float__, complex: complex.__complex__, str: str.__str__, bytes: bytearray}
 _NO_DATA = object()
 
 
 def to_plain(value: Any, place: str = '', left_out: dict[str, str] | None = None) -> Any:
-    """Turn a value into tensors, numbers, strings, None, lists, tuples and dicts, of types that torch reads unasked.
+    """Turn a value into tensors, numbers, strings, None, lists, tuples and dicts, of types that torch reads by default.
 
-    Arrays and sets become lists, paths strings; subclasses become what they derive from. What is plain already is
-    returned as the same object. What is no data goes from its dict; in a list None takes its place.
+    Arrays and sets become lists, paths become strings, subclasses become their base. A plain value is returned as the
+    same object. A value that is no data is removed from its dict; in a list, None replaces it.
 
     Args:
         value: Anything.
-        place: Where it is, for ``left_out``.
-        left_out: Gets the places of what is no data, as ``meta.objects[3]``, and its types.
+        place: Its position, for ``left_out``.
+        left_out: Receives the positions of values that are no data, as ``meta.objects[3]``, and their types.
 
     Returns:
-        The plain value; None for what is no data.
+        The plain value; None if it is no data.
     """
     plain = _convert(value, place, {} if left_out is None else left_out)
     return None if plain is _NO_DATA else plain
@@ -68,7 +68,7 @@ def _convert_dict(value: dict, place: str, left_out: dict[str, str]) -> dict:
             items[pair[0]] = pair[1]
     same = len(items) == len(value) and all(map(is_, items, value)) and all(map(is_, items.values(), value.values()))
     base = next(kind for kind in (OrderedDict, Counter, dict) if isinstance(value, kind))
-    # Modules keep the versions of their layouts as an attribute of their state_dict.
+    # A state_dict has the versions of its modules as an attribute.
     attributes = vars(value) if base is OrderedDict else {}
     plain_attributes = _convert_dict(attributes, place, left_out) if attributes else attributes
     if same and attributes is plain_attributes and type(value) is base:
@@ -80,14 +80,14 @@ def _convert_dict(value: dict, place: str, left_out: dict[str, str]) -> dict:
 
 
 def make_plain(checkpoint: dict[str, Any]) -> dict[str, str]:
-    """Make a checkpoint of mmengine's runners plain, in place; its containers are not touched.
+    """Make a checkpoint of mmengine's runners plain, in place; the containers in it are not edited.
 
-    The log goes into dicts of tensors, under :data:`LOG` in ``message_hub``. What a plain mmengine finds in the other
-    keys it resumes without a warning; its log begins anew.
+    The log becomes dicts of tensors, under :data:`LOG` in ``message_hub``. Plain mmengine resumes from the other keys
+    without a warning; its log begins anew.
 
     Returns:
-        The places and types of what is no data and was left out; not the functions of schedulers, which the config
-        gives them again.
+        The positions and types of values that were left out, except for the functions of schedulers, which the config
+        restores.
     """
     hub = checkpoint['message_hub']
     if LOG not in hub:
@@ -112,7 +112,7 @@ def _to_tensors(buffer: HistoryBuffer) -> dict[str, Any]:
 
 
 def restore_log(checkpoint: dict[str, Any]) -> None:
-    """Put the log of a plain checkpoint back where mmengine's ``MessageHub`` has it, in place; any other is left."""
+    """Restore the log of a plain checkpoint in place, as mmengine's ``MessageHub`` expects it; leave others."""
     hub = checkpoint.get('message_hub')
     log = hub.pop(LOG, {}) if isinstance(hub, dict) else {}
     for name, saved in log.items():

@@ -1,4 +1,4 @@
-"""Reading checkpoints without running code from them, and finding the one to resume from."""
+"""Reading checkpoints without running code from them, and finding the latest one to resume."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ from swinv2_mm.errors import UserError, say
 def protect_loading() -> None:
     """Make every ``torch.load`` of this process refuse code, whatever the environment and the caller say.
 
-    That includes ``torch.hub``, which would switch the protection off for checkpoints that come from a URL. What
-    mmengine writes can be read all the same, since :mod:`swinv2_mm.registry` allows it.
+    That includes ``torch.hub``, which would switch the protection off for checkpoints from a URL. mmengine's
+    checkpoints can still be read, since :mod:`swinv2_mm.registry` allows their classes.
     """
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
@@ -26,10 +26,10 @@ def read_checkpoint(path: str | Path) -> dict:
         path: A local file.
 
     Returns:
-        Its content, the log in ``message_hub`` as mmengine's ``MessageHub`` has it, however it was saved.
+        Its content, with the log in ``message_hub`` as mmengine's ``MessageHub`` expects it.
 
     Raises:
-        UserError: The file is missing, damaged, no checkpoint, or wants to run code.
+        UserError: The file is missing, corrupt, no checkpoint, or would run code.
     """
     checkpoint = read_file(path, allow=OF_MMENGINE)
     restore_log(checkpoint)
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def check_resumable(path: str | Path, checkpoint: dict) -> None:
-    """Check that a checkpoint holds what continuing a run needs, not weights alone.
+    """Check that a checkpoint holds everything that resuming needs, not only weights.
 
     Raises:
         UserError: It does not.
@@ -53,9 +53,8 @@ def check_resumable(path: str | Path, checkpoint: dict) -> None:
 def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | None:
     """Find the checkpoint that ``--resume`` continues from: the last one saved that can be read.
 
-    The file ``last_checkpoint`` names it, unless the run was killed between the two. A folder that was moved notes a
-    path that is gone, and a copy has other times; there the name counts. Damaged files are passed over, for the newest
-    of the others.
+    The file ``last_checkpoint`` names it, unless the run was killed between writing the two. In a moved or copied
+    folder its path and the times of files are wrong, so only the name counts. Corrupt files are skipped.
 
     Args:
         work_dir: The folder.
@@ -71,12 +70,10 @@ def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | No
     problems = []
     for path in _candidates(folder):
         try:
-            # Sharded strategies save folders, which only they can read.
-            checkpoint = None if path.is_dir() else read_checkpoint(path)
-            if run is not None and _run_of(path, checkpoint) != run:
+            checkpoint = read_checkpoint(path)
+            if run is not None and checkpoint.get('message_hub', {}).get('runtime_info', {}).get('run') != run:
                 continue
-            if checkpoint is not None:
-                check_resumable(path, checkpoint)
+            check_resumable(path, checkpoint)
         except UserError as problem:
             problems.append(str(problem))
             continue
@@ -101,9 +98,3 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _time(path: Path) -> int:
     return path.stat().st_mtime_ns
-
-
-def _run_of(path: Path, checkpoint: dict | None) -> str | None:
-    """The run that saved a checkpoint; DeepSpeed's folders hold an ordinary one, too."""
-    checkpoint = read_checkpoint(path / 'weights.pth') if checkpoint is None else checkpoint
-    return checkpoint.get('message_hub', {}).get('runtime_info', {}).get('run')

@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and the optimizer's state divided among the processes (ZeRO stage 3)."""
+"""FSDP2 divides parameters, gradients and the optimizer's state among the processes (ZeRO stage 3)."""
 
 import re
 
@@ -8,7 +8,7 @@ from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from swinv2_mm.engine.sharding.gathering import GatheringRunner
@@ -21,17 +21,23 @@ from swinv2_mm.registry import RUNNERS
 class FSDP2Runner(GatheringRunner):
     """A runner that trains with torch's ``fully_shard``.
 
-    Each block of the backbone is a unit: its parameters are whole while it computes, and divided otherwise. Everything
-    else is one more unit, the model: frameworks call their heads through ``loss`` and ``predict``, where the hooks of a
-    unit do not see it. Parameters are initialised, or loaded, as in a run without sharding, and checkpoints are that
-    run's, so that they can be tested and resumed with or without sharding, by any number of processes. A single process
-    without a launcher trains as always; tests run unsharded.
+    Each block of the backbone is a unit: its parameters are gathered while it computes, and divided otherwise. The rest
+    of the model is one more unit: frameworks call their heads by ``loss`` and ``predict``, which the hooks of a unit do
+    not see. Parameters are initialised or loaded as in a run without sharding. Checkpoints are the same, too: they can
+    be tested and resumed with or without sharding, by any number of processes. A single process without a launcher
+    trains as always; tests run unsharded.
 
     ``fsdp2 = dict(...)`` in the config holds the arguments of :func:`shard`.
     """
 
+    def setup_env(self, env_cfg: dict) -> None:
+        """As mmengine's; with ``offload`` the processes communicate tensors in main memory, too, over gloo."""
+        if get_device() == 'cuda' and self.cfg.get('fsdp2', {}).get('offload'):
+            env_cfg = dict(env_cfg, dist_cfg=dict(env_cfg.get('dist_cfg') or {}, backend='cpu:gloo,cuda:nccl'))
+        super().setup_env(env_cfg)
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Leave the model as it is, on its device: sharding replaces parameters, so it waits for their values."""
+        """Only move the model to its device: sharding replaces parameters, so they must have their values first."""
         if not self.distributed:
             return super().wrap_model(model_wrapper_cfg, model)
         if self.cfg.get('sync_bn'):
@@ -40,13 +46,13 @@ class FSDP2Runner(GatheringRunner):
 
     def train(self) -> nn.Module:
         """Initialise the parameters, shard them, and train."""
-        super()._init_model_weights()
+        super().init_weights()
         if self.distributed:
             shard(self.model, **self.cfg.get('fsdp2', {}))
         return super().train()
 
-    def _init_model_weights(self) -> None:
-        """Done in front of sharding."""
+    def init_weights(self) -> None:
+        """Done before sharding."""
 
     def resume(
         self,
@@ -55,7 +61,7 @@ class FSDP2Runner(GatheringRunner):
         resume_param_scheduler: bool = True,
         map_location: str = 'cpu',
     ) -> None:
-        """As mmengine's, but a whole checkpoint never lies on the device."""
+        """As mmengine's, but the complete checkpoint stays in main memory."""
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
@@ -67,7 +73,7 @@ class FSDP2Runner(GatheringRunner):
         gather(checkpoint, keep=self.rank == 0)
 
     def _scatter(self, checkpoint: dict) -> None:
-        """Divide the tensors of a whole checkpoint, in place, as those of the model and the optimizer are divided."""
+        """Divide the tensors of a checkpoint, in place, like those of the model and the optimizer."""
         parameters = dict(self.model.named_parameters())
         for part in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
             for key, value in part.items():
@@ -79,30 +85,42 @@ class FSDP2Runner(GatheringRunner):
                     state[name] = like(value, optimized[index] if index < len(optimized) else None)
 
 
-def shard(model: nn.Module, block_dtype: str = 'float32') -> None:
+def shard(model: nn.Module, block_dtype: str = 'float32', offload: bool = False) -> None:
     """Divide the parameters of a model among the processes, in place.
 
     Args:
         model: With the same values in each process.
         block_dtype: ``'float32'``, or ``'bfloat16'`` to gather the blocks' parameters in half the bytes and to compute
-            the blocks in that type, but for the position bias. Shards, gradients and the optimizer stay in float32.
+            the blocks in that type, except for the position bias. Shards, gradients and the optimizer stay in float32.
+        offload: Keep shards, gradients and the optimizer's state in main memory, and update there; a block's parameters
+            are on the GPU only while it computes. Slower, for models whose shards do not fit the GPUs.
 
     Raises:
-        UserError: Another ``block_dtype``.
+        UserError: Another ``block_dtype``, or ``offload`` is neither True nor False.
     """
     if block_dtype not in ('float32', 'bfloat16'):
         raise UserError(f"fsdp2.block_dtype={block_dtype!r}: set it to 'float32' or 'bfloat16'.")
-    mesh = init_device_mesh(get_device(), (torch.distributed.get_world_size(),))
-    policy = MixedPrecisionPolicy()
+    if not isinstance(offload, bool):
+        raise UserError(f'fsdp2.offload={offload!r}: set it to True or False.')
+    device = get_device()
+    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+    options = {'mesh': mesh}
+    if offload:  # only an accelerator's driver can pin memory
+        options['offload_policy'] = CPUOffloadPolicy(pin_memory=device != 'cpu')
+    precision = MixedPrecisionPolicy()
     if block_dtype == 'bfloat16':
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+        precision = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
     for module in model.modules():
         if isinstance(module, SwinTransformerV2Block):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    # By default the root stays whole after a forward without backward, and hooks would meet plain parameters.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    # mmengine's EMAHook copies the model for its values alone; fully_shard forbids copies, since they could not run.
-    type(model).__deepcopy__ = lambda module, memo: parameters_alone(module)
+            fully_shard(module, mp_policy=precision, **options)
+    # By default the root stays gathered after a forward without backward, and hooks would meet plain parameters.
+    fully_shard(model, reshard_after_forward=True, **options)
+    # fully_shard forbids copies, since they could not run; mmengine's EMAHook copies the model only for its values.
+    # The class that fully_shard gave the model belongs to every sharded model of its kind, so this one gets its own.
+    kind = type(model)
+    model.__class__ = type(
+        kind.__name__, kind.__bases__, {'__deepcopy__': lambda module, memo: parameters_alone(module)}
+    )
 
 
 def parameters_alone(module: nn.Module) -> nn.Module:
@@ -118,11 +136,11 @@ def parameters_alone(module: nn.Module) -> nn.Module:
 
 
 def gather(value: object, keep: bool) -> object:
-    """Replace each divided tensor in nested dicts and lists by the whole one on the CPU; called by every process.
+    """Replace each divided tensor in nested dicts and lists by the complete one on the CPU; called by every process.
 
     Args:
         value: Dicts and lists are edited in place.
-        keep: Whether this process wants the result; the others lend their part and get None.
+        keep: Whether this process wants the result; the others send their part and get None.
     """
     if isinstance(value, DTensor):
         whole = value.to(value.device_mesh.device_type).full_tensor()
@@ -134,7 +152,8 @@ def gather(value: object, keep: bool) -> object:
 
 
 def like(value: object, parameter: Tensor | None) -> object:
-    """Divide a whole tensor as the parameter of its shape is divided, without communication; leave anything else."""
+    """Divide a tensor like the parameter of its shape, without communication; return anything else as it is."""
     if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
         return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    divided = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return divided.to(parameter.device)  # main memory, with offload

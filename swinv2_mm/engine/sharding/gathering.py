@@ -1,22 +1,21 @@
-"""Checkpoints that every process holds a part of, put together into the ordinary file of one."""
+"""Saving when every process holds a part of the checkpoint: all gather it, the first writes one ordinary file."""
 
 from contextlib import suppress
 
-from mmengine.runner import Runner
+from swinv2_mm.engine.mmengine_internals import OpenRunner
 
 
-class GatheringRunner(Runner):
-    """A runner whose processes assemble a checkpoint together; mmengine's asks the first alone, which waits for ever.
+class GatheringRunner(OpenRunner):
+    """A runner whose processes put a checkpoint together; mmengine asks rank 0 alone, which would wait for ever.
 
-    Every process runs through mmengine's own ``save_checkpoint`` up to the last hook, so that state_dicts may
-    communicate; then the first one writes the file.
+    Every process runs mmengine's ``save_checkpoint`` up to its last hook, so that state_dicts may communicate; then
+    rank 0 writes the file.
     """
 
     def save_checkpoint(self, *args, **kwargs) -> None:
         """As mmengine's, called by every process."""
         with suppress(_NotMineToWrite):
-            # What mmengine decorated to run in the first process only.
-            Runner.save_checkpoint.__wrapped__(self, *args, **kwargs)
+            self.save_checkpoint_in_all(*args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         super().call_hook(fn_name, **kwargs)
@@ -26,8 +25,8 @@ class GatheringRunner(Runner):
                 raise _NotMineToWrite
 
     def gather(self, checkpoint: dict) -> None:
-        """Make a checkpoint whole in the first process, in place; called by every process, each with its own part."""
+        """Make a checkpoint complete in rank 0, in place; called by every process, each with its own part."""
 
 
 class _NotMineToWrite(Exception):
-    """The checkpoint is complete, and this process is not the one to write it."""
+    """The checkpoint is complete, and another process writes it."""

@@ -1,4 +1,4 @@
-"""ZeRO stage 1: each process keeps the optimizer's state of its share of the parameters, and updates those."""
+"""ZeRO-1 divides the optimizer's state among the processes; each updates its share of the parameters."""
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -10,10 +10,10 @@ from swinv2_mm.registry import RUNNERS
 
 @RUNNERS.register_module()
 class Zero1Runner(GatheringRunner):
-    """A runner that divides the optimizer's state among the processes, by torch's ``ZeroRedundancyOptimizer``.
+    """A runner with torch's ``ZeroRedundancyOptimizer``.
 
-    The config names the optimizer as always; checkpoints are those of a run without sharding, whatever the number of
-    processes. A single process without a launcher has nobody to share with and trains as always.
+    The config names the optimizer as always. Checkpoints are the same as without sharding, for any number of processes.
+    A single process without a launcher trains as always.
     """
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:

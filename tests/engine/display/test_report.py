@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from support.tiny_training import write_config
 
 from swinv2_mm.engine.display import report
-from swinv2_mm.engine.display.report import draw_report, read_run, running_median
+from swinv2_mm.engine.display.report import draw_report, running_median
+from swinv2_mm.engine.display.run_log import read_run
 from swinv2_mm.engine.runs import prepare_training, train
 
 PNG = b'\x89PNG'

@@ -51,7 +51,6 @@ def test_trains_validates_and_tests_like_the_model_that_is_not(tmp_path):
     [
         ({'compile': True}, 'compile='),
         ({'runner_type': 'swinv2_mm.FSDP2Runner'}, 'FSDP2Runner'),
-        ({'runner_type': 'swinv2_mm.DeepSpeedRunner'}, 'DeepSpeedRunner'),
     ],
 )
 def test_refuses_what_would_compile_twice_or_in_part(config, hint):

@@ -239,8 +239,8 @@ def test_a_named_type_replaces_the_config_s(device):
 
 
 def test_refuses_what_it_cannot_turn(monkeypatch):
-    with pytest.raises(UserError, match='DeepSpeedOptimWrapper'):
-        configured({'type': 'DeepSpeedOptimWrapper'})
+    with pytest.raises(UserError, match='ApexOptimWrapper'):
+        configured({'type': 'ApexOptimWrapper'})
     monkeypatch.setattr(precision, 'get_device', lambda: 'cpu')
     with pytest.raises(UserError, match='--amp fp32'):
         configured({'type': 'AmpOptimWrapper', 'dtype': 'float64'}, None)

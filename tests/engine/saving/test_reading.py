@@ -175,7 +175,7 @@ def test_a_copied_folder_resumes_from_its_own_files(trained, tmp_path):
 
 @pytest.mark.parametrize('cut', [0, 3, 10])
 def test_a_note_that_was_cut_off_misleads_nobody(cut, trained, tmp_path):
-    """Bug: the rest of the note is a folder's name, which passes for a checkpoint of DeepSpeed."""
+    """Bug: the rest of the note is a folder's name, which passes for a checkpoint."""
     work_dir = shutil.copytree(trained, tmp_path / 'killed')
     (work_dir / 'last_checkpoint').write_text(f'{work_dir}/epoch_2.pth'[: len(str(work_dir)) + 1 - cut])
     assert latest_checkpoint(work_dir) == work_dir / 'epoch_3.pth'

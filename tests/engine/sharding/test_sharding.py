@@ -61,6 +61,7 @@ def folder(tmp_path_factory):
         write_config(folder, f'rich_{mode}_again.py', DECAY + RICH + piece, **rich)
         write_config(folder, f'tiny_{mode}.py', DECAY + TINY + piece, **tiny)
     write_config(folder, 'bfloat16_fsdp2.py', DECAY + PIECES['fsdp2'].replace('float32', 'bfloat16', 1), **plain)
+    write_config(folder, 'offload_fsdp2.py', DECAY + PIECES['fsdp2'].replace('False', 'True', 1), **plain)
     with put_back():
         here = Path.cwd()
         os.chdir(folder)
@@ -135,13 +136,13 @@ def test_trains_like_data_parallelism(folder, mode, setting):
 
 
 @pytest.mark.parametrize('mode', ['zero1', 'fsdp2'])
-def test_resumes(folder, mode):
+def test_two_processes_resume_to_the_weights_of_an_uninterrupted_run(folder, mode):
     """Resuming on two processes ends in the uninterrupted run's weights. Prevents: state of another parameter."""
     assert_same(folder / f'rich_{mode}_resumed' / 'epoch_2.pth', folder / f'rich_{mode}' / 'epoch_2.pth', 1e-6)
 
 
 @pytest.mark.parametrize('mode', ['zero1', 'fsdp2'])
-def test_resumes_what_one_process_began(folder, mode):
+def test_two_processes_resume_what_one_began(folder, mode):
     """From one process to two: the same steps. Prevents: checkpoints that only their number of processes can read."""
     assert_same(folder / f'plain_{mode}_from_one' / 'epoch_2.pth', folder / 'plain_one' / 'epoch_2.pth', logged=SHARED)
 
@@ -200,6 +201,11 @@ def test_blocks_in_bfloat16_train(folder):
     assert {tensor.dtype for tensor in weights} == {torch.float32}
 
 
+def test_offloaded_training_ends_in_the_same_weights(folder):
+    """Over gloo on a CPU, where everything already lies in main memory. Prevents: an option that breaks checkpoints."""
+    assert_same(folder / 'offload_fsdp2' / 'epoch_2.pth', folder / 'plain_ddp' / 'epoch_2.pth')
+
+
 def test_memory_per_process(folder):
     """Bytes that a process keeps of SwinV2-T and its AdamW, on two: at most 60 % where divided, all elsewhere.
 
@@ -221,7 +227,7 @@ def test_pieces_stand_next_to_any_config(tmp_path, mode, leaf):
     assert issubclass(RUNNERS.get(Config.fromfile(path).runner_type), GatheringRunner)
 
 
-def test_mistakes_are_told(inside, monkeypatch, tmp_path):
+def test_an_unknown_optimizer_or_option_is_named(inside, monkeypatch, tmp_path):
     """Prevents: an AttributeError of torch for an optimizer that ZeRO does not know, or for a misspelt type."""
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='localhost', MASTER_PORT=0).items():
         monkeypatch.setenv(name, str(value))
@@ -229,6 +235,7 @@ def test_mistakes_are_told(inside, monkeypatch, tmp_path):
     for config, options, message in (
         ('plain_zero1.py', {'optim_wrapper.optimizer.type': 'OwnSGD'}, 'none of them'),
         ('bfloat16_fsdp2.py', {'fsdp2.block_dtype': 'bf16'}, "'bf16': set it to"),
+        ('offload_fsdp2.py', {'fsdp2.offload': 'cpu'}, "offload='cpu': set it to True"),
     ):
         with pytest.raises(UserError, match=message):
             train(prepare_training(config, work_dir=str(tmp_path), cfg_options=options, launcher='pytorch'))
