@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -236,14 +237,14 @@ def test_bad_input_is_named(tool, arguments, hint, refuse):
     ],
     ids=['truncated', 'list', 'yaml', 'parts', 'no images', 'panoptic', 'ids', 'categories'],
 )
-def test_annotations_are_looked_into(change, hint, refuse):
+def test_annotations_that_do_not_fit_are_refused(change, hint, refuse):
     """Bug: a data set that is empty, or whose labels are shifted, is trained on for days."""
     content = change(json.loads(Path(INSTANCES).read_text()))
     Path(INSTANCES).write_text(content if isinstance(content, str) else json.dumps(content))
     assert hint in refuse('train', DETECTION, '--work-dir', 'run')
 
 
-def test_large_annotations_are_not_parsed(place, monkeypatch):
+def test_of_large_annotations_only_the_categories_are_parsed(place, monkeypatch):
     """Bug: COCO's 450 MB are parsed twice, in each process."""
     names = [category['name'] for category in json.loads(Path(INSTANCES).read_text())['categories']]
     monkeypatch.setattr(annotations, '_PARSED', 400)
@@ -256,7 +257,7 @@ def test_large_annotations_are_not_parsed(place, monkeypatch):
         annotations.check_annotations(Path(INSTANCES), names, 'key')
 
 
-def test_annotations_without_permission(place, monkeypatch):
+def test_annotations_without_permission_are_named(place, monkeypatch):
     """Bug: a PermissionError's traceback. Permission bits stop no root, so the refusal is injected."""
     monkeypatch.setattr(Path, 'read_bytes', lambda self: os.open('/', os.O_WRONLY))
     with pytest.raises(UserError, match='cannot be read'):
@@ -285,12 +286,14 @@ def test_an_error_in_code_of_the_user_keeps_its_traceback(run_tool, place, monke
     monkeypatch.syspath_prepend(str(place))
     extra = "model = dict(type='Custom')\ncustom_imports['imports'] += ['custom_of_user']\n"
     write_config(place, 'custom.py', extra=extra)
-    with pytest.raises(KeyError, match='missing'):
+    with pytest.raises(KeyError, match='missing') as error:
         run_tool('train', 'custom.py', '--work-dir', 'run')
+    if sys.version_info >= (3, 11):
+        assert 'while building model' in error.value.__notes__
     assert not Path('run').exists()
 
 
-def test_the_traceback_can_be_asked_for(run_tool, place, monkeypatch, capsys):
+def test_an_environment_variable_shows_the_traceback_of_a_mistake(run_tool, place, monkeypatch, capsys):
     monkeypatch.setenv('SWINV2_MM_TRACEBACK', '1')
     assert run_tool('train', 'tiny.py', '--cfg-options', 'optim_wrapper.optimizer.betas=(2,3)') == 2
     err = capsys.readouterr().err

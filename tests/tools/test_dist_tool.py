@@ -65,7 +65,7 @@ def test_chooses_a_port_unless_told(shell):
 
 @pytest.mark.parametrize('flag', [['--max-restarts', '3'], ['--max-restarts=3'], ['--max_restarts', '3']], ids=' '.join)
 @pytest.mark.parametrize('place', [0, 2])
-def test_restarts_are_torchruns_business(flag, place, shell):
+def test_max_restarts_is_passed_to_torchrun(flag, place, shell):
     """Bug: the flag is handed to train.py, which does not know it, or takes another argument along."""
     options = OPTIONS[:place] + flag + OPTIONS[place:]
     arguments = json.loads(shell('dist_train.sh', 'c.py', '2', *options, PORT='1234').stdout)
@@ -85,7 +85,7 @@ def test_restarts_are_torchruns_business(flag, place, shell):
     ],
     ids=['none', 'text', 'machines'],
 )
-def test_restarts_that_cannot_be(options, environment, hint, shell):
+def test_restarts_that_torchrun_cannot_do_are_refused(options, environment, hint, shell):
     result = shell('dist_train.sh', 'c.py', '2', *options, **environment)
     assert (result.returncode, result.stdout) == (2, '') and hint in result.stderr
 
@@ -111,7 +111,7 @@ def test_several_machines_need_to_know_each_other(shell):
         ('slurm_test.sh', ['partition', 'job', 'c.py']),
     ],
 )
-def test_says_how_it_is_used(script, arguments, shell):
+def test_wrong_arguments_print_the_usage(script, arguments, shell):
     result = shell(script, *arguments)
     assert (result.returncode, result.stdout) == (2, '')
     assert result.stderr.startswith('error: usage: ') and 'CONFIG' in result.stderr
@@ -124,7 +124,7 @@ def test_says_how_it_is_used(script, arguments, shell):
         ('slurm_test.sh', [str(TOOLS / 'test.py'), 'my config.py', 'a dir']),
     ],
 )
-def test_asks_slurm_for_what_it_is_told(script, expected, shell):
+def test_srun_gets_the_resources_and_the_tool_its_arguments(script, expected, shell):
     path = f'{shell.bin}:{os.environ["PATH"]}'
     result = shell(script, 'part', 'job', 'my config.py', 'a dir', '--amp', PATH=path, GPUS='4', SRUN_ARGS='-x a -w b')
     program, *arguments = json.loads(result.stdout)
@@ -166,7 +166,7 @@ def test_two_processes_train_like_one(tmp_path, run_tool, monkeypatch):
     assert apart < 1e-5 < moved, (apart, moved)
 
 
-def test_a_mistake_is_told_once(tmp_path):
+def test_of_several_processes_one_prints_a_mistake(tmp_path):
     """Bug: as many copies of a message as there are processes, or none because the wrong one was ended first."""
     result = subprocess.run(
         ['bash', TOOLS / 'dist_train.sh', 'gone.py', '2'],

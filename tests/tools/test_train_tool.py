@@ -99,7 +99,7 @@ def test_a_mistake_is_named_before_anything_is_written(arguments, hint, refuse, 
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
-def test_so_it_is_by_the_test_tool(arguments, hint, refuse, tmp_path):
+def test_the_test_tool_names_a_mistake_before_anything_is_written(arguments, hint, refuse, tmp_path):
     write_config(tmp_path)
     torch.save({'state_dict': RunsCode()}, 'evil.pth')
     torch.save({'state_dict': {}}, 'weights.pth')
@@ -114,7 +114,7 @@ def test_a_bug_keeps_its_traceback(run_tool, tmp_path, monkeypatch):
         run_tool('train', 'tiny.py')
 
 
-def test_an_unknown_best_metric_is_told_with_those_there_are(run_tool, tmp_path, capsys):
+def test_an_unknown_best_metric_is_refused_with_a_list_of_the_metrics(run_tool, tmp_path, capsys):
     """Only a validation tells which there are. Bug: a KeyError after the first epoch, which may have taken hours."""
     write_config(tmp_path)
     assert run_tool('train', 'tiny.py', '--cfg-options', 'default_hooks.checkpoint.save_best=bogus') == 2
@@ -155,7 +155,7 @@ def test_resuming_with_another_model_is_refused(run_tool, tmp_path, trained, cap
     assert error.startswith('error: ') and 'does not fit this config' in error and 'another shape' in error
 
 
-def test_going_on_where_all_is_done_changes_nothing(run_tool, tmp_path, trained):
+def test_resuming_a_finished_run_changes_nothing(run_tool, tmp_path, trained):
     """Bug: a finished run is trained, validated or saved again."""
     write_config(tmp_path, 'done.py')
     shutil.copytree(trained, 'run')

@@ -1,4 +1,4 @@
-"""What of an annotation file is left to MMDetection, which reads it without harm."""
+"""Annotation files that MMDetection reads without harm pass; others are refused with the reason."""
 
 import json
 
@@ -17,12 +17,12 @@ def check(folder, **parts):
     check_annotations(path, ['disk'], 'test_dataloader.dataset')
 
 
-def test_a_test_set_without_ground_truth_is_taken(tmp_path):
+def test_a_test_set_without_ground_truth_passes(tmp_path):
     """Bug: COCO's image_info_test-dev2017.json, which has no list of annotations, is refused."""
     check(tmp_path)
 
 
-def test_one_stray_category_is_left_out_and_nothing_but_strays_is_told(tmp_path):
+def test_an_unknown_category_passes_but_a_file_of_nothing_else_is_refused(tmp_path):
     """Bug: a whole file is refused for an object that MMDetection skips; or one whose ids are all another type."""
     stray = dict(OBJECT, id=2, category_id=9)
     check(tmp_path, annotations=[OBJECT, stray])
@@ -30,7 +30,7 @@ def test_one_stray_category_is_left_out_and_nothing_but_strays_is_told(tmp_path)
         check(tmp_path, annotations=[stray])
 
 
-def test_an_object_without_area_is_told(tmp_path):
+def test_an_object_without_area_is_refused(tmp_path):
     """Bug: a KeyError of MMDetection once the work dir is made; files made by hand lack it."""
     with pytest.raises(UserError, match=r'annotations\[0\] has no area'):
         check(tmp_path, annotations=[{name: value for name, value in OBJECT.items() if name != 'area'}])

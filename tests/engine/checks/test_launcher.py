@@ -19,7 +19,7 @@ def launched(monkeypatch):
 
 
 @pytest.mark.parametrize('left_out', LAUNCHED)
-def test_names_what_the_launcher_did_not_set(left_out, launched, monkeypatch):
+def test_missing_variables_of_the_launcher_are_named(left_out, launched, monkeypatch):
     """Bug: KeyError: 'RANK' from the depths of mmengine, for ``python tools/train.py … --launcher pytorch``."""
     monkeypatch.delenv(left_out)
     with pytest.raises(UserError, match=rf'{left_out}.*dist_train\.sh'):
@@ -27,7 +27,7 @@ def test_names_what_the_launcher_did_not_set(left_out, launched, monkeypatch):
     check_launcher(Config({'launcher': 'none'}))
 
 
-def test_more_processes_than_gpus(launched, monkeypatch):
+def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
     """Bug: CUDA error: invalid device ordinal."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)

@@ -10,7 +10,7 @@ from swinv2_mm.engine.config import load_config
 pytestmark = pytest.mark.usefixtures('own_process')
 
 
-def test_things_and_stuff_are_counted_by_their_own_heads():
+def test_a_panoptic_model_is_not_held_against_the_classes_of_its_data():
     """Bug: the 80 classes of a panoptic model's boxes are held against the 133 of its data set, and it cannot train."""
     Path('panoptic.py').write_text("_base_ = 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'")
     cfg = load_config('panoptic.py')

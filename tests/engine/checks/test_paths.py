@@ -44,7 +44,7 @@ def test_looks_into_wrapped_data_sets(wrap, tmp_path):
     assert re.search(r'--cfg-options train_dataloader\.dataset\.(dataset|datasets)\S*\.ann_file=', text)
 
 
-def test_asks_only_for_what_the_run_reads(tmp_path):
+def test_only_the_splits_that_the_run_reads_must_exist(tmp_path):
     """Bug: a test is refused because the training images are not on this machine."""
     here, gone = dict(dataset=leaf(str(tmp_path))), dict(dataset=leaf('gone'))
     cfg = Config(dict(train_dataloader=gone, val_dataloader=gone, test_dataloader=here))
@@ -53,7 +53,7 @@ def test_asks_only_for_what_the_run_reads(tmp_path):
         check_data(cfg, Context(('train', 'val')))
 
 
-def test_leaves_remote_data_alone(tmp_path):
+def test_remote_data_are_not_looked_for(tmp_path):
     """Bug: data in a storage service are reported as missing files."""
     for dataset in (leaf('s3://bucket/coco/', ann_file='a.json'), leaf('x', backend_args=dict(backend='petrel'))):
         check_data(Config(dict(train_dataloader=dict(dataset=dataset))), Context(('train',)))
@@ -69,7 +69,7 @@ def test_leaves_remote_data_alone(tmp_path):
         ),
     ],
 )
-def test_the_remedy_is_right(config, laid_out, tmp_path):
+def test_the_suggested_options_find_the_data(config, laid_out, tmp_path):
     """Bug: CocoMetric keeps the old path of the annotations when only the data set is told of the new one."""
     cfg = load_config(ROOT / 'configs' / f'{config}.py')
     text = missing(cfg._cfg_dict, 'train', 'val')
@@ -86,13 +86,13 @@ def test_the_remedy_is_right(config, laid_out, tmp_path):
     check_data(cfg, Context(('train', 'val')))
 
 
-def test_shapes_are_generated_not_downloaded(tmp_path):
+def test_missing_shapes_are_to_be_generated(tmp_path):
     cfg = load_config(ROOT / 'configs' / 'maskrcnn_swinv2_t_shapes.py')
     text = missing(cfg._cfg_dict, 'train', 'val')
     assert 'make data' in text and 'python tools/make_shapes.py data/shapes' in text and len(text) < 300
 
 
-def test_a_file_in_the_way_of_the_work_dir():
+def test_a_file_in_the_way_of_the_work_dir_is_named():
     """Bug: FileExistsError from mkdir after the minute that loading took."""
     Path('file').touch()
     check_folder('new/dir', '--work-dir')

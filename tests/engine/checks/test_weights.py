@@ -1,4 +1,4 @@
-"""A backbone is filled from the file that is named, or training does not start."""
+"""The named file fills the backbone, or training does not start."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_pretrained_weights_must_be_there(init_cfg, several):
     assert not starts_from_noise(cfg)
 
 
-def test_knows_a_start_from_noise():
+def test_a_start_from_random_weights_is_recognised():
     for init_cfg in (None, dict(type='TruncNormal', layer='Linear')):
         cfg = Config(dict(model=dict(type='Detector', backbone=dict(type='SwinTransformerV2', init_cfg=init_cfg))))
         check_pretrained(cfg)
@@ -78,7 +78,7 @@ def test_refuses_weights_of_another_size(weights, tmp_path):
         check_pretrained(config(tmp_path / 'small.pth', embed_dims=16))
 
 
-def test_takes_the_backbone_out_of_a_detector(weights, tmp_path):
+def test_prefix_takes_the_backbone_out_of_a_detector(weights, tmp_path):
     """Bug: without the prefix none of a detector's keys fits the backbone."""
     torch.save({'state_dict': {f'backbone.{key}': tensor for key, tensor in weights.items()}}, tmp_path / 'whole.pth')
     with pytest.raises(UserError, match=r'model\.backbone\.init_cfg\.prefix=backbone'):
@@ -87,7 +87,7 @@ def test_takes_the_backbone_out_of_a_detector(weights, tmp_path):
         check_pretrained(config(tmp_path / 'whole.pth', prefix))
 
 
-def test_a_damaged_safetensors_file(tmp_path):
+def test_a_corrupt_safetensors_file_is_refused(tmp_path):
     (tmp_path / 'cut.safetensors').write_bytes(b'\x00' * 20)
     with pytest.raises(UserError, match='no safetensors file'):
         check_pretrained(config(tmp_path / 'cut.safetensors'))

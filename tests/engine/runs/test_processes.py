@@ -19,7 +19,7 @@ def joined(monkeypatch):
 
 
 @pytest.mark.parametrize('wrapper', [None, {'type': 'MMDistributedDataParallel', 'static_graph': True}])
-def test_gloo_without_a_gpu(wrapper, joined, monkeypatch):
+def test_without_a_gpu_processes_join_over_gloo(wrapper, joined, monkeypatch):
     """Bug: ``init_dist`` sets a CUDA device, and the default wrapper names one, on a machine that has none."""
     monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
     cfg = Config({'launcher': 'pytorch', 'find_unused_parameters': True, 'env_cfg': {'dist_cfg': {'timeout': 60}}})
@@ -31,7 +31,7 @@ def test_gloo_without_a_gpu(wrapper, joined, monkeypatch):
 
 
 @pytest.mark.parametrize(('device', 'launcher'), [('cuda', 'pytorch'), ('cpu', 'none')])
-def test_everything_else_is_left_to_mmengine(device, launcher, joined, monkeypatch):
+def test_with_a_gpu_or_alone_mmengine_starts_the_processes(device, launcher, joined, monkeypatch):
     monkeypatch.setattr(processes, 'get_device', lambda: device)
     cfg = Config({'launcher': launcher})
     start_processes(cfg)
