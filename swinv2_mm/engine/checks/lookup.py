@@ -173,7 +173,8 @@ def _mistake(
         return key, None
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     # A class with **kwargs passes an unknown argument on to its base.
-    if isinstance(error, TypeError) and (_misfit(kind, [*cfg, *given]) or (name and name[1] in cfg)):
+    misfit = _misfit(kind, [*cfg, *given]) or (name and name[1] in cfg)
+    if isinstance(error, TypeError) and ' argument' in str(error) and misfit:
         return key, _explain(error, kind, key)
     owner = getattr(kind, '__module__', '').split('.')[0]
     if owner == 'swinv2_mm':
