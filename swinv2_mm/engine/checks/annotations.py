@@ -60,13 +60,7 @@ def _reads_coco(kind: type) -> bool:
 
 
 def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
-    """Check that a file is in COCO's format for object instances and has these classes, in this order.
-
-    Args:
-        path: The file.
-        classes: Their names, in the order of their labels.
-        key: The data set in the config.
-    """
+    """Check that a file is in COCO's format and has these classes in this order; ``key`` is that of the data set."""
     try:
         small = path.stat().st_size <= _PARSED
         categories = _checked(path, key) if small else _searched(path, key)

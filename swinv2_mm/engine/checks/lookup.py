@@ -28,9 +28,6 @@ def with_key(part: Any, key: str) -> Iterator[None]:
     Args:
         part: What is built, as the config has it.
         key: Where the config has it.
-
-    Raises:
-        UserError: The config is wrong.
     """
     found: list = [None, key, None]  # an exception, the key of what was being built, and the mistake in the config
 
@@ -65,16 +62,7 @@ def find_type(kind: str, key: str, registry: Registry, scope: str | None = None)
 
 
 def find_class(part: Any, key: str, registry: Registry) -> Any:
-    """The class that a part of a config names.
-
-    Args:
-        part: A dict with a ``type``.
-        key: Where the config has it.
-        registry: Where to look, from the current scope.
-
-    Raises:
-        UserError: There is no ``type``, or no such class.
-    """
+    """The class that a part of a config names; it has to be a dict with a ``type`` that the registry knows."""
     if not isinstance(part, dict):
         raise UserError(f'{key}={part!r} must be a dict with a type.')
     kind = part.get('type')
@@ -90,17 +78,7 @@ def find_class(part: Any, key: str, registry: Registry) -> Any:
 
 
 def check_arguments(part: Any, key: str, registry: Registry, *given: str) -> None:
-    """Check that a part of a config names a class, and only arguments that the class has.
-
-    Args:
-        part: A dict with a ``type``.
-        key: Where the config has it.
-        registry: Where to look, from the current scope.
-        *given: Arguments that the runner adds.
-
-    Raises:
-        UserError: The type is not registered, or does not take these arguments.
-    """
+    """Check that the class of a part of a config takes its arguments, and those ``given`` by the runner."""
     kind = find_class(part, key, registry)
     error = _misfit(kind, [*part, *given])
     if error:

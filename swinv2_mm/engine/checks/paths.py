@@ -46,7 +46,7 @@ def datasets_of(node: Any, key: str) -> Iterator[tuple[str, dict]]:
 def _paths(dataset: dict, key: str) -> Iterator[tuple[str, Path]]:
     """The files and folders of one data set, each with the key of the config that names it."""
     root = dataset.get('data_root') or ''
-    if not is_local(root) or (dataset.get('backend_args') or {}).get('backend', 'local') not in ('local', 'disk'):
+    if not is_local(root) or not _on_disk(dataset):
         return
     prefixes = dataset.get('data_prefix') or {}
     named = {'ann_file': dataset.get('ann_file')} | {f'data_prefix.{name}': path for name, path in prefixes.items()}
@@ -64,8 +64,7 @@ def _metric_paths(cfg: Config, split: str) -> Iterator[tuple[str, Path]]:
     several = isinstance(evaluator, list | tuple)
     for index, metric in enumerate(evaluator if several else [evaluator]):
         path = metric.get('ann_file') if isinstance(metric, dict) else None
-        local = isinstance(path, str) and path and is_local(path)
-        if local and (metric.get('backend_args') or {}).get('backend', 'local') in ('local', 'disk'):
+        if isinstance(path, str) and path and is_local(path) and _on_disk(metric):
             yield f'{split}_evaluator.{index}.ann_file' if several else f'{split}_evaluator.ann_file', Path(path)
 
 
@@ -138,3 +137,7 @@ def check_folder(folder: str, option: str) -> None:
 def is_local(path: str) -> bool:
     """Whether a path is on this machine: no URL, no name in a model zoo, no storage service."""
     return '://' not in str(path) and not str(path).startswith(('s3:', 'petrel:'))
+
+
+def _on_disk(part: dict) -> bool:
+    return (part.get('backend_args') or {}).get('backend', 'local') in ('local', 'disk')

@@ -26,16 +26,7 @@ _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 
 
 
 def read_config(path: str | Path, options: dict[str, Any] | None = None, *needs: str) -> Config:
-    """Read a config as :func:`load_config` does, and check that it has the form of one.
-
-    Args:
-        path: The file.
-        options: Dotted keys and values to merge into it.
-        *needs: ``'train'`` or ``'test'``, which the config has to describe.
-
-    Raises:
-        UserError: It cannot be read, a part is of another kind, or one is missing.
-    """
+    """Load a config and check its form; ``needs`` are the splits (``'train'``, ``'test'``) that it has to describe."""
     cfg = load_config(path, options)
     check_form(cfg)
     for split in needs:
@@ -84,11 +75,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
 
 
 def check_framework(cfg: Config, path: str | Path) -> None:
-    """Check that the framework that a config builds from can be imported.
-
-    Raises:
-        UserError: It cannot.
-    """
+    """Check that the framework that a config builds from can be imported."""
     scope = cfg.get('default_scope') or 'mmengine'
     try:
         import_module(scope)
