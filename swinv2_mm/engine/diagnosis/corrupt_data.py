@@ -213,7 +213,7 @@ def policy_of(cfg: Config) -> str | None:
     policy = cfg.get('bad_data', 'stop')
     if policy not in ('stop', 'skip', None):
         raise UserError(
-            f"bad_data={policy!r}: damaged samples stop the run ('stop'), or training takes others in "
+            f"bad_data={policy!r}: corrupt samples stop the run ('stop'), or training takes others in "
             "their place ('skip'); None leaves them unchecked."
         )
     return policy
