@@ -1,9 +1,10 @@
 """Registries of scope ``swinv2_mm``, children of mmengine's root registries.
 
-mmengine imports ``<scope>.registry`` by itself when it meets an unknown scope, and each registry imports its
-``locations`` on first use. That is why ``type='swinv2_mm.SwinTransformerV2'`` builds from MMDetection, MMSegmentation
-and plain mmengine without ``custom_imports``, and why this module must import neither mmdet nor mmseg.
-Importing it also lets ``torch.load`` read the logged numbers in mmengine's checkpoints, which torch refuses by default.
+mmengine imports ``<scope>.registry`` when it meets an unknown scope, and each registry imports its ``locations`` on
+first use. So ``type='swinv2_mm.SwinTransformerV2'`` builds from MMDetection, MMSegmentation and plain mmengine without
+``custom_imports``, and this module must import neither mmdet nor mmseg.
+Importing it also allows ``torch.load`` to read the logged numbers in mmengine's checkpoints, which torch refuses by
+default.
 """
 
 from mmengine import registry as root
@@ -41,7 +42,7 @@ WEIGHT_INITIALIZERS = root.Registry(
 
 @CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', force=True)
 def load_from_safetensors(filename: str, map_location: object = None) -> dict:
-    """Let mmengine read safetensors wherever it takes a checkpoint; by itself it would unpickle them."""
+    """Read safetensors wherever mmengine takes a checkpoint; mmengine would unpickle them."""
     from swinv2_mm.checkpoints.files import read_file
 
     return read_file(filename)

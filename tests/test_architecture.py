@@ -93,7 +93,7 @@ ROOMS = {
     ),
     'engine/costs': (
         {'torch', 'mmengine'},
-        {'checkpoints', 'engine/checks', 'engine/config', 'errors', 'models/swin_v2'},
+        {'checkpoints', 'engine/checks', 'engine/config', 'errors', 'models/swin_v2', 'sizes'},
     ),
     'engine/runs': (
         {'mmengine', 'torch'},

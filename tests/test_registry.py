@@ -17,6 +17,31 @@ sys.meta_path.insert(0, Unusable())
 """
 
 
+# Every name that configs and checkpoints of users may hold, by the registry of mmengine that finds it. A name that is
+# missing here is new: add it. A name that is missing in the package breaks somebody's config.
+NAMES = {
+    'MODELS': {'SwinTransformerV2'},
+    'HOOKS': {
+        'CheckpointHook',
+        'CheckpointMatchHook',
+        'CompileBackboneHook',
+        'EpochSeedHook',
+        'Float32BoxesHook',
+        'NonFiniteHook',
+        'PicturesHook',
+        'ProgressHook',
+        'ReportHook',
+        'WindowSizeHook',
+    },
+    'FUNCTIONS': {'seed_worker'},
+    'OPTIM_WRAPPERS': {'AmpOptimWrapper'},
+    'OPTIM_WRAPPER_CONSTRUCTORS': {'LayerDecayOptimWrapperConstructor'},
+    'RUNNERS': {'FSDP2Runner', 'Zero1Runner'},
+    'TRANSFORMS': {'CheckedLoading'},
+    'WEIGHT_INITIALIZERS': {'Pretrained'},
+}
+
+
 def run(code):
     return subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True)
 
@@ -55,3 +80,32 @@ def test_wrong_argument_names_the_class():
 
     with pytest.raises(Exception, match=r'windows_size.*|SwinTransformerV2'):
         MODELS.build(dict(type='swinv2_mm.SwinTransformerV2', windows_size=8))
+
+
+@pytest.mark.parametrize('framework', ['mmengine', 'mmdet', 'mmseg'])
+def test_every_registered_name_is_found_from_every_scope(framework):
+    """In a fresh process, in the framework's default scope, without ``custom_imports``; and there are no other names.
+
+    Prevents: a move of a module after which a name is registered no more, or only once something else was imported.
+    """
+    result = run(f"""
+        import mmengine.registry as root
+        from {framework} import registry as own
+        root.init_default_scope({framework!r})
+        for registry, names in {NAMES!r}.items():
+            found = getattr(own, registry, getattr(root, registry))
+            for name in names:
+                assert found.get('swinv2_mm.' + name).__name__ == name, name
+        import swinv2_mm.registry as ours
+        registries = {{key: value for key, value in vars(ours).items() if isinstance(value, root.Registry)}}
+        print({{key: set(registry.module_dict) for key, registry in registries.items()}} == {NAMES!r})
+    """)
+    assert result.stdout.strip().endswith('True'), result.stdout + result.stderr
+
+
+def test_the_engine_exports_what_it_registers():
+    """Prevents: a class that ``from swinv2_mm.engine import ...`` does not find, or a stale name in ``__all__``."""
+    from swinv2_mm import engine
+
+    named = set().union(*(names for registry, names in NAMES.items() if registry != 'MODELS'))
+    assert set(engine.__all__) == named | {'UserError'} and all(hasattr(engine, name) for name in engine.__all__)

@@ -89,17 +89,9 @@ def contents(model: nn.Module, parameters: Sequence[Tensor]) -> tuple[str, str, 
         name = names[parameter]
         part = PART.match(name)
         modules.setdefault(name.split('.')[0], {})[part[1] if part else ''] = None
-        kinds[
-            'norms'
-            if parameter in norms
-            else 'cpb_mlp'
-            if 'cpb_mlp' in name
-            else 'logit_scale'
-            if 'logit_scale' in name
-            else 'biases'
-            if name.endswith('bias')
-            else 'weights'
-        ] = None
+        other = 'biases' if name.endswith('bias') else 'weights'
+        special = next((kind for kind in ('cpb_mlp', 'logit_scale') if kind in name), other)
+        kinds['norms' if parameter in norms else special] = None
     where = [
         place for module, parts in modules.items() for place in (parts if all(parts) and len(parts) < 5 else [module])
     ]

@@ -89,7 +89,7 @@ def test_a_config_is_counted(run_tool, capsys):
         (['configs/no.py'], 'does not exist'),
     ],
 )
-def test_mistakes_are_named(run_tool, monkeypatch, capsys, arguments, message):
+def test_wrong_arguments_end_in_one_message(run_tool, monkeypatch, capsys, arguments, message):
     """Prevents: tracebacks."""
     monkeypatch.chdir(ROOT)
     assert run_tool('model_zoo', *arguments) == 2

@@ -20,7 +20,7 @@ def rows(output):
 
 
 @pytest.mark.parametrize('path', TRAINING, ids=lambda path: path.stem)
-def test_shows_every_parameter(run_tool, capsys, path):
+def test_every_parameter_is_in_one_row(run_tool, capsys, path):
     """The numbers of the rows add up to the model's, and decay comes with weights alone.
 
     Prevents: a config that it cannot show, and parameters that no row counts, or two.
@@ -59,7 +59,7 @@ def test_options_and_frozen_stages(run_tool, capsys):
     assert [(lr, decay) for start, _, lr, decay in found if start.startswith('frozen')] == [('', '')]
 
 
-def test_mistakes(run_tool, capsys):
+def test_no_training_and_a_rate_without_effect_are_refused(run_tool, capsys):
     """Prevents: a traceback for a config without training, and a table without the decay that was asked for."""
     assert run_tool('print_param_groups', ROOT / 'configs' / 'upernet_swinv2_l_896_test.py') == 2
     assert 'does not describe a training' in capsys.readouterr().err

@@ -92,7 +92,7 @@ def kill_and_resume(server, folder, name, kills, processes=1, **settings):
 
 
 @pytest.mark.parametrize(('run', 'kills'), [('main process', 10), ('workers', 5), ('iterations', 5)])
-def test_killed_at_any_moment(run, kills, fork_server, tmp_path):
+def test_a_run_killed_at_any_moment_resumes_to_the_same_end(run, kills, fork_server, tmp_path):
     """Bug: other weights; or a lost, a forgotten or a left-over checkpoint: the best one is not found if
     the validation after its checkpoint was interrupted, and the one before is deleted before it is replaced.
     """
@@ -100,14 +100,14 @@ def test_killed_at_any_moment(run, kills, fork_server, tmp_path):
 
 
 @pytest.mark.parametrize('kills', [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_two_processes_killed_at_any_moment(kills, fork_server, tmp_path):
+def test_two_processes_killed_at_any_moment_resume_to_the_same_end(kills, fork_server, tmp_path):
     """Bug: as above; or processes that resume from different checkpoints."""
     kill_and_resume(fork_server, tmp_path, f'{kills} times', kills, processes=2, batch_size=1, **RUNS['main process'])
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('workers', [0, 2])
-def test_stopped_by_a_signal(number, workers, fork_server, tmp_path):
+def test_a_signal_stops_the_run_and_names_the_checkpoint(number, workers, fork_server, tmp_path):
     """Bug: a traceback of a hundred lines in place of where to go on, data workers that stay behind, exit code 1."""
     write_config(tmp_path, num_workers=workers, persistent_workers=workers > 0)
     fork_server.train(tmp_path, 'straight', 'tiny.py')
@@ -160,7 +160,7 @@ def test_a_full_disk_is_told_and_costs_nothing(reason, hint, victim, run_tool, t
     assert same(straight, resumed)
 
 
-def test_so_is_one_that_takes_no_more_logs(run_tool, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_told_while_logging(run_tool, tmp_path, monkeypatch, capsys):
     """Bug: the disk is full when a line is logged, long before the next checkpoint, and a traceback is all there is."""
     write_config(tmp_path, 'logs.py')
 

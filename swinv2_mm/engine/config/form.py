@@ -51,8 +51,8 @@ def check_form(cfg: Config) -> None:
 
 
 def policy_of(cfg: Config) -> str | None:
-    """What to do with corrupt samples, ``bad_data`` of a config: ``'stop'`` is the default; ``'skip'`` holds for
-    training alone, since metrics over fewer images are other metrics; None leaves everything to the frameworks.
+    """Return ``bad_data`` of a config: ``'stop'`` (default); ``'skip'``, for training only, since metrics over fewer
+    images are not comparable; or None, which leaves everything to the frameworks.
 
     Raises:
         UserError: It is something else.
@@ -60,7 +60,7 @@ def policy_of(cfg: Config) -> str | None:
     policy = cfg.get('bad_data', 'stop')
     if policy not in ('stop', 'skip', None):
         raise UserError(
-            f"bad_data={policy!r}: a corrupt sample stops the run ('stop'), or training takes another in its place "
-            "('skip'); None leaves samples unchecked."
+            f"bad_data={policy!r}: corrupt samples stop the run ('stop'), or training takes others in their place "
+            "('skip'); None leaves them unchecked."
         )
     return policy

@@ -14,6 +14,7 @@ from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.costs import build_on_meta, complexity, count_parameters
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
+from swinv2_mm.sizes import VARIANTS
 
 PAGE = Path('docs', 'model_zoo.md')
 COMMAND = 'python tools/model_zoo.py'
@@ -51,29 +52,10 @@ _LARGER = """
 On larger images, with the norms of all four stages and without classifier; FLOPs by image and window:
 
 """
-_SIZES = ('tiny', 'small', 'base', 'large', 'huge', 'giant')
-_IMAGES = (
-    ((512, 512), 8),
-    ((512, 512), 16),
-    ((800, 1344), 8),
-    ((800, 1344), 16),
-    ((800, 1344), 32),
-    ((1536, 1536), 16),
-    ((1536, 1536), 32),
-)
+_IMAGES = {(512, 512): (8, 16), (800, 1344): (8, 16, 32), (1536, 1536): (16, 32)}  # and windows
 
 _TASKS = ('Object detection', 'Instance segmentation', 'Semantic segmentation', 'Generated shapes')
-_COLUMNS = (
-    'config',
-    'backbone',
-    'window (pretrained)',
-    'input',
-    'parameters',
-    'FLOPs',
-    'schedule, batch',
-    'target',
-    'status',
-)
+_COLUMNS = 'config|backbone|window (pretrained)|input|parameters|FLOPs|schedule, batch|target|status'.split('|')
 
 
 def page(root: Path, track: Callable[[Sequence[dict]], Iterable[dict]] = iter) -> str:
@@ -200,12 +182,13 @@ def _releases() -> str:
 
 
 def _larger() -> str:
-    columns = [f'{size[0]} × {size[1]}, w{window}' for size, window in _IMAGES]
+    images = [(size, window) for size, windows in _IMAGES.items() for window in windows]
+    columns = [f'{size[0]} × {size[1]}, w{window}' for size, window in images]
     rows = []
-    for arch in _SIZES:
+    for arch in VARIANTS:
         model = _build(arch, 8)
         row = [f'SwinV2-{arch[0].upper()}', millions(count_parameters(model))]
-        for size, window in _IMAGES:
+        for size, window in images:
             model.set_window_size(window)
             row.append(giga(sum(model.multiply_adds(size))))
         rows.append(row)

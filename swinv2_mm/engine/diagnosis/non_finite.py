@@ -151,7 +151,7 @@ def files_in(batch: Any) -> Iterator[str]:
 
 _REMEDIES = (
     'Usual causes are a learning rate that is too high or rises too fast (optim_wrapper.optimizer.lr, param_scheduler),'
-    ' gradients that are not clipped (optim_wrapper.clip_grad), float16 where --amp bf16 would do, and damaged data.'
+    ' gradients that are not clipped (optim_wrapper.clip_grad), float16 where --amp bf16 would do, and corrupt data.'
 )
 
 

@@ -1,4 +1,4 @@
-"""How far a run is: bars in a terminal, in place of the lines that it logs; elsewhere (files, CI, Slurm) a few more."""
+"""Progress of a run: bars in a terminal; elsewhere (files, CI, Slurm) a few log lines with the time left."""
 
 import logging
 import sys
@@ -15,20 +15,20 @@ from mmengine.runner import Runner
 from swinv2_mm.engine.display.run_log import metrics_of
 from swinv2_mm.registry import HOOKS
 
-_SECONDS = 0.5  # between two pictures of the bars
+_SECONDS = 0.5  # between two updates of the bars
 _FIRST_WAIT = 10.0  # seconds between the first two lines
 
 
 class Lines:
-    """When to say how far a run is, and what: after the first iteration, ten seconds later, then in doubled intervals.
+    """Progress lines: after the first iteration, ten seconds later, then at doubling intervals.
 
-    mmengine's own lines come after so many iterations: on a slow machine after many minutes, one every ten iterations
-    would flood a fast one. These are few however long a run is, and the first one comes as soon as there is one.
+    mmengine logs every so many iterations: on a slow machine the first line takes many minutes, and a shorter interval
+    would flood a fast one. These lines are few in a run of any length, and the first one comes early.
 
     Args:
-        total: How many iterations the run has.
-        done: How many of them were done before it started.
-        clock: Tells seconds.
+        total: Iterations of the run.
+        done: Iterations that were done before it started.
+        clock: Returns seconds.
     """
 
     def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Lines:
         self.warm = False
 
     def line(self, done: int) -> str | None:
-        """What to say now that so many iterations are done, or None."""
+        """The line for this many iterations done, or None if none is due."""
         now = self.clock()
         before, start = self.origin
         left = (now - start) / (done - before) * (self.total - done)
@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 def _if_shown(method: Callable) -> Callable:
-    """Do something to the bars, if there are any; without them from when the terminal has gone, as a connection may."""
+    """Call a method only while there are bars; remove the bars if the terminal is gone (a lost connection)."""
 
     @wraps(method)
     def guarded(self: 'ProgressHook', *arguments: Any, **named: Any) -> None:
@@ -80,16 +80,16 @@ def _if_shown(method: Callable) -> Callable:
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show how far a training or a test is, with the time that remains and the loss.
+    """Show the progress of a training or a test, with the time left and the loss.
 
-    Where there is no terminal, :class:`Lines` are logged beside mmengine's.
+    Without a terminal, :class:`Lines` are logged besides mmengine's.
 
-    While there are bars, the screen shows warnings above them, and of each validation its metrics; the log file has
-    all lines. No thread redraws the bars: a data worker forked while it writes would inherit its lock, and wait
-    forever. The cursor stays visible, so that a run that is killed leaves nothing behind that must be put right.
+    Above the bars, the screen shows warnings and the metrics of each validation; the log file has all lines. No thread
+    redraws the bars: a data worker forked while it writes would inherit its lock, and wait forever. The cursor stays
+    visible, so that a killed run leaves the terminal as it was.
     """
 
-    priority = 'LOWEST'  # what an iteration logs is known
+    priority = 'LOWEST'  # after the hook that logs the iteration
 
     bars: Any = None
     lines: Lines | None = None
@@ -102,12 +102,12 @@ class ProgressHook(Hook):
     @_if_shown
     def _begin_training(self, runner: Runner) -> None:
         self.whole = self.bars.add_task('training', total=runner.max_iters, completed=runner.iter, note='')
-        self.bars.advance(self.whole, 0)  # notes the time: an estimate after one iteration instead of two
+        self.bars.advance(self.whole, 0)  # starts its clock: an estimate after one iteration instead of two
         self.part = self.bars.add_task('', total=None, visible=False, note='')
 
     @_if_shown
     def before_train_epoch(self, runner: Runner) -> None:
-        if runner.max_epochs > 1:  # else the epoch is the whole, as it is of a loop that counts iterations
+        if runner.max_epochs > 1:  # otherwise the epoch is the whole run, as in a loop that counts iterations
             self._part(f'epoch {runner.epoch + 1}/{runner.max_epochs}', len(runner.train_dataloader))
 
     def after_train_iter(
@@ -162,10 +162,10 @@ class ProgressHook(Hook):
     def _show_test(self, runner: Runner, batch_idx: int) -> None:
         self._advance()
         if batch_idx + 1 == len(runner.test_dataloader):
-            self.stop()  # what the evaluation logs is what a test is for
+            self.stop()  # the metrics are logged next
 
     def stop(self) -> None:
-        """Leave the bars as they are, and give back the screen."""
+        """End the bars, and let loggers print again."""
         if self.bars:
             for handler, level, stream in self.handlers:
                 handler.setLevel(level)
@@ -175,7 +175,7 @@ class ProgressHook(Hook):
                 bars.stop()
 
     def _start(self, runner: Runner) -> None:
-        """Take the screen, if there is one."""
+        """Show bars in place of log lines, if there is a terminal."""
         bars = _bars() if is_main_process() else None
         if bars is None:
             return
@@ -212,7 +212,7 @@ class ProgressHook(Hook):
 
 @contextmanager
 def screen_given_back(runner: Runner) -> Iterator[None]:
-    """Run something after which the screen is as before, even if it fails: mmengine calls no hook then."""
+    """Restore the screen after a run, even if it fails: mmengine calls no hook then."""
     try:
         yield
     finally:
@@ -222,7 +222,7 @@ def screen_given_back(runner: Runner) -> Iterator[None]:
 
 
 def _bars() -> Any:
-    """The bars, or None where nobody watches a terminal that can move its cursor."""
+    """The bars, or None without a terminal that can move its cursor."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -46,7 +47,7 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
         'legend.framealpha': 0.8,
     }
     with rc_context(style):
-        panels = [panel for panel, logged in _panels(runs).items() if logged]
+        panels = _panels(runs)
         rows = math.ceil(len(panels) / 2)
         figure = Figure(figsize=(13, 0.8 + 3.1 * rows), layout='constrained')
         FigureCanvasAgg(figure)
@@ -62,8 +63,8 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
         if len(runs) == 1:
             _show_epochs(axes[:2], runs[0])
         figure.suptitle('\n'.join(map(_headline, runs)), fontsize=12, x=0.01, ha='left')
-        with replacing(out) as partial:
-            figure.savefig(partial, dpi=100, format=out.suffix[1:].lower())
+        with replacing(out) as file:
+            figure.savefig(file, dpi=100, format=out.suffix[1:].lower())
 
 
 def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
@@ -129,17 +130,17 @@ class ReportHook(Hook):
         self.spent += monotonic() - began
 
 
-def _panels(runs: Sequence[Run]) -> dict[Callable, bool]:
-    """The panels, and whether to draw them; numbers that every run should have get a panel even if they are missing."""
-    return {
-        _draw_loss: True,
-        _draw_metrics: True,
-        _draw_parts: len(runs) == 1 and bool(_parts(runs[0])),
-        _draw_rate: True,
-        _draw_norm: any('grad_norm' in run.train[-1] for run in runs),
-        _draw_time: True,
-        _draw_memory: any('memory' in run.train[-1] for run in runs),
-    }
+def _panels(runs: Sequence[Run]) -> list[Callable]:
+    """The panels to draw; numbers that every run should have get a panel even if they are missing."""
+    panels = [_draw_loss, _draw_metrics, _draw_rate, _draw_time]
+    if len(runs) == 1 and _parts(runs[0]):
+        panels.insert(2, _draw_parts)
+    logged = set().union(*(run.train[-1] for run in runs))
+    if 'grad_norm' in logged:
+        panels.insert(-1, partial(_draw_number, title='norm of the gradient', name='grad_norm', smooth=True))
+    if 'memory' in logged:
+        panels.append(partial(_draw_number, title='largest memory of the GPU, MB', name='memory', smooth=False))
+    return panels
 
 
 def _draw_loss(axis: Any, runs: Sequence[Run]) -> None:
@@ -202,19 +203,10 @@ def _draw_rate(axis: Any, runs: Sequence[Run]) -> None:
     wanted = []
     for run in runs:
         names = sorted(name for name in run.train[-1] if name == 'lr' or name.endswith('.lr'))
-        wanted += [
-            (
-                f'{run.name}: {name}' if len(runs) > 1 and len(names) > 1 else run.name if len(runs) > 1 else name,
-                run,
-                name,
-            )
-            for name in names
-        ]
+        for name in names:
+            label = name if len(runs) == 1 else run.name if len(names) == 1 else f'{run.name}: {name}'
+            wanted.append((label, run, name))
     _curves(axis, 'learning rate', wanted, smooth=False, legend=len(wanted) > 1 and len(runs) == 1)
-
-
-def _draw_norm(axis: Any, runs: Sequence[Run]) -> None:
-    _curves(axis, 'norm of the gradient', [(run.name, run, 'grad_norm') for run in runs], legend=False)
 
 
 def _draw_time(axis: Any, runs: Sequence[Run]) -> None:
@@ -223,10 +215,8 @@ def _draw_time(axis: Any, runs: Sequence[Run]) -> None:
     _curves(axis, 'seconds per iteration', wanted, legend=len(runs) == 1)
 
 
-def _draw_memory(axis: Any, runs: Sequence[Run]) -> None:
-    _curves(
-        axis, 'largest memory of the GPU, MB', [(run.name, run, 'memory') for run in runs], smooth=False, legend=False
-    )
+def _draw_number(axis: Any, runs: Sequence[Run], title: str, name: str, smooth: bool) -> None:
+    _curves(axis, title, [(run.name, run, name) for run in runs], smooth, legend=False)
 
 
 def _curves(

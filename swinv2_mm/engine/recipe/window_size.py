@@ -46,21 +46,11 @@ class WindowSizeHook(Hook):
         self.window_size = window_size
         self._trained: list[tuple] = []  # the backbones and their windows in training
 
-    def _enter(self, runner: Runner) -> None:
+    def before_val(self, runner: Runner) -> None:
         self._trained = set_window_size(runner.model, self.window_size)
 
-    def _leave(self) -> None:
+    def after_val(self, runner: Runner) -> None:
         for backbone, window_size in self._trained:
             backbone.set_window_size(window_size)
 
-    def before_val(self, runner: Runner) -> None:
-        self._enter(runner)
-
-    def after_val(self, runner: Runner) -> None:
-        self._leave()
-
-    def before_test(self, runner: Runner) -> None:
-        self._enter(runner)
-
-    def after_test(self, runner: Runner) -> None:
-        self._leave()
+    before_test, after_test = before_val, after_val

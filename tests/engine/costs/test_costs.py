@@ -32,7 +32,7 @@ def bias_multiply_adds(stage, size):
     return len(stage.blocks) * (2 * rows - 1) * (2 * columns - 1) * (2 * 512 + 512 * heads)
 
 
-def test_published_by_microsoft():
+def test_counts_equal_those_published_by_microsoft():
     """All digits of its MODELHUB.md. Prevents: a count of something else than what papers call FLOPs."""
     published = [release for release in RELEASES.values() if release.gflops is not None]
     assert len(published) == 10
@@ -46,7 +46,7 @@ def test_published_by_microsoft():
     ('arch', 'parameters', 'gflops'),
     [('tiny', 28351570, 5.94), ('small', 49737442, 11.546), ('base', 87930848, 20.325)],
 )
-def test_published_by_torchvision(arch, parameters, gflops):
+def test_counts_equal_those_published_by_torchvision(arch, parameters, gflops):
     """To the last parameter, and three digits behind the point: torchvision (``num_params``, ``_ops``) learns a bias of
     keys, and counts the MLP of the position bias. Prevents: a layer, or a term of the count, that is missing.
     """
@@ -104,7 +104,7 @@ def whole(name, **backbone):
         ('upernet_swinv2_t', 'small', (512, 2048), 81, 1038),
     ],
 )
-def test_published_with_heads(name, arch, size, parameters, gflops):
+def test_counts_with_heads_equal_published_ones(name, arch, size, parameters, gflops):
     """Swin V1's README: with window 7 its backbone has the same products; to 0.2 %, since it counts norms.
 
     Prevents: heads that are counted twice, with other numbers of proposals, or with those that only train.
@@ -115,7 +115,7 @@ def test_published_with_heads(name, arch, size, parameters, gflops):
     assert cost.total / 1e9 == pytest.approx(gflops, rel=2e-3)
 
 
-def test_a_two_stage_detector_by_hand():
+def test_a_two_stage_detector_equals_a_count_by_hand():
     """Narrow heads on a small image that is padded to a multiple of 32, 70 proposals, 30 boxes with masks.
 
     Prevents: heads that are multiplied by a wrong number of regions, or an image as it is before padding.

@@ -119,7 +119,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(('scope', 'damage'), DAMAGE)
-def test_names_the_file(scope, damage, shapes):
+def test_a_corrupt_sample_is_reported_by_its_file(scope, damage, shapes):
     """Bug: a traceback from a data worker, a label that kills the device, or a wrong mask and no word."""
     hurt, said = DAMAGE[scope, damage]
     hurt(shapes, 'training')
@@ -173,7 +173,7 @@ def test_logs_each_file_once(shapes, tmp_path):
     assert sorted(file for file, _ in said) == ['000000', '000003'] and {count for _, count in said} == {'1', '2'}
 
 
-def test_a_set_that_is_gone_is_not_skipped(shapes):
+def test_a_vanished_data_set_stops_the_run(shapes):
     """Bug: a disk that vanished is skipped a thousand times per sample."""
     for path in (shapes / 'images' / 'training').iterdir():
         path.unlink()

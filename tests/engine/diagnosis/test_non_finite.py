@@ -119,7 +119,7 @@ class FailingHook(Hook):
             raise ValueError('of another cause')
 
 
-def test_is_configured_off(tmp_path):
+def test_the_hook_can_be_switched_off(tmp_path):
     """Bug: who wants to see a run through NaN cannot."""
     runner = train(prepare_training(poisoned(tmp_path, 'forward'), cfg_options={'default_hooks.non_finite': None}))
     assert runner.iter == 12

@@ -155,7 +155,7 @@ def test_training_draws_while_it_goes_and_a_failure_is_a_warning(own_process, tm
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
-def test_mistakes_are_named(arguments, hint, run_tool, tmp_path, capsys):
+def test_wrong_arguments_of_plot_run_end_in_one_message(arguments, hint, run_tool, tmp_path, capsys):
     """Bug: an empty picture, a traceback, or a picture written over something else."""
     log(tmp_path / 'run', '20260101_000000', steps(10, 31))
     before = sorted(tmp_path.rglob('*'))

@@ -102,7 +102,7 @@ def approximately(expected):
 @pytest.mark.parametrize('rate', [0.9, 0.95])
 @pytest.mark.parametrize('arch', ['tiny', 'large'])
 @pytest.mark.parametrize('leaf', ['maskrcnn_swinv2_t', 'upernet_swinv2_t'])
-def test_every_parameter(leaf, arch, rate):
+def test_every_parameter_has_the_rate_of_its_layer(leaf, arch, rate):
     """Rate and weight decay are those worked out by hand, with the keys of our schedules and without them.
 
     Prevents: a block, an output norm or a downsampling in another layer, heads that are slowed down, and weight decay
@@ -119,7 +119,7 @@ def test_every_parameter(leaf, arch, rate):
 
 
 @pytest.mark.parametrize('arch', ['tiny', 'small', 'base', 'large', 'huge', 'giant'])
-def test_every_size(arch):
+def test_every_size_decays_block_by_block(arch):
     """Each block is slower than the next one by the rate, with all that is in it, in a few groups.
 
     Prevents: extra norms (huge, giant) that count as output norms, a number of layers of another size, and a group for
@@ -140,7 +140,7 @@ def test_every_size(arch):
     )  # above the blocks there are the output norms alone
 
 
-def test_multipliers_multiply():
+def test_lr_mult_and_decay_mult_multiply_the_rate_of_the_layer():
     """``lr_mult`` and ``decay_mult`` of a parameter come on top of its layer.
 
     Prevents: a slower backbone that loses its layers, the reverse, and a key `backbone` that hides shorter ones, by
@@ -160,7 +160,7 @@ def test_multipliers_multiply():
     assert found(model, decay_rate=0.9, custom_keys=keys, bias_lr_mult=2.0) == approximately(expected)
 
 
-def test_settings_of_other_kinds_stay():
+def test_other_settings_of_a_parameter_are_kept():
     """A key's own options, and the optimizer's defaults where the config sets none.
 
     Prevents: parameters merged into a group that has other options, and torch's weight decay of 0.01 on norms.
@@ -180,14 +180,14 @@ def test_settings_of_other_kinds_stay():
             assert group['weight_decay'] == (0.0 if UNDECAYED.search(name) else 0.01)
 
 
-def test_one_is_no_decay():
+def test_a_rate_of_one_equals_mmengines_constructor():
     """A rate of 1 gives each parameter what mmengine's own constructor gives it. Prevents: an offset of a layer."""
     model = whole('upernet_swinv2_t', 'tiny')
     plain = found(model, constructor='DefaultOptimWrapperConstructor', **SCHEDULE.paramwise_cfg)
     assert found(model, decay_rate=1, **SCHEDULE.paramwise_cfg) == plain
 
 
-def test_frozen_stages():
+def test_frozen_stages_do_not_shift_the_layers():
     """Frozen parameters are left out, the others keep their layers. Prevents: layers counted from what is trained."""
     backbone = SwinTransformerV2(embed_dims=8, depths=(1, 2), num_heads=(1, 1), out_indices=(1,), frozen_stages=1)
     pairs = found(backbone, decay_rate=0.5)
@@ -203,7 +203,7 @@ def test_frozen_stages():
     assert rates['norm1.weight'] == 1e-4
 
 
-def test_shared_parameters():
+def test_shared_parameters_are_trained_once_or_refused():
     """Trained once with ``bypass_duplicate``, refused without. Prevents: a parameter that each step updates twice."""
     model = nn.Module()
     model.backbone = SwinTransformerV2(embed_dims=8, depths=(1,), num_heads=(1,), out_indices=(0,))
@@ -250,7 +250,7 @@ default_hooks['checkpoint'] = None
         (dict(decay_rate=0.9, decay_type='stage_wise'), 'decay_type: leave it out'),
     ],
 )
-def test_wrong_settings(own_process, tmp_path, settings, message):
+def test_a_wrong_rate_or_setting_is_refused_before_the_run(own_process, tmp_path, settings, message):
     """Told before anything is written, and by the constructor alone. Prevents: a rate that grows, or a setting of
     MMDetection's constructor that means nothing here.
     """
@@ -263,14 +263,14 @@ def test_wrong_settings(own_process, tmp_path, settings, message):
         groups_of(nn.Linear(1, 1), **settings)
 
 
-def test_a_rate_that_nobody_reads(own_process, tmp_path):
+def test_a_rate_without_its_constructor_is_refused(own_process, tmp_path):
     """Prevents: a training without the decay that its config seems to have."""
     path = write_config(tmp_path, extra='optim_wrapper.update(paramwise_cfg=dict(decay_rate=0.9))\n')
     with pytest.raises(UserError, match=f"set optim_wrapper.constructor='{CONSTRUCTOR}'"):
         prepare_training(path, work_dir='run')
 
 
-def test_wrong_models():
+def test_a_model_without_swinv2_or_rate_is_refused():
     """Prevents: a model with another backbone that trains at one rate, and a TypeError where there is no rate."""
     with pytest.raises(UserError, match=r'no swinv2_mm\.SwinTransformerV2'):
         groups_of(nn.Linear(1, 1), decay_rate=0.9)

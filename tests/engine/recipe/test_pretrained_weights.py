@@ -13,10 +13,8 @@ from safetensors.torch import save_file
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import write_file
-from swinv2_mm.checkpoints.load import windows_of_training
 from swinv2_mm.engine.checks.weights import check_pretrained, starts_from_noise
 from swinv2_mm.engine.runs.complete import set_input_size
-from swinv2_mm.engine.saving.matching import CheckpointMatchHook
 from swinv2_mm.errors import UserError
 
 BACKBONE = {
@@ -78,6 +76,12 @@ def microsoft(state, tmp_path):
 def build(checkpoint, window_size=8, init=None, **changes):
     init_cfg = {'type': 'swinv2_mm.Pretrained', 'checkpoint': str(checkpoint), **(init or {})}
     return MODELS.build({**BACKBONE, 'window_size': window_size, 'init_cfg': init_cfg, **changes})
+
+
+def detector(checkpoint, **changes):
+    """The config of a model whose backbone starts from a checkpoint."""
+    init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(checkpoint))
+    return dict(type='Detector', backbone=dict(BACKBONE, init_cfg=init_cfg, **changes))
 
 
 def loaded(model):
@@ -235,27 +239,9 @@ def test_belongs_into_a_backbone(microsoft):
 
 def test_padding_is_told_for_the_size_of_the_pipeline(microsoft, log):
     """Prevents: windows that cost four times the tokens without anybody noticing."""
-    cfg = Config(
-        dict(
-            model=dict(
-                type='Detector',
-                backbone=dict(
-                    BACKBONE, window_size=8, init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=str(microsoft))
-                ),
-            ),
-            train_dataloader=dict(
-                dataset=dict(
-                    type='Repeat',
-                    dataset=dict(
-                        pipeline=[
-                            dict(type='RandomChoiceResize', scales=[(64, 32), (100, 36)], keep_ratio=True),
-                            dict(type='Pack'),
-                        ]
-                    ),
-                )
-            ),
-        )
-    )
+    resize = dict(type='RandomChoiceResize', scales=[(64, 32), (100, 36)], keep_ratio=True)
+    dataset = dict(type='Repeat', dataset=dict(pipeline=[resize, dict(type='Pack')]))
+    cfg = Config(dict(model=detector(microsoft, window_size=8), train_dataloader=dict(dataset=dataset)))
     check_pretrained(cfg)
     set_input_size(cfg)
     assert not starts_from_noise(cfg)
@@ -278,12 +264,7 @@ def test_padding_is_told_for_the_size_of_the_pipeline(microsoft, log):
 )
 def test_the_size_of_the_images_is_read_off_the_pipeline(pipeline, size):
     """Scales are (columns, rows), crops (rows, columns). Prevents: the padding cost of a portrait for a landscape."""
-    cfg = Config(
-        dict(
-            model=dict(type='D', backbone=dict(BACKBONE, init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='x'))),
-            train_dataloader=dict(dataset=dict(pipeline=pipeline)),
-        )
-    )
+    cfg = Config(dict(model=detector('x'), train_dataloader=dict(dataset=dict(pipeline=pipeline))))
     set_input_size(cfg)
     told = cfg.model.backbone.init_cfg.get('input_size')
     assert (None if told is None else tuple(told)) == size
@@ -296,8 +277,7 @@ def test_the_size_of_the_images_is_read_off_the_pipeline(pipeline, size):
 def test_a_training_is_refused_before_it_starts(state, tmp_path):
     """Prevents: minutes of set-up before the weights turn out not to be there, or to be for other windows."""
     torch.save({'layers.0.blocks.0.attn.relative_position_bias_table': torch.ones(1)}, tmp_path / 'v1.pth')
-    init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(tmp_path / 'v1.pth'))
-    cfg = Config(dict(model=dict(type='Detector', backbone=dict(BACKBONE, init_cfg=init_cfg))))
+    cfg = Config(dict(model=detector(tmp_path / 'v1.pth')))
     with pytest.raises(UserError, match=r'model\.backbone\.init_cfg: .*Swin V1.*init_cfg=None'):
         check_pretrained(cfg)
     # mmengine's own initialisation, with a converted file that knows its windows
@@ -337,16 +317,7 @@ def test_the_windows_outlive_the_checkpoint(microsoft):
     """They are in the weights that a run saves, and its config stays as it was written. Prevents: another normaliser
     once init_cfg is None or its file gone; a config that contradicts the next weights.
     """
-    cfg = Config(
-        dict(
-            model=dict(
-                type='Detector',
-                backbone=dict(
-                    BACKBONE, window_size=16, init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=str(microsoft))
-                ),
-            )
-        )
-    )
+    cfg = Config(dict(model=detector(microsoft, window_size=16)))
     check_pretrained(cfg)
     assert 'pretrained_window_sizes' not in cfg.model.backbone
     trained = MODELS.build(cfg.model.backbone)
@@ -357,61 +328,6 @@ def test_the_windows_outlive_the_checkpoint(microsoft):
     assert again.pretrained_window_sizes == ((8, 8), (4, 4))
     cfg.model.backbone.update(depths=(1,), num_heads=(1,), out_indices=(0,))
     assert MODELS.build(cfg.model.backbone).pretrained_window_sizes == ((8, 8),)
-
-
-CONFIG = """
-swinv2_t = dict(type='swinv2_mm.SwinTransformerV2', window_size=16, pretrained_window_sizes=[3, 3])
-model = dict(type='D', detector=dict(backbone=dict(
-    type='swinv2_mm.SwinTransformerV2', window_size=16, pretrained_window_sizes=[8, 4])),
-    backbone=dict(type='swinv2_mm.models.swin_v2.SwinTransformerV2', window_size=[(4, 6), 4], {more}))
-"""
-
-
-@pytest.mark.parametrize(
-    ('prefix', 'more', 'expected'),
-    [
-        ('detector.backbone.', '', (((16, 16), (16, 16)), ((8, 8), (4, 4)))),
-        ('backbone.', '', (((4, 6), (4, 4)), ((4, 6), (4, 4)))),
-        ('backbone.', 'pretrained_window_sizes=(0, 5)', (((4, 6), (4, 4)), ((4, 6), (5, 5)))),
-        ('backbone.', "init_cfg=[dict(type='swinv2_mm.Pretrained', checkpoint='x')]", (None, None)),
-        ('backbone.', 'pretrained_window_sizes=f(8)', (None, None)),  # nothing is run
-        ('teacher.', '', (None, None)),  # which of the two is not known
-    ],
-)
-def test_the_config_of_a_training_is_read_at_its_place(prefix, more, expected):
-    """Prevents: the first backbone of the text taken for the model's, as a variable of the base files is."""
-    assert windows_of_training(CONFIG.format(more=more), prefix, 2) == expected
-    assert windows_of_training('model = [', prefix, 2) == windows_of_training(None, prefix, 2) == (None, None)
-
-
-def test_a_test_with_another_normaliser_is_refused(state):
-    """Told by the weights, or, of an older file, by its config, whose windows are taken where the config gives none.
-
-    Prevents: figures of weights under a bias that they were not trained with.
-    """
-    plain = {k: v for k, v in BACKBONE.items() if k != 'type'}
-    weights = {f'backbone.{key}': value for key, value in state.items()}
-    of_config = {
-        'state_dict': weights,
-        'meta': {
-            'cfg': "swinv2_t = dict(type='swinv2_mm.SwinTransformerV2')\nmodel = "
-            "dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', pretrained_window_sizes=[8, 4]))"
-        },
-    }
-    of_weights = {'state_dict': weights | {'backbone.pretrained_windows': torch.tensor([[8, 8], [4, 4]])}}
-    for checkpoint in (of_config, of_weights):
-
-        def check(given, checkpoint=checkpoint):
-            backbone = SwinTransformerV2(**plain, window_size=16, pretrained_window_sizes=given)
-            runner = SimpleNamespace(model=torch.nn.ModuleDict(dict(backbone=backbone)), _load_from='run.pth')
-            copy = {key: dict(value) for key, value in checkpoint.items()}
-            CheckpointMatchHook().after_load_checkpoint(runner, copy)
-            runner.model.load_state_dict(copy['state_dict'])
-            return backbone.pretrained_window_sizes
-
-        with pytest.raises(UserError, match=r'run\.pth was trained with pretrained_window_sizes=\[8, 4\].*has \[16'):
-            check(16)
-        assert check([8, 4]) == check(None) == ((8, 8), (4, 4))
 
 
 def test_a_backbone_is_not_a_whole_model(state, tmp_path):

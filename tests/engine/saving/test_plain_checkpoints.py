@@ -1,10 +1,9 @@
-"""What a run saves is plain data: anybody's torch reads it, and it loses nothing that resuming needs."""
+"""The checkpoints of a run are plain data: torch alone reads them, and they hold everything that resuming needs."""
 
 import pickle
 import subprocess
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from enum import IntEnum
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
+from support.plain import foreign
 from support.tiny_fixtures import ROOT, mmengine_runner, put_back
 from support.tiny_training import TinyImages, write_config
 
 from swinv2_mm.engine.runs import prepare_training, train
-from swinv2_mm.engine.saving.plain_data import LOG, make_plain, restore_log, to_plain
+from swinv2_mm.engine.saving.plain_data import LOG
 from swinv2_mm.engine.saving.reading import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -32,7 +32,6 @@ param_scheduler = [
 ]
 optim_wrapper.update(type='swinv2_mm.AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
 """
-PLAIN = (type(None), bool, int, float, str, torch.Tensor)
 # Imports fail of everything that a pickle of mmengine's names.
 BARE = """
 import sys
@@ -74,16 +73,6 @@ def rich(tmp_path_factory):
 
 def python(code, *arguments):
     return subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
-
-
-def foreign(value, place=''):
-    """The places and types of everything that is not plain; exact types, since a subclass is pickled by its name."""
-    if type(value) in (dict, OrderedDict, Counter):  # the last are the milestones of a scheduler
-        parts = [*value.items(), *(vars(value) if type(value) is OrderedDict else {}).items()]
-        return [found for key, inner in parts for found in foreign(key, place) + foreign(inner, f'{place}.{key}')]
-    if type(value) in (list, tuple):
-        return [found for index, inner in enumerate(value) for found in foreign(inner, f'{place}[{index}]')]
-    return [] if type(value) in PLAIN else [f'{place}: {type(value)}']
 
 
 def assert_same_state(path, expected_path):
@@ -287,72 +276,3 @@ def test_resuming_says_nothing_of_an_unchanged_dataset(kind, tmp_path, monkeypat
     monkeypatch.setattr(TinyImages, 'metainfo', {'classes': ('cat', 'cow')})
     train(prepare_training(third, work_dir='run', resume='auto'))
     assert any('metainfo' in log.read_text() for log in Path('run').glob('*/*.log'))
-
-
-class Level(IntEnum):
-    HIGH = 3
-
-
-@pytest.mark.parametrize(
-    ('value', 'plain'),
-    [
-        (np.float64(0.5), 0.5),
-        (np.float32(0.1), float(np.float32(0.1))),
-        (np.int64(3), 3),
-        (np.bool_(True), True),
-        (np.str_('a'), 'a'),
-        (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
-        (np.array([None, 'a']), [None, 'a']),
-        (Level.HIGH, 3),
-        (Path('a/b'), 'a/b'),
-        (ConfigDict(a=[ConfigDict(b=1)]), {'a': [{'b': 1}]}),
-        ({3, 1, 2}, [1, 2, 3]),
-        (deque([1]), [1]),
-        (range(2), [0, 1]),
-        ({np.int64(1): (np.int64(2),)}, {1: (2,)}),
-        (OrderedDict(a=np.float64(1)), OrderedDict(a=1.0)),
-        (Counter([np.int64(1)]), Counter([1])),
-        (defaultdict(list, a=[1]), {'a': [1]}),
-        (b'', bytearray()),
-        ({'f': open}, {}),
-        (np.longdouble(1), None),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_each_kind_becomes_plain(value, plain):
-    """Bug: a subclass that equals what it derives from is kept, and torch refuses its name."""
-    found = to_plain(value)
-    assert type(found) is type(plain) and repr(found) == repr(plain)
-
-
-def test_what_is_plain_stays_the_same_object():
-    """Bug: copies of large state_dicts, whose layout versions get lost; a dataset that pickles otherwise."""
-    model = torch.nn.BatchNorm1d(2)
-    value = {'a': [1, (2.5, 'x', None)], 'b': model.state_dict(), 'c': torch.Size([1]), 'd': torch.float16}
-    assert to_plain(value) is value
-    changed = to_plain(OrderedDict(b=model.state_dict(), c=np.float64(1)))
-    assert changed['b']._metadata['']['version'] == 2
-    state = model.state_dict()
-    state['extra'] = np.float64(1)
-    assert to_plain(state)._metadata['']['version'] == 2
-
-
-def test_a_log_comes_back_as_it_was():
-    """Bug: counts, the length limit or whole numbers that a log loses on the way; a second hook that empties it."""
-    buffers = {
-        'a': HistoryBuffer([1, 2, 3], [1, 2, 1], max_length=3),
-        'b': HistoryBuffer([0.1, float('nan')], [1, 1]),
-        'c': HistoryBuffer(),
-    }
-    hub = {'log_scalars': OrderedDict(buffers), 'runtime_info': {'d': 1}, 'resumed_keys': dict.fromkeys('abcd', True)}
-    checkpoint = {'message_hub': hub}
-    assert make_plain(checkpoint) == {} and make_plain(checkpoint) == {}
-    assert foreign(checkpoint) == [] and checkpoint['message_hub']['resumed_keys'] == {'d': True}
-    restore_log(checkpoint)
-    restore_log(checkpoint)
-    restored = checkpoint['message_hub']
-    assert restored['resumed_keys'] == hub['resumed_keys'] and restored.keys() == hub.keys()
-    for name, buffer in buffers.items():
-        assert restored['log_scalars'][name].max_length == buffer.max_length
-        for mine, other in zip(restored['log_scalars'][name].data, buffer.data, strict=True):
-            np.testing.assert_array_equal(mine, other, strict=True)

@@ -73,7 +73,7 @@ def test_allows_nothing_that_is_not_needed(mmengine_trained, left_out, monkeypat
         read_checkpoint(mmengine_trained / 'epoch_2.pth')
 
 
-def test_refuses_code(tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     """Bug: a downloaded checkpoint runs code when it is read."""
     mark = tmp_path / 'code ran'
     path = save(tmp_path / 'evil.pth', {'state_dict': RunsCode(mark)})
@@ -190,7 +190,7 @@ def test_finds_checkpoints_without_a_valid_note(trained, tmp_path):
     assert latest_checkpoint(moved) == moved / 'epoch_3.pth'
 
 
-def test_nothing_to_resume(tmp_path):
+def test_no_checkpoint_is_none_and_only_corrupt_ones_are_an_error(tmp_path):
     assert latest_checkpoint(tmp_path / 'none') is None
     (tmp_path / 'epoch_1.pth').write_text('damaged')
     with pytest.raises(UserError, match='nothing in'):
