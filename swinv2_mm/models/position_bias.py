@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.recording import may_keep
+from swinv2_mm.models.cache import may_keep
 
 
 def log_spaced_coords(

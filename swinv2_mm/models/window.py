@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.bounded_cache import BoundedCache
-from swinv2_mm.models.recording import may_keep
+from swinv2_mm.models.cache import BoundedCache, is_symbolic, may_keep
 
 # Codes of a slot along one axis. A window holds several regions only where the roll brought opposite borders together
 # (WRAPPED) or where the map ended (PAD).
@@ -69,11 +68,6 @@ def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[in
     # A compiler would take min() for a decision, and compile one side of it.
     smaller = torch.sym_min if is_symbolic(*size) else min
     return smaller(size[0], window[0]), smaller(size[1], window[1])
-
-
-def is_symbolic(*sizes: int) -> bool:
-    """Whether a compiler or an exporter means any size by these: nothing may then be decided by them."""
-    return torch.compiler.is_dynamo_compiling() or any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -> tuple[int, int]:

@@ -136,7 +136,7 @@ def test_the_operation_is_what_torch_expects(randomize):
     qkv = torch.randn(2, 6, 8, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     scale = (torch.rand(2, 1, 1, dtype=torch.float64) * 5).requires_grad_()
     table = torch.randn(2, 9, 11, dtype=torch.float64, requires_grad=True)  # of a window of 5 x 6
-    given = (qkv, scale, table, [5, 7], [3, 4], True, None)  # 5 x 7 of 6 x 8 are wanted
+    given = (qkv, scale, table, [5, 7], [3, 4], True, None, 'auto')  # 5 x 7 of 6 x 8 are wanted
     torch.library.opcheck(attention_op._attention, given)
     function = lambda *tensors: attention_op._attention(*tensors, *given[3:])  # noqa: E731
     assert torch.autograd.gradcheck(function, given[:3], fast_mode=True)

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize, prune
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models.kernels import cpp_attention, linear
+from swinv2_mm.models.kernels import cpp, cpp_attention, linear
 
 # Heads of 32 channels, which the C++ of the attention takes.
 TINY = dict(embed_dims=32, depths=(2, 1), num_heads=(1, 2), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
@@ -738,7 +738,7 @@ def test_untouched_layers_are_computed_by_our_own_code(options, build, monkeypat
     model, x = build(**options), picture()
     blocks = sum(TINY['depths'])
     expected = dict(mlp=blocks, linear=2 * blocks + 1)  # qkv, proj; the merging
-    if cpp_attention.library() is not None:
+    if cpp.library() is not None:
         expected['forward'] = blocks
     for training in (True, False):
         model.train(training)

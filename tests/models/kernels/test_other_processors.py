@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_native_attention import on_windows, problem
+from support.window_formula import on_windows, problem
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / 'swinv2_mm/models/kernels/csrc'
