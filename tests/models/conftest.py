@@ -1,7 +1,9 @@
-"""The fixture that runs a test of the C++ for each instruction set of this processor."""
+"""The fixtures of the model tests: each instruction set of this processor, and a tiny backbone."""
 
 import pytest
+from support.tiny_layers import TINY
 
+from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import cpp
 
 
@@ -13,3 +15,9 @@ def instruction_set(request, monkeypatch):
         pytest.skip('not compiled: see test_it_is_compiled_where_it_can_be')
     monkeypatch.setattr(cpp, 'library', lambda: found)
     return request.param
+
+
+@pytest.fixture
+def build(randomize):
+    """Build a tiny backbone with options; its random values hide no error, and are the same each time."""
+    return lambda **options: randomize(SwinTransformerV2(**TINY | options))

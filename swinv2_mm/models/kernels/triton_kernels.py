@@ -30,7 +30,7 @@ def _locate(slot, window, H, W, Wh, Ww, sh, sw):
 
     Returns:
         token: Index in ``0 .. B * H * W - 1``, int64; anything where there is no token.
-        region: Slots may attend to each other where these agree (window.py, ``_attend_mask``); -1 is padding.
+        region: Slots may attend to each other where these agree (window.py, ``WindowGroup.regions``); -1 is padding.
         place: Such that ``place[q] - place[k]`` numbers the offsets of the bias table, the middle one being 0.
     """
     rows, columns = tl.cdiv(H, Wh), tl.cdiv(W, Ww)

@@ -28,7 +28,7 @@ def problem(dtype=torch.float64, size=(5, 7), window=(2, 3), nH=2, d=3, seed=0):
 
 @pytest.mark.parametrize('chunk', [None, 1, 2, 'auto'])
 @pytest.mark.parametrize('budget', ['whole', 'by rows', 'by heads'])
-def test_values_and_gradients(chunk, budget, monkeypatch):
+def test_values_and_gradients_are_those_of_the_formula(chunk, budget, monkeypatch):
     """However the work is cut. Prevents: a part under another's mask, or left out of the sum of a gradient."""
     if budget == 'by rows':
         monkeypatch.setattr(module, 'BIAS_BYTES', 1)

@@ -67,7 +67,7 @@ def in_type(dtype, tensors):
         (2, (1, 1), (1, 1)),
     ],
 )
-def test_values_and_gradients(B, size, window, shifted, dtype, bound, instruction_set):
+def test_values_and_gradients_are_those_of_float64(B, size, window, shifted, dtype, bound, instruction_set):
     """Of padded maps, relative to the largest. Prevents: wrong tokens, tails, masks, offsets, rounding."""
     given, exact = in_type(dtype, problem(B=B, size=size, window=window, nH=3))
     assert takes(*given)
@@ -81,7 +81,7 @@ def test_values_and_gradients(B, size, window, shifted, dtype, bound, instructio
 
 
 @pytest.mark.parametrize('d', [4, 8, 16, 24, 44, 48, 64])
-def test_heads_of_other_widths(d, instruction_set):
+def test_heads_of_any_width_read_their_own_channels(d, instruction_set):
     """MMPretrain's huge size has 44. Prevents: channels of the next head that are read, or written, with one's own."""
     given, exact = in_type(torch.float32, problem(size=(11, 13), window=(4, 4), nH=3, d=d))
     grad, expected = torch.randn(1, 11, 13, 3, d), on_windows(*exact, True)
@@ -101,7 +101,7 @@ def test_heads_take_turns_in_all_numbers(nH, monkeypatch, instruction_set):
         assert (a - b).abs().max() <= 3e-6 * b.abs().max()
 
 
-def test_every_float16(instruction_set):
+def test_every_float16_survives_the_conversion(instruction_set):
     """Copied by a window of one slot, whose value is its result: subnormal and infinite numbers, too.
 
     Prevents: conversions of our own that lose the smallest numbers, or make finite ones of infinity.
@@ -118,7 +118,7 @@ def test_every_float16(instruction_set):
 
 
 @pytest.mark.parametrize('threads', [1, 2, 3, 50])
-def test_however_many_threads(threads, instruction_set):
+def test_any_number_of_threads_computes_the_same(threads, instruction_set):
     """More than there are windows, too. Prevents: heads that two threads share and one of them forgets."""
     given, exact = in_type(torch.float32, problem(size=(5, 7), window=(4, 4), nH=3))
     y = on_windows(*exact, True)
@@ -168,7 +168,7 @@ def test_tokens_without_a_direction_and_the_largest_scale(instruction_set):
 
 
 @needs_native
-def test_what_it_does_not_take():
+def test_it_refuses_what_it_cannot_compute():
     """Prevents: float64 computed in float32, heads read beyond their end, operations that a counter misses."""
     given = in_type(torch.float32, problem(size=(32, 32), window=(8, 8), nH=2))[0]
     assert takes(*given)

@@ -11,7 +11,7 @@ from swinv2_mm.models.kernels.cpp_token_passes import gelu, gelu_backward
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 4e-7), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
 @pytest.mark.parametrize('shape', [(7, 5), (64, 96), (33, 100), (1, 1)])
 @pytest.mark.parametrize('biased', [True, False])
-def test_values_and_gradients(shape, biased, dtype, bound, instruction_set):
+def test_values_and_gradients_are_those_of_float64(shape, biased, dtype, bound, instruction_set):
     """From -20 to 20, where a tail is nothing. Prevents: rows that end in the middle of a vector, a bias of others."""
     torch.manual_seed(0)
     hidden, grad = (torch.randn(shape) * 6).to(dtype), torch.randn(shape).to(dtype)
@@ -28,7 +28,7 @@ def test_values_and_gradients(shape, biased, dtype, bound, instruction_set):
     assert torch.equal(gelu(hidden, bias, hidden), out)  # in place
 
 
-def test_what_is_not_finite(instruction_set):
+def test_nan_and_infinity_come_out_as_in_float64(instruction_set):
     """As float64 has it. Prevents: a NaN that a comparison turns into a number, so that nobody finds it."""
     x = torch.tensor([[float('nan'), float('inf'), -float('inf'), 0.0, -0.0, 1e-30, 1e4, -1e4]])
     found = gelu(x, None, torch.empty_like(x))
@@ -36,7 +36,7 @@ def test_what_is_not_finite(instruction_set):
 
 
 @pytest.mark.parametrize('by_onednn', [True, False])
-def test_an_mlp_whose_bias_is_added_with_the_gelu(by_onednn, monkeypatch, instruction_set):
+def test_the_bias_of_an_mlp_is_added_once(by_onednn, monkeypatch, instruction_set):
     """By either library of products, in pieces. Prevents: a bias that is added twice, or never, on other processors."""
     monkeypatch.setattr(choose, 'is_by_onednn', lambda x: by_onednn)
     monkeypatch.setattr(linear, 'MIN_TOKENS', 16)

@@ -13,7 +13,7 @@ from swinv2_mm.models.kernels.cpp_token_passes import add_normalised
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 3e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize('shape', [(2, 5, 7, 96), (3, 1, 1, 44), (1, 9, 4, 5), (2, 3, 3, 768)])
 @pytest.mark.parametrize('scaled', [True, False])
-def test_values_and_gradients(shape, scaled, dtype, bound, instruction_set):
+def test_values_and_gradients_are_those_of_float64(shape, scaled, dtype, bound, instruction_set):
     """Far from zero, too. Prevents: a variance of large numbers, rows that end inside a vector, others' scales."""
     torch.manual_seed(0)
     B, C = shape[0], shape[-1]
