@@ -1,4 +1,4 @@
-"""The pretrained windows travel with the weights: saved in the state_dict, taken from whatever weights are loaded."""
+"""The pretrained windows travel with the weights: they are saved in the state_dict, and loading weights sets them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def first_pretrained_windows(given: Any, init_cfg: Any, windows: list[Pair]) -> 
     Args:
         given: ``pretrained_window_sizes`` of the constructor; None: ask the checkpoint of ``init_cfg``.
         init_cfg: mmengine's initialisation.
-        windows: The windows in use, which stand in for those that nobody names.
+        windows: The windows in use, the default.
     """
     unknown = ''
     if given is None:

@@ -32,7 +32,7 @@ CHUNK_BYTES = 64 * 2**20
 # The same on a CPU, where they should stay in the cache: measured with 1 MiB of second-level cache per core.
 CACHE_BYTES = 2 * 2**20
 
-# The windows at hand that have a mask: ``(r, N)``, True where the row's slot must not attend to the column's.
+# Masks of the windows that are computed together: ``(r, N)``, True where the row's slot must not see the column's.
 Masks = Sequence[tuple[slice, Tensor]]
 
 

@@ -1,7 +1,7 @@
-"""Triton kernels of SwinV2 window attention; :mod:`swinv2_mm.models.kernels.triton_attention` launches them.
+"""The Triton kernels of window attention; :mod:`swinv2_mm.models.kernels.triton_attention` launches them.
 
-A window is never gathered. Its slots are numbered row by row, and every kernel works out from a slot's number which
-token of the map sits there. A tile is some slots of one window and one head, padded to a power of two.
+A window is never gathered. Its slots are numbered row by row, and every kernel computes a slot's token in the map from
+the slot's number. A tile is some slots of one window and one head, padded to a power of two.
 
 Shared names, as in the rest of the models: ``B, H, W`` the map, ``Wh, Ww`` the window, ``sh, sw`` the shift, ``nH``
 heads of ``d`` channels, ``N = Wh * Ww``; ``D`` is ``d`` padded to a power of two. Windows are numbered row by row,
