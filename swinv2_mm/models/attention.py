@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -107,7 +106,7 @@ class WindowAttention(nn.Module):
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, and the table costs next to nothing.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         coords = log_spaced_coords(window, self.pretrained_window_size, dtype, weight.device)
-        with nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
+        with choose.without_autocast(weight):
             if self._has_own_mlp():
                 first, _, last = self.cpb_mlp
                 hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()

@@ -7,8 +7,11 @@ the operations, since that decides what may be kept.)
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
@@ -23,8 +26,11 @@ Function = TypeVar('Function', bound=Callable)
 
 # The limits of the C++ attention. A thread keeps the bias of one head over pairs of slots, and its gradient: 8 MiB for
 # a window of 32.
-MAX_HEAD_WIDTH = 64
-MAX_SLOTS = 1024
+CPP_HEAD_WIDTH = 64
+CPP_SLOTS = 1024
+# The limits of the Triton kernels. The window's is per side; see the division in triton_kernels._locate.
+TRITON_HEAD_WIDTH = 128
+TRITON_WINDOW = 128
 
 
 # --- layers: fused code only for what we built -----------------------------------------------------------------------
@@ -144,6 +150,11 @@ def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
         return function(x)
     with torch.autocast('cpu', enabled=False):
         return function(x.float())
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context without autocast on the device of ``x``; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def in_given_types(function: Function) -> Function:
@@ -269,13 +280,41 @@ def _why_not_cpp(x: Tensor, head_width: int, slots: int) -> str:
         return f'there is no C++ for {x.dtype}'
     if not is_ordinary(x):
         return f'the features are a {type(x).__name__}, whose values the C++ cannot read'
-    if head_width > MAX_HEAD_WIDTH:
-        return f'its heads have {head_width} channels, the C++ takes {MAX_HEAD_WIDTH}'
-    if slots > MAX_SLOTS:
-        return f'the window has {slots} tokens, the C++ takes {MAX_SLOTS}'
+    if head_width > CPP_HEAD_WIDTH:
+        return f'its heads have {head_width} channels, the C++ takes {CPP_HEAD_WIDTH}'
+    if slots > CPP_SLOTS:
+        return f'the window has {slots} tokens, the C++ takes {CPP_SLOTS}'
     if cpp.library() is None:
         return 'the C++ was not compiled for this processor; `python -m swinv2_mm.doctor` says why'
     return ''
+
+
+def why_not_triton(qkv: Tensor, window: tuple[int, int]) -> str | None:
+    """Why the Triton kernels cannot compute the attention of a map; None if it can.
+
+    Its gradients of queries, keys, values and scale are the same in every run. The table's gradient is a sum in no
+    fixed order, so training under ``torch.use_deterministic_algorithms`` is refused.
+    """
+    if importlib.util.find_spec('triton') is None:
+        return 'Triton is not installed'
+    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
+        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
+    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
+        return 'Triton needs compute capability 8.0 (Ampere)'
+    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f'there is no kernel for {qkv.dtype}'
+    if qkv.shape[-1] > TRITON_HEAD_WIDTH:
+        return f'its heads have {qkv.shape[-1]} channels, the kernels take {TRITON_HEAD_WIDTH}'
+    if max(window) > TRITON_WINDOW:
+        return f'the window is {window[0]} x {window[1]}, the kernels take {TRITON_WINDOW} per side'
+    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
+        return 'its gradient of the position bias is not deterministic'
+    return None
+
+
+def logits_in_cache(x: Tensor) -> bool:
+    """Whether a CPU computes: it is fast on logits that fit its cache, where torch's fused kernel is slower."""
+    return x.is_cpu
 
 
 def attention_as_written(qkv: Tensor, drops: bool) -> bool:

@@ -165,16 +165,16 @@ def attention_forward(
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
     # The fused kernel takes one mask for all windows.
-    together = [groups] if qkv.is_cpu else [[group] for group in groups]
+    together = [groups] if choose.logits_in_cache(qkv) else [[group] for group in groups]
     for first, last in _queries_at_a_time(table):
-        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, qkv.is_cpu)
+        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, choose.logits_in_cache(qkv))
         pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
         for windows, heads, bias, masks in pieces:
             q, k, v = _by_heads(qkv[windows, :, :, heads])
             v = v.to(product_dtype(v))
             q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
             k = unit_vectors(k).to(v.dtype)
-            if qkv.is_cpu:  # faster than the fused kernel while the logits stay in the cache
+            if choose.logits_in_cache(qkv):  # faster than the fused kernel while the logits stay in the cache
                 o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
             else:
                 for _, outside in masks:
@@ -206,7 +206,7 @@ def attention_backward(
     for first, last in parts:
         rows = spread_over_slots(table, first, last)
         rows_grad = torch.zeros_like(rows)
-        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first)
+        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, choose.logits_in_cache(qkv)), rows, first)
         for windows, heads, bias, masks in pieces:
             q, k, v = _by_heads(qkv[windows, :, :, heads])
             v = v.to(product_dtype(v))

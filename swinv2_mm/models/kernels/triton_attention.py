@@ -8,45 +8,20 @@ torch.compile calls the operation as it is. Triton is imported when it first run
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_HEAD_WIDTH = 128
-MAX_WINDOW = 128  # per side; see the division in triton_kernels._locate
+from swinv2_mm.models.kernels import choose
+
 # From this size on a program takes 128 queries, not 64: it reads the keys, which exceed the L1 cache, half as often.
 MANY_SLOTS = 1024
 # The programs that sum the table's gradient: few, since each adds to the whole table once, but several per
 # multiprocessor (an H100 has 132, an A100 108), so that none is idle.
 TABLE_PROGRAMS = 1024
-
-
-def why_not(qkv: Tensor, window: tuple[int, int]) -> str | None:
-    """Why :func:`fused_window_attention` cannot compute these arguments; None if it can.
-
-    Its gradients of queries, keys, values and scale are the same in every run. The table's gradient is a sum in no
-    fixed order, so training under ``torch.use_deterministic_algorithms`` is refused.
-    """
-    if importlib.util.find_spec('triton') is None:
-        return 'Triton is not installed'
-    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
-        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
-    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
-        return 'Triton needs compute capability 8.0 (Ampere)'
-    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f'there is no kernel for {qkv.dtype}'
-    if qkv.shape[-1] > MAX_HEAD_WIDTH:
-        return f'its heads have {qkv.shape[-1]} channels, the kernels take {MAX_HEAD_WIDTH}'
-    if max(window) > MAX_WINDOW:
-        return f'the window is {window[0]} x {window[1]}, the kernels take {MAX_WINDOW} per side'
-    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
-        return 'its gradient of the position bias is not deterministic'
-    return None
 
 
 def fused_window_attention(
@@ -71,9 +46,9 @@ def fused_window_attention(
         ``(B, H, W, nH * d)`` in the type of ``qkv``.
 
     Raises:
-        ValueError: :func:`why_not` has a reason, or a shape or type is not as above.
+        ValueError: ``choose.why_not_triton`` has a reason, or a shape or type is not as above.
     """
-    reason = why_not(qkv, window)
+    reason = choose.why_not_triton(qkv, window)
     if reason:
         raise ValueError(f"attn_backend='triton' cannot be used: {reason}. Choose attn_backend='auto'.")
     nH, (Wh, Ww) = qkv.shape[4], window

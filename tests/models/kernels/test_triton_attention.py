@@ -10,7 +10,8 @@ import torch
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import triton_attention
-from swinv2_mm.models.kernels.triton_attention import fused_window_attention, why_not
+from swinv2_mm.models.kernels.choose import why_not_triton as why_not
+from swinv2_mm.models.kernels.triton_attention import fused_window_attention
 
 triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
 tl = pytest.importorskip('triton.language')
