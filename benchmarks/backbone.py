@@ -375,7 +375,7 @@ def main() -> None:
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile all of them; ours runs eagerly, too')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--attn-backend', default='auto', choices=['auto', 'sdpa', 'triton'], help='of ours')
+    parser.add_argument('--attn-backend', default='auto', choices=['auto', 'sdpa', 'cpp', 'triton'], help='of ours')
     parser.add_argument('--rounds', type=int, default=5, help='turns that each takes; default 5')
     parser.add_argument('--peers', nargs='*', choices=list(PEERS), help='default: all that import')
     parser.add_argument('--microsoft', metavar='DIR', help="a checkout of Microsoft's Swin-Transformer")

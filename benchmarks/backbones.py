@@ -191,7 +191,7 @@ def kind_of_processor() -> str:
     """What decides which code is fast here: the widest vectors that torch uses, and whether there is bfloat16."""
     import torch
 
-    from swinv2_mm.models.kernels.arithmetic import has_arithmetic
+    from swinv2_mm.models.kernels.choose import has_arithmetic
     from swinv2_mm.models.kernels.cpp import instruction_sets
 
     vectors = {'avx512': 'AVX-512', 'avx2': 'AVX2', 'neon': 'NEON'}[instruction_sets()[0]] if instruction_sets() else ''

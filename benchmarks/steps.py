@@ -1,4 +1,4 @@
-"""What each step towards speed brings on a CPU: our backbone with one of them taken back at a time, taking turns.
+"""Measure what each optimisation brings on a CPU: the backbone without one of them at a time, taking turns.
 
 python benchmarks/steps.py
 """
@@ -16,19 +16,18 @@ import torch
 from backbone import title
 from backbones import about, build
 
-from swinv2_mm.models import attention
-from swinv2_mm.models.kernels import cpp_attention, cpp_gelu, cpp_norm, linear, matmul
+from swinv2_mm.models.kernels import attention_op, choose, linear
 
 NEVER = 2**62
-# Each a list of (module, name, value): what to replace to be without the step.
+# For each step the replacements that undo it: (module, name, value).
 STEPS = {
     'as it is': [],
-    'float32 products by MKL': [(matmul, '_has_onednn', lambda: False)],
+    'float32 products by MKL': [(choose, '_has_onednn', lambda: False)],
     'MLP on whole maps': [(linear, 'MIN_TOKENS', NEVER)],
-    'heads of large maps at once': [(attention, 'FRESH_BYTES', NEVER)],
-    "bias and GELU by torch's operations": [(cpp_gelu, 'library', lambda: None)],
-    "norm and residual by torch's operations": [(cpp_norm, 'library', lambda: None)],
-    "attention by torch's operations, in windows": [(cpp_attention, 'library', lambda: None)],
+    'heads of large maps at once': [(attention_op, 'FRESH_BYTES', NEVER)],
+    "bias and GELU by torch's operations": [(choose, 'gelu_by_cpp', lambda *_: False)],
+    "norm and residual by torch's operations": [(choose, 'norm_by_cpp', lambda *_: False)],
+    "attention by torch's operations, in windows": [(choose, '_by_cpp', lambda *_: False)],
 }
 STEPS['none of these'] = [replaced for step in STEPS.values() for replaced in step]
 

@@ -1,4 +1,4 @@
-"""The table of published sizes (paper, section 3.5; head width 32 throughout)."""
+"""The published sizes of Swin Transformer V2 (paper, section 3.5); every head has 32 channels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Variant:
         embed_dims: Channels of the first stage; each later stage doubles them.
         depths: Blocks per stage.
         num_heads: Attention heads per stage.
-        extra_norm_every: A LayerNorm on the main branch after every so many blocks of a stage; 0 for none.
+        extra_norm_every: A LayerNorm on the main branch after this many blocks of a stage, and so on; 0 for none.
     """
 
     embed_dims: int

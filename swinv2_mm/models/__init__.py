@@ -1,4 +1,4 @@
-"""The backbone and its parts."""
+"""The Swin Transformer V2 backbone: its block, its attention, its layers, and the kernels that compute them."""
 
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 

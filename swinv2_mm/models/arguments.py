@@ -1,4 +1,4 @@
-"""Checks of the backbone's arguments: a wrong one is told by its name, its value and the remedy."""
+"""Check the backbone's arguments: an error names the argument, its value and the remedy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def integers(name: str, values: Any, minimum: int) -> tuple[int, ...]:
 
 
 def windows_per_stage(name: str, value: Any, stages: int, minimum: int) -> list[Pair]:
-    """Spell out a window for every stage."""
+    """Turn a window size into one pair ``(Wh, Ww)`` per stage."""
     per_stage = list(value) if is_sequence(value) else [value] * stages
     if len(per_stage) != stages:
         raise ValueError(
@@ -103,10 +103,31 @@ def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
     return stage_indices
 
 
+def frozen(value: Any, stages: int) -> int:
+    if type(value) is not int or value not in range(-1, stages + 1):
+        raise ValueError(
+            f'frozen_stages={value!r} must be a whole number from -1 (nothing frozen) to {stages}, the number of '
+            'stages.'
+        )
+    return value
+
+
+def check_attention(attn_chunk: Any, attn_backend: Any, attn_drop_rate: float) -> None:
+    if attn_chunk is not None and attn_chunk != 'auto':
+        integer('attn_chunk', attn_chunk, 1)
+    if attn_backend not in ('auto', 'sdpa', 'cpp', 'triton'):
+        raise ValueError(f"attn_backend={attn_backend!r} is unknown; choose 'auto', 'sdpa', 'cpp' or 'triton'.")
+    if attn_backend in ('cpp', 'triton') and attn_drop_rate:
+        raise ValueError(
+            f'attn_backend={attn_backend!r} has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out one of '
+            'the two.'
+        )
+
+
 _ANY_SIZE = 'nothing: images of any size are taken'
 _NORM = 'nothing: SwinV2 has LayerNorms, in fixed places'
-# Arguments of Swin V1's backbones (MMDetection, MMSegmentation, MMPretrain), of MMPretrain's SwinTransformerV2, timm's
-# and Microsoft's, and what takes their place.
+# Arguments of other backbones and their replacements: Swin V1 of MMDetection, MMSegmentation and MMPretrain, Swin V2 of
+# MMPretrain, timm and Microsoft.
 _REPLACED = {
     'pretrained': "init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...)",
     'convert_weights': "nothing: init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...) recognises the layout",
@@ -144,10 +165,10 @@ _REPLACED = {
 
 
 def refuse_unknown(function: Callable, unknown: Mapping[str, Any]) -> None:
-    """Refuse arguments that a function does not have: all of them at once, each with what to write in its place.
+    """Refuse arguments that a function does not have, all in one message, each with its replacement.
 
     Raises:
-        TypeError: There are any.
+        TypeError: ``unknown`` is not empty.
     """
     if not unknown:
         return

@@ -1,4 +1,4 @@
-"""Small layers around the attention: Mlp, DropPath, PatchEmbed, PatchMerging."""
+"""The small layers around attention: MLP, stochastic depth, patch embedding, patch merging."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.models.kernels import cpp_norm
-from swinv2_mm.models.kernels.linear import FORWARD, call, call_mlp, untouched
-from swinv2_mm.models.kernels.matmul import cast, product_dtype
-from swinv2_mm.models.recording import is_ordinary
+from swinv2_mm.models.kernels import choose, cpp_token_passes
+from swinv2_mm.models.kernels.choose import FORWARD, untouched
+from swinv2_mm.models.kernels.linear import call, call_convolution, call_mlp
 from swinv2_mm.models.window import is_padding
 
 
@@ -44,7 +43,7 @@ class DropPath(nn.Module):
         return torch.addcmul(x, branch.to(x.dtype), scales.to(x.dtype))
 
     def scales(self, branch: Tensor) -> Tensor | None:
-        """What each sample's branch is multiplied by, ``(B,)``, drawn anew; None for 1."""
+        """Draw the factor of each sample's branch, ``(B,)``; None if all are 1."""
         if not self.training or self.drop_prob == 0.0:
             return None
         keep = 1.0 - self.drop_prob
@@ -58,9 +57,9 @@ FORWARD[DropPath] = DropPath.forward
 
 
 def add_branch(x: Tensor, branch: Tensor, norm: nn.Module, drop_path: nn.Module) -> Tensor:
-    """``drop_path(x, norm(branch))``, at once where these are a LayerNorm and what was built."""
-    if untouched(norm, nn.LayerNorm) and untouched(drop_path, DropPath) and cpp_norm.takes(norm, x, branch):
-        return cpp_norm.add_normalised(norm, x, branch, drop_path.scales(branch))
+    """``x + drop_path(norm(branch))``, in one pass over memory where the C++ computes it."""
+    if untouched(norm, nn.LayerNorm) and untouched(drop_path, DropPath) and choose.norm_by_cpp(norm, x, branch):
+        return cpp_token_passes.add_normalised(norm, x, branch, drop_path.scales(branch))
     return drop_path(x, norm(branch))
 
 
@@ -81,17 +80,10 @@ class PatchEmbed(nn.Module):
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if is_padding(bottom, right):
             x = F.pad(x, (0, right, 0, bottom))
-        # Channels last, so that the map comes out in the order in which everything after it reads it.
-        x = self._project(x.contiguous(memory_format=torch.channels_last))
+        # In channels-last format the map comes out in the order in which all later layers read it.
+        x = call_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         return self.norm(x)
-
-    def _project(self, x: Tensor) -> Tensor:
-        fast = product_dtype(x)
-        if fast == x.dtype or not untouched(self.proj, nn.Conv2d) or not is_ordinary(self.proj.weight):
-            return self.proj(x)
-        weight, bias = cast(fast, self.proj.weight, self.proj.bias)
-        return F.conv2d(x.to(fast), weight, bias, stride=self.patch_size).to(x.dtype)
 
 
 class PatchMerging(nn.Module):

@@ -1,4 +1,4 @@
-"""Continuous position bias: log-spaced coordinates, and the layout of a bias over offsets as a bias over slots."""
+"""Continuous position bias: log-spaced coordinates, and the step from a bias per offset to a bias per pair of slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.recording import may_keep
+from swinv2_mm.models.cache import may_keep
 
 
 def log_spaced_coords(
@@ -18,7 +18,7 @@ def log_spaced_coords(
     """Coordinates of all offsets inside a window, log-spaced (paper, equation 4, in Microsoft's normalisation).
 
     An offset ``o`` becomes ``sign(o) * log2(1 + |8 * o / (p - 1)|) / log2(8)``. The normaliser ``p`` belongs to the
-    weights: it is the window of their first pre-training, whatever the window in use.
+    weights: it is the window of their first pre-training, and does not change with the window in use.
 
     Args:
         window: ``(Wh, Ww)`` in use, in tokens.
@@ -32,7 +32,7 @@ def log_spaced_coords(
 
 
 def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    exact = 'cpu' if device.type == 'mps' else device  # which has no float64
+    exact = 'cpu' if device.type == 'mps' else device  # MPS has no float64
 
     def axis(size: int, p: int) -> Tensor:
         offsets = torch.arange(-(size - 1), size, dtype=torch.float64, device=exact) * 8 / max(p - 1, 1)
@@ -49,12 +49,12 @@ _kept_coords = lru_cache(maxsize=64)(_coords)  # one per stage, window and pretr
 def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) -> Tensor:
     """Turn a bias per offset into a bias per pair of slots.
 
-    Entry ``[h, q, k]`` of the result is the table's entry for the offset ``position(q) - position(k)``. Overlapping
-    views of the table do this without an index table, and without the scatter-add that the gradient of one costs.
+    Entry ``[h, q, k]`` of the result is the table's entry for the offset ``position(q) - position(k)``. It is
+    made of overlapping views: an index table would cost a scatter-add in the backward pass.
 
     Args:
         table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)``, ordered as :func:`log_spaced_coords`.
-        first, last: The queries that are wanted, whole rows of slots: both multiples of ``Ww``.
+        first, last: The range of queries, whole rows of slots: both are multiples of ``Ww``.
 
     Returns:
         ``(nH, last - first, N)`` with ``N = Wh * Ww``.
@@ -68,12 +68,12 @@ def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) ->
 
 
 def sum_over_slots(grad: Tensor, shape: tuple[int, int, int], first: int = 0, last: int | None = None) -> Tensor:
-    """The gradient of the table from that of what :func:`spread_over_slots` made of it.
+    """The gradient of the table from the gradient of the result of :func:`spread_over_slots`.
 
     Args:
         grad: ``(nH, last - first, N)``.
-        shape: Of the table.
-        first, last: As given there.
+        shape: The shape of the table.
+        first, last: As for that function.
 
     Returns:
         ``(nH, 2 * Wh - 1, 2 * Ww - 1)``.

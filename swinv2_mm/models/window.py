@@ -1,8 +1,8 @@
-"""Window tiling: which token sits in which slot of which window, and which slots may attend to each other.
+"""Window tiling: the token in each slot of each window, and the slots that may attend to each other.
 
-Padding, cyclic shift and partition are one permutation of tokens (padding slots excepted). It is planned once per
-shape as an index, so that a block moves its features into windows and back with a single gather each way, instead of
-the pad, roll and partition copies and their inverses.
+Padding, cyclic shift and partition together are one permutation of tokens (except for padding slots). It is planned
+once per shape, as an index. A block then moves its features into windows and back with one gather each way, instead of
+copies for pad, roll and partition and their inverses.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.models.bounded_cache import BoundedCache
-from swinv2_mm.models.recording import may_keep
+from swinv2_mm.models.cache import BoundedCache, is_symbolic, may_keep
 
-# Codes of a slot along one axis. A window holds several regions only where the roll brought opposite borders together
-# (WRAPPED) or where the map ended (PAD).
+# Codes of a slot along one axis. A window has several regions only if the roll brought opposite borders together
+# (WRAPPED) or the map ended in it (PAD).
 _REGULAR, _WRAPPED, _PAD = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows that share one attention mask; they are neighbours in the order of the layout.
+    """Windows with the same attention mask; they are neighbours in the order of the layout.
 
     Attributes:
         start, stop: The group is ``windows[start:stop]`` of the ``B * nW`` windows.
-        regions: ``(N,)``, the region of each slot; slots attend to those of their own. None where all are one.
+        regions: ``(N,)``, the region of each slot; slots of one region attend to each other. None for a single region.
     """
 
     start: int
@@ -38,7 +37,7 @@ class WindowGroup:
     regions: Tensor | None
 
     def mask(self, first: int = 0, last: int | None = None) -> Tensor | None:
-        """``(last - first, N)``, True where the row's slot may attend to the column's; None where all may."""
+        """``(last - first, N)``, True where the row's slot may attend to the column's; None if all may."""
         return None if self.regions is None else self.regions[first:last, None] == self.regions
 
 
@@ -62,25 +61,20 @@ class WindowLayout:
 
 
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """Shrink a window to the map where it is larger.
+    """Shrink a window that is larger than the map.
 
-    With padding masked, this changes no result: the bias depends on offsets alone and padding is never attended to.
+    With masked padding this changes no result: the bias depends on offsets alone, and no token attends to padding.
     """
-    # A compiler would take min() for a decision, and compile one side of it.
+    # A compiler would treat min() as a branch, and compile one side of it.
     smaller = torch.sym_min if is_symbolic(*size) else min
     return smaller(size[0], window[0]), smaller(size[1], window[1])
 
 
-def is_symbolic(*sizes: int) -> bool:
-    """Whether a compiler or an exporter means any size by these: nothing may then be decided by them."""
-    return torch.compiler.is_dynamo_compiling() or any(isinstance(size, torch.SymInt) for size in sizes)
-
-
 def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -> tuple[int, int]:
-    """The window to use on a map; ``balanced`` spreads the map evenly over as many windows as it needs anyway.
+    """The window to use on a map; ``balanced`` spreads the map evenly over the same number of windows.
 
-    Per axis, ``ceil(size / window)`` windows cover the map; the smallest window with which they still do so pads it the
-    least: 25 rows with a window of 8 become 4 windows of 7 instead of 4 of 8.
+    Per axis, ``ceil(size / window)`` windows cover the map, and the smallest window that still covers it pads least: 25
+    rows with a window of 8 become 4 windows of 7 instead of 4 of 8.
     """
     if not balanced:
         return window
@@ -88,12 +82,12 @@ def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -
 
 
 def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """Rows at the bottom and columns at the right that complete the last windows."""
+    """The rows at the bottom and the columns at the right that complete the last windows."""
     return -size[0] % window[0], -size[1] % window[1]
 
 
 def shift_of(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
-    """How far windows are shifted: half a window, but not along an axis whose single window sees everything already."""
+    """The shift of the windows: half a window, but 0 along an axis with a single window, which sees everything."""
     return tuple(side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
 
 
@@ -123,10 +117,10 @@ def _axis(size: int, window: int, shift: int) -> _Axis:
 
 
 def _regions(rows: Sequence[int], cols: Sequence[int]) -> list[int] | None:
-    """The region of each of the ``N`` slots of a window with these codes, or None where all are one."""
+    """The region of each of the ``N`` slots of a window with these codes; None for a single region."""
     if len({*rows}) == len({*cols}) == 1:
         return None
-    # Padding is a region of its own: never seen by a real token, while its own soft-max stays defined.
+    # Padding is its own region: no real token sees it, and its own soft-max stays defined.
     regions = [4 if _PAD in (row, col) else 2 * row + col for row in rows for col in cols]
     return None if len(set(regions)) == 1 else regions
 
@@ -134,7 +128,7 @@ def _regions(rows: Sequence[int], cols: Sequence[int]) -> list[int] | None:
 def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
     """Plan the windows of ``B`` maps of ``H x W`` tokens; padding slots are masked.
 
-    Plans are kept, but for those made while somebody records: their tensors are part of what is recorded.
+    Plans are kept, except while a tracer records: their tensors then belong to the recording.
 
     Args:
         B, H, W: Batch size and map size, each at least 1.
@@ -146,7 +140,7 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
 
 
 def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
-    """See :func:`window_layout`. Planned in NumPy: a tracer sees constants, and nothing of how they were found."""
+    """See :func:`window_layout`. NumPy computes the plan: a tracer sees constants, and not their computation."""
     Wh, Ww = window
     N = Wh * Ww
     shift = shift_of((H, W), window, shifted)
@@ -154,7 +148,7 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
     masks = [_regions(row_codes, col_codes) for row_codes in rows.kinds for col_codes in cols.kinds]
     slots, tokens = B * rows.tokens.size * cols.tokens.size, B * H * W
     sizes = [slots, tokens, slots - tokens, *(N if mask else 0 for mask in masks)]
-    everything = np.empty(sum(sizes), dtype=np.int64)  # one piece: each transfer to a GPU waits for it
+    everything = np.empty(sum(sizes), dtype=np.int64)  # one array, since each transfer to a GPU waits
     gather, scatter, pads, *regions = np.split(everything, np.cumsum(sizes)[:-1])
     scatter, images, start, pad, groups = scatter.reshape(B, H, W), np.arange(B)[:, None], 0, 0, []
     for row_codes, row_windows in rows.kinds.items():
@@ -167,7 +161,7 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
             if padded or any((*row_codes, *col_codes)):
                 in_image = np.minimum(r, H - 1)[:, None, :, None] * W + np.minimum(c, W - 1)[:, None, :]
                 np.add(images[..., None, None, None] * (H * W), in_image, out=found)
-            else:  # most windows: the token of their first slot, and how far from it the others are
+            else:  # most windows: the token of the first slot, plus the distance of the others from it
                 first = images[..., None] * (H * W) + r[:, :1] * W + c[:, 0]
                 inside = np.arange(Wh)[:, None] * W + np.arange(Ww)
                 np.add(first.reshape(-1, 1), inside.ravel(), out=found.reshape(-1, N))
@@ -176,7 +170,7 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
                 missing = start * N + np.flatnonzero(np.broadcast_to(~real, found.shape))
                 pads[pad : pad + len(missing)] = missing
                 pad += len(missing)
-            # The slot of a token is what its image, its row and its column add to it.
+            # The slot of a token is a sum of three terms: of its image, its row and its column.
             by_row = np.arange(0, count * N, len(c) * N)[:, None] + np.arange(0, N, Ww)
             by_col = np.arange(0, len(c) * N, N)[:, None] + np.arange(Ww)
             _put_sums(scatter, r.ravel(), c.ravel(), images * (count * N) + start * N + by_row.ravel(), by_col.ravel())
@@ -196,7 +190,7 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
 
 
 def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:
-    """``scatter[:, rows, cols] = by_row[:, :, None] + by_col``, for the rows and columns that are part of the map."""
+    """``scatter[:, rows, cols] = by_row[:, :, None] + by_col``, for the rows and columns inside the map."""
     H, W = scatter.shape[1:]
     if rows[-1] - rows[0] + 1 == len(rows) and cols[-1] - cols[0] + 1 == len(cols):  # nothing wraps: most windows
         part = scatter[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]  # ends with the map
@@ -210,14 +204,14 @@ def _plan_bytes(layout: WindowLayout) -> int:
     return 8 * (len(layout.gather) + len(layout.scatter) + len(layout.pads))
 
 
-# Two int64 per token: those of two images of 800 x 1333 pixels take 6 MB, of 1536 x 1536 pixels 10 MB.
+# Two int64 per token: a plan for two images of 800 x 1333 pixels takes 6 MB, of 1536 x 1536 pixels 10 MB.
 _kept_plan = BoundedCache(_plan, _plan_bytes, 128 * 2**20)
 
 
 class _ToWindows(torch.autograd.Function):
-    """Gather whose gradient is a gather too: a permutation needs no atomic scatter-add.
+    """A gather whose gradient is a gather, too: a permutation needs no atomic scatter-add.
 
-    The gradient of a padding slot is dropped; it is zero, since nothing real attends to padding.
+    The gradient of a padding slot is dropped; it is zero, since no real token attends to padding.
     """
 
     @staticmethod
@@ -235,7 +229,7 @@ class _ToWindows(torch.autograd.Function):
 
 
 class _FromWindows(torch.autograd.Function):
-    """The inverse gather; what stands in padding slots is not read, and its gradient is zero."""
+    """The inverse gather; padding slots are not read, and their gradient is zero."""
 
     @staticmethod
     def forward(x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
@@ -283,5 +277,5 @@ def pad_bottom_right(x: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def is_padding(rows: int, cols: int) -> bool:
-    """Whether there is anything to pad. A compiler is told yes: it would compile each answer for each layer anew."""
+    """Whether there is anything to pad. Always true for a compiler: it would compile both answers for each layer."""
     return is_symbolic(rows, cols) or rows > 0 or cols > 0

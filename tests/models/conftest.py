@@ -1,16 +1,23 @@
-"""What tests of the C++ share."""
+"""The fixtures of the model tests: each instruction set of this processor, and a tiny backbone."""
 
 import pytest
+from support.tiny_layers import TINY
 
-from swinv2_mm.models.kernels import cpp, cpp_attention, cpp_gelu, cpp_norm
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.models.kernels import cpp
 
 
 @pytest.fixture(params=cpp.instruction_sets())
 def instruction_set(request, monkeypatch):
-    """Each that this processor has, not only the widest, which is all that users of this machine would see."""
+    """Each instruction set of this processor, not only the widest, which is the one in use."""
     found = cpp.compiled_for(request.param)
     if found is None:
         pytest.skip('not compiled: see test_it_is_compiled_where_it_can_be')
-    for module in (cpp_attention, cpp_gelu, cpp_norm):
-        monkeypatch.setattr(module, 'library', lambda: found)
+    monkeypatch.setattr(cpp, 'library', lambda: found)
     return request.param
+
+
+@pytest.fixture
+def build(randomize):
+    """Build a tiny backbone with options; its random values hide no error, and are the same each time."""
+    return lambda **options: randomize(SwinTransformerV2(**TINY | options))

@@ -117,7 +117,7 @@ def test_weights_and_window_may_change(randomize):
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast(dtype, randomize):
+def test_autocast_needs_one_graph(dtype, randomize):
     """One graph under autocast. Prevents: a fake result of another type than the real one."""
     model = randomize(SwinTransformerV2(**TINY))
     exact = model(x := torch.rand(1, 3, 40, 48))
@@ -136,7 +136,7 @@ def test_the_operation_is_what_torch_expects(randomize):
     qkv = torch.randn(2, 6, 8, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     scale = (torch.rand(2, 1, 1, dtype=torch.float64) * 5).requires_grad_()
     table = torch.randn(2, 9, 11, dtype=torch.float64, requires_grad=True)  # of a window of 5 x 6
-    given = (qkv, scale, table, [5, 7], [3, 4], True, None)  # 5 x 7 of 6 x 8 are wanted
+    given = (qkv, scale, table, [5, 7], [3, 4], True, None, 'auto')  # 5 x 7 of 6 x 8 are wanted
     torch.library.opcheck(attention_op._attention, given)
     function = lambda *tensors: attention_op._attention(*tensors, *given[3:])  # noqa: E731
     assert torch.autograd.gradcheck(function, given[:3], fast_mode=True)
@@ -174,7 +174,7 @@ def test_a_compiler_is_left_no_product(randomize):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which('g++') is None, reason='inductor needs a C++ compiler')
-def test_inductor(randomize):
+def test_inductor_computes_what_the_model_does(randomize):
     """The real compiler, one block. Prevents: a graph that only pretended backends take."""
     options = dict(embed_dims=8, depths=(1,), num_heads=(1,), out_indices=(0,), window_size=2, drop_path_rate=0.0)
     model, expected = (randomize(SwinTransformerV2(**options)) for _ in range(2))

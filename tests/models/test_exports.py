@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2, models
-from swinv2_mm.models.bounded_cache import BoundedCache
-from swinv2_mm.models.kernels import cpp_attention
+from swinv2_mm.models.cache import BoundedCache
+from swinv2_mm.models.kernels import cpp
 
 TINY = dict(embed_dims=32, depths=(2, 1), num_heads=(1, 2), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 pytestmark = pytest.mark.filterwarnings(
@@ -118,7 +118,7 @@ def assert_nothing_is_left(*used):
 
 def test_the_search_finds_what_is_kept(build, monkeypatch):
     """Prevents: a search that finds nothing, and so nothing wrong."""
-    monkeypatch.setattr(cpp_attention, 'library', lambda: None)  # which needs no layouts
+    monkeypatch.setattr(cpp, 'library', lambda: None)  # which needs no layouts
     clear_caches()
     assert not any(list(tensors_in(cache)) for cache in caches().values())
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models.kernels import arithmetic, matmul
+from swinv2_mm.models.kernels import choose
 
 TINY = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 LOSS_SCALE = 2.0**16  # what torch's GradScaler starts with, and where float16 ends
@@ -123,8 +123,7 @@ def test_processors_with_and_without_arithmetic_agree(weights, dtype, monkeypatc
         model, x = model.to(dtype), x.to(dtype)
     found = []
     for native in (False, True):
-        for module in (arithmetic, matmul):
-            monkeypatch.setattr(module, 'has_arithmetic', lambda kind, native=native: native or kind != dtype)
+        monkeypatch.setattr(choose, 'has_arithmetic', lambda kind, native=native: native or kind != dtype)
         with Products() as computed:
             maps, gradients = step(model, x, torch.float32 if weights == 'half' else dtype)
         assert {features.dtype for features in maps} <= ({dtype} if weights == 'half' else {dtype, torch.float32})
@@ -139,8 +138,7 @@ def test_a_backward_pass_inside_of_autocast(dtype, monkeypatch, randomize):
     which it would read beyond their end."""
     model, x = randomize(SwinTransformerV2(**TINY)), torch.randn(1, 3, 44, 36)
     for native in (False, True):
-        for module in (arithmetic, matmul):
-            monkeypatch.setattr(module, 'has_arithmetic', lambda kind, native=native: native or kind != dtype)
+        monkeypatch.setattr(choose, 'has_arithmetic', lambda kind, native=native: native or kind != dtype)
         expected = step(model, x, dtype)[1]
         with torch.autocast('cpu', dtype):
             maps = model(x)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models.kernels import cosine_attention, cpp_attention
+from swinv2_mm.models.kernels import cosine_attention, cpp
 from swinv2_mm.models.kernels.cosine_attention import at_a_time
 
 ARCH = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4)
@@ -109,7 +109,7 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch, randomize):
         return tensor
 
     monkeypatch.setattr(cosine_attention, '_probabilities', count)
-    monkeypatch.setattr(cpp_attention, 'library', lambda: None)  # which keeps no logits at all
+    monkeypatch.setattr(cpp, 'library', lambda: None)  # which keeps no logits at all
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         maps = model(torch.rand(1, 3, 72, 72))
     forward = len(windows)

@@ -10,7 +10,7 @@ from transformers import Swinv2Backbone, Swinv2Config
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import convert_state_dict
-from swinv2_mm.models.kernels import cpp_attention
+from swinv2_mm.models.kernels import cpp
 from swinv2_mm.models.position_bias import spread_over_slots
 from swinv2_mm.models.window import effective_window, fit_window
 
@@ -149,7 +149,7 @@ def test_balanced_saves_at_the_size_of_detection():
 @pytest.mark.parametrize('fit', ['fixed', 'balanced'])
 def test_padding_cost_counts_what_is_computed(fit, monkeypatch):
     """Prevents: a report of other windows than the model uses."""
-    monkeypatch.setattr(cpp_attention, 'library', lambda: None)  # which computes no projections of padding
+    monkeypatch.setattr(cpp, 'library', lambda: None)  # which computes no projections of padding
     model = SwinTransformerV2(window_size=[(5, 7), 4], window_fit=fit, **SMALL).eval()
     computed = [[0] * len(stage.blocks) for stage in model.stages]
 

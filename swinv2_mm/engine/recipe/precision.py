@@ -17,7 +17,7 @@ from torch.nn import Module
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
 from swinv2_mm.errors import UserError
-from swinv2_mm.models.kernels.arithmetic import has_arithmetic
+from swinv2_mm.models.kernels.choose import has_arithmetic
 from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
 
 # The values of --amp, and their data types.

@@ -1,1 +1,1 @@
-"""The formulas of the model, computed faster: C++ on a CPU, Triton on a GPU, and fewer copies in torch."""
+"""The model's mathematics, computed faster: C++ on a CPU, Triton on a GPU; ``choose.py`` decides between them."""

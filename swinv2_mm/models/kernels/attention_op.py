@@ -1,8 +1,8 @@
-"""Window attention on a feature map: by the C++, which needs no plan of the windows, or with torch's operations.
+"""Window attention on a whole feature map, by the C++ or by torch's operations.
 
-For a compiler it is one operation, which it calls as it is, whatever the size of the map. Which token sits in which
-slot, and which windows need a mask, is planned in numbers: a compiler that traced the plan would bake one image size
-into its graph; inside an operation it sees neither the plan nor the logits.
+A compiler calls it as one custom operation, for maps of any size. The plan of the windows (which token sits in which
+slot, which windows need a mask) consists of numbers: a compiler that traced the plan would bake one image size into its
+graph. Inside an operation it sees neither the plan nor the logits.
 """
 
 from __future__ import annotations
@@ -11,14 +11,55 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from swinv2_mm.models.kernels import cpp_attention
-from swinv2_mm.models.kernels.cosine_attention import attention_backward, attention_forward
+from swinv2_mm.models.kernels import choose, cpp_attention
+from swinv2_mm.models.kernels.cosine_attention import attention_backward, attention_forward, cut
+from swinv2_mm.models.kernels.linear import call, linear
 from swinv2_mm.models.window import WindowLayout, window_layout, window_partition, window_reverse
 
 Pair = tuple[int, int]
+# Without a backward pass, queries, keys and values are computed for as many heads at a time as take this much: memory
+# above 32 MiB comes fresh from the system each time, and touching it first takes as long as the product itself.
+FRESH_BYTES = 24 * 2**20
+
+
+def project_and_attend(
+    x: Tensor,
+    layer: nn.Module,
+    bias: Tensor | None,
+    scale: Tensor,
+    table: Tensor,
+    size: Pair,
+    shifted: bool,
+    attn_chunk: int | str | None,
+    backend: str,
+) -> Tensor:
+    """:func:`attention_on_map` of the queries, keys and values that a linear layer makes of a map.
+
+    Args:
+        x: ``(B, Hp, Wp, C)``.
+        layer: From ``C`` to ``3 C`` channels.
+        bias: ``(3 C,)``, added to the result of the layer; None for zero.
+        scale, table, size, shifted, attn_chunk, backend: As there.
+    """
+    nH, d = len(scale), x.shape[3] // len(scale)
+    if not choose.untouched_linear(layer) or layer.bias is not None:
+        qkv = call(layer, x, bias).unflatten(-1, (3, nH, d))
+        return attention_on_map(qkv, None, scale, table, size, shifted, attn_chunk, backend)
+    x = x.to(choose.compute_dtype(x))
+    heads = nH * FRESH_BYTES // max(3 * x.numel() * x.element_size(), 1)
+    if torch.is_grad_enabled() or heads >= nH or not choose.attention_by_cpp(backend, x, d, scale, table):
+        qkv = call(layer, x).unflatten(-1, (3, nH, d))
+        return attention_on_map(qkv, bias, scale, table, size, shifted, attn_chunk, backend)
+    out = x.new_empty(*x.shape[:3], nH, d)
+    for some in cut(0, nH, max(heads, 1)):
+        weight = layer.weight.view(3, nH, d, -1)[:, some].flatten(0, 2)  # (3 heads d, C)
+        qkv = linear(x, weight).view(*x.shape[:3], 3, -1, d)
+        some_bias = None if bias is None else bias.view(3, nH, d)[:, some].flatten()
+        cpp_attention.forward(qkv, some_bias, scale[some], table[some], shifted, out[:, :, :, some])
+    return out[:, : size[0], : size[1]]
 
 
 def attention_on_map(
@@ -29,22 +70,24 @@ def attention_on_map(
     size: Pair,
     shifted: bool,
     attn_chunk: int | str | None,
+    backend: str = 'auto',
 ) -> Tensor:
     """:func:`~swinv2_mm.models.kernels.cosine_attention.cosine_attention` in the windows of a map.
 
     Args:
-        qkv: Queries, keys and values of the tokens, ``(B, Hp, Wp, 3, nH, d)``; padding that is missing is masked.
-        bias: ``(3 nH d,)``, to be added to ``qkv``; None for nothing.
+        qkv: Queries, keys and values of the tokens, ``(B, Hp, Wp, 3, nH, d)``; padding beyond the map is masked.
+        bias: ``(3 nH d,)``, added to ``qkv``; None for zero.
         scale: ``(nH, 1, 1)``.
         table: ``(nH, 2 Wh - 1, 2 Ww - 1)``, the bias of each offset in the window ``(Wh, Ww)``, at most ``(Hp, Wp)``.
-        size: ``(H, W)``, which is wanted, at most ``(Hp, Wp)``.
+        size: ``(H, W)``, the part of the map to return, at most ``(Hp, Wp)``.
         shifted: Shift by half a window along each axis that has more than one window.
         attn_chunk: See :func:`~swinv2_mm.models.kernels.cosine_attention.at_a_time`.
+        backend: See :func:`~swinv2_mm.models.kernels.choose.attention`.
 
     Returns:
         ``(B, H, W, nH, d)``.
     """
-    return _OnMap.apply(qkv, bias, scale, table, size, shifted, attn_chunk)
+    return _OnMap.apply(qkv, bias, scale, table, size, shifted, attn_chunk, backend)
 
 
 class _OnMap(torch.autograd.Function):
@@ -57,7 +100,7 @@ class _OnMap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+        return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
 def _forward(
@@ -68,8 +111,9 @@ def _forward(
     size: Pair,
     shifted: bool,
     attn_chunk: int | str | None,
+    backend: str,
 ) -> Tensor:
-    if cpp_attention.takes(qkv, scale, table):
+    if choose.attention_by_cpp(backend, qkv, qkv.shape[5], scale, table):
         out = cpp_attention.forward(qkv, bias, scale, table, shifted)
     else:
         layout, slots = _to_windows(_with(bias, qkv), table, shifted)
@@ -87,14 +131,15 @@ def _backward(
     size: Pair,
     shifted: bool,
     attn_chunk: int | str | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     Hp, Wp = qkv.shape[1:3]
     grad = F.pad(grad, (0, 0, 0, 0, 0, Wp - size[1], 0, Hp - size[0])) if (Hp, Wp) != tuple(size) else grad
-    if cpp_attention.takes(qkv, scale, table):
+    if choose.attention_by_cpp(backend, qkv, qkv.shape[5], scale, table):
         return cpp_attention.backward(grad, qkv, bias, scale, table, shifted)
     layout, slots = _to_windows(_with(bias, qkv), table, shifted)
     _, grad = _to_windows(grad, table, shifted)
-    grad.flatten(0, 1).index_fill_(0, layout.pads, 0)  # nobody reads what padding attended to
+    grad.flatten(0, 1).index_fill_(0, layout.pads, 0)  # the result of padding is never read
     qkv_grad, *others = attention_backward(grad, slots, scale, table, layout.groups, attn_chunk)
     qkv_grad = window_reverse(qkv_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
     return qkv_grad, None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype), *others
@@ -112,20 +157,28 @@ def _to_windows(x: Tensor, table: Tensor, shifted: bool) -> tuple[WindowLayout, 
     return layout, slots.view(*slots.shape[:2], *x.shape[3:])
 
 
-# --- as an operation -------------------------------------------------------------------------------------------------
+# --- as a custom operation -------------------------------------------------------------------------------------------
 
 
 def map_attention(
-    qkv: Tensor, scale: Tensor, table: Tensor, size: Pair, window: Pair, shifted: bool, attn_chunk: int | str | None
+    qkv: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    size: Pair,
+    window: Pair,
+    shifted: bool,
+    attn_chunk: int | str | None,
+    backend: str,
 ) -> Tensor:
     """:func:`attention_on_map` as an operation for compilers, in maps of any size.
 
     Args:
         table: ``(nH, 2 Ph - 1, 2 Pw - 1)``, the bias of each offset in a window of ``(Ph, Pw)``, at least ``window``.
         window: ``(Wh, Ww)``, in tokens, at most ``(Hp, Wp)``.
-        qkv, scale, size, shifted, attn_chunk: As there.
+        qkv, scale, size, shifted, attn_chunk, backend: As there.
     """
-    return _attention(qkv, scale, table, list(size), list(window), shifted, 0 if attn_chunk == 'auto' else attn_chunk)
+    chunk = 0 if attn_chunk == 'auto' else attn_chunk
+    return _attention(qkv, scale, table, list(size), list(window), shifted, chunk, backend)
 
 
 @torch.library.custom_op('swinv2_mm::map_attention', mutates_args=())
@@ -137,12 +190,13 @@ def _attention(
     window: list[int],
     shifted: bool,
     attn_chunk: int | None,
+    backend: str,
 ) -> Tensor:
-    return _forward(qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk))
+    return _forward(qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk), backend)
 
 
 @_attention.register_fake
-def _(qkv, scale, table, size, window, shifted, attn_chunk):
+def _(qkv, scale, table, size, window, shifted, attn_chunk, backend):
     return qkv.new_empty(qkv.shape[0], *size, *qkv.shape[4:])
 
 
@@ -156,10 +210,11 @@ def _attention_backward(
     window: list[int],
     shifted: bool,
     attn_chunk: int | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table``."""
     qkv_grad, _, scale_grad, inner_grad = _backward(
-        grad, qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk)
+        grad, qkv, None, scale, _inner(table, window), tuple(size), shifted, _chunk(attn_chunk), backend
     )
     table_grad = torch.zeros_like(table)
     _inner(table_grad, window).copy_(inner_grad)
@@ -167,12 +222,12 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(grad, qkv, scale, table, size, window, shifted, attn_chunk):
+def _(grad, qkv, scale, table, size, window, shifted, attn_chunk, backend):
     return qkv.new_empty(qkv.shape), torch.empty_like(scale), torch.empty_like(table)
 
 
 def _inner(table: Tensor, window: list[int]) -> Tensor:
-    """The bias of the offsets that a smaller window has: a bias depends on its offset alone."""
+    """The bias of the offsets in a smaller window: a bias depends on its offset alone."""
     rows, cols = ((size + 1) // 2 - side for size, side in zip(table.shape[1:], window, strict=True))
     return table[:, rows : table.shape[1] - rows, cols : table.shape[2] - cols]
 
@@ -187,7 +242,7 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    return *_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_save)

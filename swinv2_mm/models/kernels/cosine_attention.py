@@ -1,8 +1,8 @@
-"""Cosine attention inside windows, window by window: no more than a few windows' logits exist at a time.
+"""Cosine attention inside windows by torch's operations: only the logits of a few windows exist at a time.
 
-The fused kernels of torch give no gradient to the bias, and what torch falls back on for that keeps the logits of all
-windows; so the backward pass is written here. It keeps nothing but its inputs, and computes the probabilities of a few
-windows again.
+The fused kernels of torch give no gradient to the bias, and the way that torch takes instead keeps the logits of all
+windows. So the backward pass is written here: it keeps only its inputs, and computes the probabilities of a few windows
+again. A tracer gets the formula as it is written.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from swinv2_mm.models.kernels.arithmetic import in_given_types
-from swinv2_mm.models.kernels.matmul import product_dtype
+from swinv2_mm.models.kernels import choose
+from swinv2_mm.models.kernels.choose import in_given_types, product_dtype
 from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots
 from swinv2_mm.models.window import WindowGroup
 
-# Below this length a vector has no direction that its rounding errors would leave standing.
+# The direction of a shorter vector consists of rounding errors.
 MIN_NORM = 1e-6
-# What the bias of the queries that are computed at a time may take: all of a window's, up to 16 heads of window 32.
+# The limit for the bias of the queries that are computed together: all of a window's, up to 16 heads of window 32.
 BIAS_BYTES = 64 * 2**20
-# What the logits of the windows that are computed at a time may take with attn_chunk='auto'. A step keeps about four
-# such tensors at its peak; beyond some tens of megabytes larger ones are no faster.
+# The limit for the logits of the windows that are computed together with attn_chunk='auto'. A step has about four such
+# tensors at its peak; beyond some tens of megabytes larger ones are no faster.
 CHUNK_BYTES = 64 * 2**20
-# The same on a CPU, whose cache they are not to leave: measured with 1 MiB of second-level cache per core.
+# The same on a CPU, where they should stay in the cache: measured with 1 MiB of second-level cache per core.
 CACHE_BYTES = 2 * 2**20
 
-# Which of the windows at hand have a mask: ``(r, N)``, True where the row's slot must not attend to the column's.
+# Masks of the windows that are computed together: ``(r, N)``, True where the row's slot must not see the column's.
 Masks = Sequence[tuple[slice, Tensor]]
 
 
@@ -55,9 +56,14 @@ def _inverse_norm(x: Tensor) -> Tensor:
 
 
 def cosine_attention(
-    qkv: Tensor, scale: Tensor, bias: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
+    qkv: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    groups: Sequence[WindowGroup],
+    attn_chunk: int | str | None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """``softmax(scale * cos(q, k) + bias) v`` (paper, equation 2); not differentiable twice.
+    """``softmax(scale * cos(q, k) + bias) v`` (paper, equation 2); without dropout not differentiable twice.
 
     Args:
         qkv: Queries, keys and values of each window's slots, ``(G, N, 3, nH, d)``.
@@ -65,19 +71,68 @@ def cosine_attention(
         bias: Per offset, ``(nH, 2 Wh - 1, 2 Ww - 1)`` with ``N = Wh * Ww``.
         groups: Which windows share which mask; they cover all ``G``, in order.
         attn_chunk: See :func:`at_a_time`.
+        dropout: Probability in [0, 1) to drop a probability.
 
     Returns:
         ``(G, N, nH, d)``.
     """
+    if choose.attention_as_written(qkv, dropout > 0):
+        return _written_out(qkv, scale, bias, groups, attn_chunk, dropout)
     return _CosineAttention.apply(qkv, scale, bias, groups, attn_chunk)
 
 
-def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool) -> tuple[int | None, int]:
-    """How many windows, and how many of their heads, are computed together; None for all windows.
+def _written_out(
+    qkv: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    groups: Sequence[WindowGroup],
+    attn_chunk: int | str | None,
+    dropout: float,
+) -> Tensor:
+    """:func:`cosine_attention` in operations that a tracer can record and a compiler can fuse."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (G, nH, N, d)
+    q = (unit_vectors(q) * scale).to(v.dtype)
+    k = unit_vectors(k).to(v.dtype)
+    bias = spread_over_slots(bias).to(v.dtype)
+    chunk = None if attn_chunk is None else at_a_time(attn_chunk, *q.shape[1:3], on_cpu=False)[0]
+    pieces = [
+        (piece.stop - piece.start, group.mask()) for group in groups for piece in cut(group.start, group.stop, chunk)
+    ]
+    sizes = [size for size, _ in pieces]
+    parts = []
+    # Splitting instead of slicing: the gradient of a slice is as large as the tensor that it was cut from.
+    for q_, k_, v_, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True):
+        if chunk is None:
+            parts.append(attend(q_, k_, v_, bias, mask, dropout))
+        else:
+            parts.append(checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False))
+    return torch.cat(parts).transpose(1, 2)  # (G, N, nH, d)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """``softmax(q k^T + bias) v`` as it is written, with dropout on the probabilities.
 
     Args:
-        attn_chunk: So many windows at most; ``'auto'``: as many as have logits of :data:`CHUNK_BYTES`; None: all. A CPU
-            never takes more than have logits of :data:`CACHE_BYTES`.
+        q, k, v: ``(G, nH, N, d)``.
+        bias: ``(nH, N, N)``.
+        mask: ``(N, N)``, True where the row's slot may attend to the column's; None if all may.
+        dropout: Probability in [0, 1).
+
+    Returns:
+        ``(G, nH, N, d)``.
+    """
+    if mask is not None:
+        bias = bias.masked_fill(~mask, -math.inf)
+    probs = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1)
+    return (F.dropout(probs, dropout) if dropout else probs) @ v
+
+
+def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool) -> tuple[int | None, int]:
+    """The number of windows, and of their heads, to compute together; None for all windows.
+
+    Args:
+        attn_chunk: The most windows; ``'auto'``: those whose logits take :data:`CHUNK_BYTES`; None: all. On a CPU their
+            logits never take more than :data:`CACHE_BYTES`.
         num_heads: Heads.
         N: Slots of a window.
         on_cpu: Whether a CPU computes.
@@ -110,16 +165,16 @@ def attention_forward(
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
     # The fused kernel takes one mask for all windows.
-    together = [groups] if qkv.is_cpu else [[group] for group in groups]
+    together = [groups] if choose.logits_in_cache(qkv) else [[group] for group in groups]
     for first, last in _queries_at_a_time(table):
-        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, qkv.is_cpu)
+        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, choose.logits_in_cache(qkv))
         pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
         for windows, heads, bias, masks in pieces:
             q, k, v = _by_heads(qkv[windows, :, :, heads])
             v = v.to(product_dtype(v))
             q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
             k = unit_vectors(k).to(v.dtype)
-            if qkv.is_cpu:  # faster than the fused kernel as long as the logits stay in the cache
+            if choose.logits_in_cache(qkv):  # faster than the fused kernel while the logits stay in the cache
                 o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
             else:
                 for _, outside in masks:
@@ -138,7 +193,7 @@ def attention_backward(
     groups: Sequence[WindowGroup],
     attn_chunk: int | str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``qkv``, ``scale`` and ``table`` from that of the result of :func:`cosine_attention`."""
+    """The gradients of ``qkv``, ``scale`` and ``table`` from the gradient of :func:`attention_forward`'s result."""
     G, N, _, nH, d = qkv.shape
     exact = torch.promote_types(qkv.dtype, torch.float32)
     qkv_grad = torch.empty_like(qkv)
@@ -151,7 +206,7 @@ def attention_backward(
     for first, last in parts:
         rows = spread_over_slots(table, first, last)
         rows_grad = torch.zeros_like(rows)
-        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, qkv.is_cpu), rows, first)
+        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, choose.logits_in_cache(qkv)), rows, first)
         for windows, heads, bias, masks in pieces:
             q, k, v = _by_heads(qkv[windows, :, :, heads])
             v = v.to(product_dtype(v))

@@ -1,8 +1,7 @@
-"""The C++ of ``csrc/``, in the widest vectors that the processor has.
+"""Load the C++ of ``csrc/``, compiled for the widest vectors of this processor.
 
-It is compiled when the package is installed, where there is a compiler: once for each instruction set that the compiler
-knows. It is plain C to call: no torch is needed to build it, and no other torch breaks it. Where it is missing, torch's
-operations compute the same.
+It is compiled when the package is installed, if there is a compiler: once per instruction set. Its interface is plain
+C, so building it needs no torch, and it works with any torch. If it is missing, torch's operations compute the same.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
-
-from swinv2_mm.models.recording import is_ordinary, is_recorded
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _TENSOR, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -30,9 +27,9 @@ _ARGUMENTS = {
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those of this processor that the C++ is compiled for, widest first; none of them is an empty tuple.
+    """The instruction sets of this processor that the C++ is written for, widest first; empty if there are none.
 
-    torch is asked, so that its ``ATEN_CPU_CAPABILITY`` holds here, too.
+    torch names the widest, so that its ``ATEN_CPU_CAPABILITY`` holds here, too.
     """
     if platform.machine() in ('aarch64', 'arm64'):
         return ('neon',)
@@ -42,12 +39,12 @@ def instruction_sets() -> tuple[str, ...]:
 
 @cache
 def compiled_for(instruction_set: str) -> ctypes.CDLL | None:
-    """The functions compiled for one of :func:`instruction_sets`; None where they were not."""
+    """The functions compiled for one of :func:`instruction_sets`; None if they were not compiled."""
     found = importlib.util.find_spec(f'swinv2_mm._kernels_{instruction_set}')
     if found is None:
         return None
     try:
-        loaded = ctypes.CDLL(found.origin)  # its threads are those of torch's OpenMP, which is loaded already
+        loaded = ctypes.CDLL(found.origin)  # it uses the threads of torch's OpenMP, which is loaded already
     except OSError:
         return None
     for name, arguments in _ARGUMENTS.items():
@@ -58,33 +55,25 @@ def compiled_for(instruction_set: str) -> ctypes.CDLL | None:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled functions that this processor runs fastest; None where there are none."""
+    """The compiled functions that run fastest on this processor; None if there are none."""
     return next(filter(None, map(compiled_for, instruction_sets())), None)
 
 
-def may_take(x: Tensor) -> bool:
-    """Whether the functions compute with a tensor, if there are any.
-
-    False under a dispatch mode (FLOP counter, fake tensors), which could not see the call.
-    """
-    return not is_recorded() and x.is_cpu and x.dtype in TYPES and is_ordinary(x)
-
-
 def check(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> None:
-    """Of what the C++ reads or writes as so many numbers of a type: it would go beyond the end of others.
+    """Check a tensor before the C++ reads or writes it: with another shape it would go beyond its end.
 
     Raises:
-        TypeError: Of another type or shape, on another device, or not contiguous. None is nothing to check.
+        TypeError: The type, shape or device is another, or the tensor is not contiguous. None is not checked.
     """
     if tensor is not None and (
         tensor.dtype != dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous()
     ):
         raise TypeError(
-            f'{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device} where {shape} of {dtype} was to '
-            'be, contiguous, on the CPU'
+            f'the C++ expects a contiguous {shape} of {dtype} on the CPU, and was given {tuple(tensor.shape)} of '
+            f'{tensor.dtype} on {tensor.device}'
         )
 
 
 def addresses(*tensors: Tensor | None) -> list[int | None]:
-    """Of the first numbers, which the functions take; null for what is not there."""
+    """The addresses of the tensors' first numbers; null for None."""
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -1,17 +1,17 @@
-"""Linear layers and the MLP, which treat every token alike, in the form that a CPU computes fast.
+"""Linear layers and the MLP, computed in the form that is fast on a CPU.
 
 The layers are ``torch.nn.Linear`` itself: quantization and pruning look for exactly this class. :func:`call` and
-:func:`call_mlp` compute them here as long as they are what was built, and call them otherwise.
+:func:`call_mlp` compute them here while they are what we built, and call them otherwise.
 
-A CPU computes the MLP on pieces of the tokens that stay in its cache: its whole hidden layer would go out to memory and
-back, and memory that is new costs more than what is computed in it. A compiler, which would hand the products to MKL,
-calls the same code as operations. Everywhere else, and where a tracer records, the formula is computed as it is
-written.
+A CPU computes the MLP on pieces of the tokens that stay in its cache: the hidden layer of all tokens would go out to
+memory and back, and touching new memory costs more than computing in it. A compiler would hand the products to MKL; it
+gets the same code as custom operations. Everywhere else, and where a tracer records, the formula is computed as it is
+written (:mod:`swinv2_mm.models.kernels.choose`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,61 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.module import _has_any_global_hook
 
-from swinv2_mm.models.kernels import cpp_gelu
-from swinv2_mm.models.kernels.arithmetic import in_given_types
-from swinv2_mm.models.kernels.matmul import cast, gradients, input_gradient, is_by_onednn, product
-from swinv2_mm.models.recording import is_ordinary, is_traced
+from swinv2_mm.models.kernels import choose, cpp_token_passes
+from swinv2_mm.models.kernels.choose import in_given_types, untouched, untouched_linear
+from swinv2_mm.models.kernels.matmul import cast, gradients, input_gradient, product
 
-# The largest intermediate of a piece: 2 to 8 MiB are alike where they were measured, with 1 MiB of second-level cache
+# The largest intermediate of a piece. Between 2 and 8 MiB no difference was measured, with 1 MiB of second-level cache
 # per core.
 PIECE_BYTES = 4 * 2**20
-# The same where the intermediate is kept for a backward pass, so that it goes out to memory in any case: pieces make
-# reading it again cheap, and their gradients of the weights are faster the longer they are.
+# The same if the intermediate is kept for a backward pass, and so goes out to memory in any case: pieces make reading
+# it again cheap, and the gradients of the weights are faster with longer pieces.
 KEPT_BYTES = 16 * 2**20
-# Below this many tokens a matrix product is slower per token.
+# With fewer tokens a matrix product is slower per token.
 MIN_TOKENS = 1024
-
-
-# What our own functions stand in for: a library that patches a class for all its layers is to be heard, too.
-FORWARD = {
-    kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)
-}
-
-
-def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module would do what PyTorch's class says and nothing more.
-
-    Not so for another class (an adapter, int8, a parametrization), with hooks (pruning is one), or with a ``forward``
-    of its own.
-
-    Args:
-        module: Of the model.
-        kind: One of :data:`FORWARD`.
-    """
-    return (
-        type(module) is kind
-        and kind.forward is FORWARD[kind]
-        and 'forward' not in module.__dict__
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and not _has_any_global_hook()
-    )
-
-
-def untouched_linear(layer: nn.Module) -> bool:
-    """:func:`untouched` for a linear layer, whose weight is an ordinary tensor, too."""
-    return untouched(layer, nn.Linear) and (torch.compiler.is_compiling() or is_ordinary(layer.weight))
 
 
 def call(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """``layer(x)``, plus a bias that the layer does not have.
 
     Args:
-        layer: An ``nn.Linear``, or whatever somebody put in its place.
+        layer: An ``nn.Linear``, or the module that replaced it.
         x: ``(..., C)``.
         bias: ``(D,)``, for a layer without one.
 
@@ -87,7 +52,7 @@ def call(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def call_mlp(fc1: nn.Module, act: nn.Module, drop1: nn.Module, fc2: nn.Module, drop2: nn.Module, x: Tensor) -> Tensor:
-    """``drop2(fc2(drop1(act(fc1(x)))))``, at once where these are two linear layers and a GELU, and nothing drops."""
+    """``drop2(fc2(drop1(act(fc1(x)))))``, fused for two linear layers, a GELU and no active dropout."""
     if (
         untouched_linear(fc1)
         and untouched_linear(fc2)
@@ -106,52 +71,48 @@ def _passes(drop: nn.Module) -> bool:
     return untouched(drop, nn.Dropout) and not (drop.training and drop.p)
 
 
-def in_pieces(x: Tensor) -> bool:
-    """Whether to compute on pieces of ``x``: on a CPU, unless a compiler or a tracer records what is done."""
-    return x.is_cpu and not is_traced() and is_ordinary(x)
-
-
-def _compiles(x: Tensor) -> bool:
-    return x.is_cpu and torch.compiler.is_dynamo_compiling()
+def call_convolution(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` for a convolution whose stride is its kernel, in a type that the processor has arithmetic for."""
+    fast = choose.product_dtype(x)
+    if fast == x.dtype or not untouched(layer, nn.Conv2d) or not choose.is_ordinary(layer.weight):
+        return layer(x)
+    weight, bias = cast(fast, layer.weight, layer.bias)
+    return F.conv2d(x.to(fast), weight, bias, stride=layer.stride).to(x.dtype)
 
 
 def tokens_at_a_time(channels: int, itemsize: int, keep: bool = False) -> int:
-    """How many tokens a piece has whose widest intermediate has so many channels of ``itemsize`` bytes."""
+    """The tokens of a piece whose widest intermediate has ``channels`` channels of ``itemsize`` bytes."""
     return max(MIN_TOKENS, (KEPT_BYTES if keep else PIECE_BYTES) // (channels * itemsize))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of ``(..., C)``; on a CPU not differentiable twice."""
-    if _compiles(x):
-        x, weight, bias = cast(compute_dtype(x), x, weight, bias)
-        return _linear_operation(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
-    if not in_pieces(x):
+    way = choose.linear(x)
+    if way == 'formula':
         return F.linear(x, weight, bias)
-    x = x.to(compute_dtype(x))
+    if way == 'operation':
+        x, weight, bias = cast(choose.compute_dtype(x), x, weight, bias)
+        return _linear_operation(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+    x = x.to(choose.compute_dtype(x))
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """``linear(gelu(linear(x, w1, b1)), w2, b2)`` of ``(..., C)``; on a CPU not differentiable twice.
 
-    For the backward pass the hidden layer is kept as it is before the GELU, which is computed again.
+    The hidden layer is kept for the backward pass as it is before the GELU, which is computed again.
     """
-    if _compiles(x):
+    way = choose.linear(x)
+    if way == 'formula':
+        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+    if way == 'operation':
         if torch.is_grad_enabled():
             return linear(F.gelu(linear(x, w1, b1)), w2, b2)
-        x, *layers = cast(compute_dtype(x), x, w1, b1, w2, b2)
+        x, *layers = cast(choose.compute_dtype(x), x, w1, b1, w2, b2)
         return _mlp_operation(x.flatten(0, -2), *layers).view(*x.shape[:-1], len(w2))
-    if not in_pieces(x):
-        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
-    x = x.to(compute_dtype(x))
+    x = x.to(choose.compute_dtype(x))
     # Inside a Function neither the mode nor needs_input_grad tells whether a backward pass may come.
     return _Mlp.apply(x.reshape(-1, x.shape[-1]), w1, b1, w2, b2, torch.is_grad_enabled()).view(*x.shape[:-1], len(w2))
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which linear layers compute: autocast's, if it is on."""
-    autocasts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
-    return torch.get_autocast_dtype('cpu') if autocasts else x.dtype
 
 
 class _Linear(torch.autograd.Function):
@@ -174,45 +135,57 @@ class _Linear(torch.autograd.Function):
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
-    @in_given_types
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
-        w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
-        hidden, out, active = [], _Rows(x), None
-        with_product, after_it = _place_of_bias(x, b1)
-        for piece in x.split(tokens_at_a_time(len(w1), x.element_size(), keep)):
-            h = product(piece, w1, with_product)
-            active = _gelu(h, after_it, active if keep else h)
-            out.append(len(active), len(w2), partial(product, active, w2, b2))
-            if keep:
-                hidden.append(h)
-        if keep:
-            ctx.save_for_backward(x, w1, after_it, w2, *hidden)
-        return out.whole
+        out, kept = _mlp_forward(x, w1, b1, w2, b2, keep)
+        ctx.save_for_backward(*kept)
+        return out
 
     @staticmethod
     @once_differentiable
-    @in_given_types
     def backward(ctx, grad: Tensor):
-        x, w1, bias, w2, *hidden = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        n, x_grad, sums, active = len(hidden[0]), _Rows(x), [None] * 4, None
-        for some, g, h in zip(x.split(n), grad.contiguous().split(n), hidden, strict=True):
-            h_grad = gradients(g, h, w2, (True, False, False))[0]
-            active = _gelu_backward(h, bias, h_grad, active)
-            second = gradients(g, active, w2, (False, *wanted[3:5]))[1:]
-            _, *first = gradients(h_grad, some, w1, (False, *wanted[1:3]))
-            if wanted[0]:
-                x_grad.append(len(some), len(w1.t()), partial(input_gradient, h_grad, w1))
-            sums = [_sum(total, part) for total, part in zip(sums, (*first, *second), strict=True)]
-        return x_grad.whole, *cast(ctx.given, *sums), None
+        x_grad, *sums = _mlp_backward(grad, ctx.saved_tensors, ctx.needs_input_grad)
+        return x_grad, *cast(ctx.given, *sums), None
+
+
+@in_given_types
+def _mlp_forward(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The MLP of ``(M, C)``, and with ``keep`` what :func:`_mlp_backward` needs."""
+    w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
+    hidden, out, active = [], _Rows(x), None
+    with_product, after_it = _place_of_bias(x, b1)
+    for piece in x.split(tokens_at_a_time(len(w1), x.element_size(), keep)):
+        h = product(piece, w1, with_product)
+        active = _gelu(h, after_it, active if keep else h)
+        out.append(len(active), len(w2), partial(product, active, w2, b2))
+        if keep:
+            hidden.append(h)
+    return out.whole, [x, w1, after_it, w2, *hidden] if keep else []
+
+
+@in_given_types
+def _mlp_backward(grad: Tensor, kept: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of the input, both weights and both biases from the gradient of the result."""
+    x, w1, bias, w2, *hidden = kept
+    n, x_grad, sums, active = len(hidden[0]), _Rows(x), [None] * 4, None
+    for some, g, h in zip(x.split(n), grad.contiguous().split(n), hidden, strict=True):
+        h_grad = gradients(g, h, w2, (True, False, False))[0]
+        active = _gelu_backward(h, bias, h_grad, active)
+        second = gradients(g, active, w2, (False, *wanted[3:5]))[1:]
+        _, *first = gradients(h_grad, some, w1, (False, *wanted[1:3]))
+        if wanted[0]:
+            x_grad.append(len(some), len(w1.t()), partial(input_gradient, h_grad, w1))
+        sums = [_sum(total, part) for total, part in zip(sums, (*first, *second), strict=True)]
+    return [x_grad.whole, *sums]
 
 
 class _Rows:
-    """A matrix of which some rows are computed at a time, where they are to be; all at once are taken as they are.
+    """A matrix that is computed some rows at a time, in its own memory; all rows at once are taken as they are.
 
     Attributes:
-        whole: The matrix, once all rows of the one that it is like have been computed.
+        whole: The matrix, complete once it has as many rows as ``like``.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -230,33 +203,34 @@ class _Rows:
 
 
 def _place_of_bias(x: Tensor, bias: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The bias for the product, and the one for the GELU after it: oneDNN adds one for nothing, others in a pass."""
-    return (None, bias.contiguous()) if cpp_gelu.takes(x) and not is_by_onednn(x) else (bias, None)
+    """The bias for the product, and the bias for the GELU after it: only oneDNN adds one at no cost."""
+    by_gelu = choose.gelu_by_cpp(x) and not choose.is_by_onednn(x)
+    return (None, bias.contiguous()) if by_gelu else (bias, None)
 
 
 def _gelu(x: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    """``gelu(x + bias)`` into the memory of ``x`` or of the piece before, if it had as many rows.
+    """``gelu(x + bias)`` into ``out``, the memory of ``x`` or of the piece before, if that has as many rows.
 
-    New memory costs more than the function.
+    Touching new memory would cost more than the function.
     """
     out = x.new_empty(x.shape) if out is None or len(out) != len(x) else out
-    if cpp_gelu.takes(x):
-        return cpp_gelu.gelu(x, bias, out)
+    if choose.gelu_by_cpp(x):
+        return cpp_token_passes.gelu(x, bias, out)
     return torch.ops.aten.gelu.out(x if bias is None else x + bias, out=out)
 
 
 def _gelu_backward(x: Tensor, bias: Tensor | None, grad: Tensor, out: Tensor | None) -> Tensor:
-    """:func:`_gelu` again; ``grad``, that of its result, becomes that of ``x``, in place."""
-    if cpp_gelu.takes(x):
+    """:func:`_gelu` again; ``grad``, the gradient of its result, becomes the gradient of ``x``, in place."""
+    if choose.gelu_by_cpp(x):
         out = x.new_empty(x.shape) if out is None or len(out) != len(x) else out
-        return cpp_gelu.gelu_backward(x, bias, grad, out)
+        return cpp_token_passes.gelu_backward(x, bias, grad, out)
     x = x if bias is None else x + bias
     torch.ops.aten.gelu_backward.grad_input(grad, x, grad_input=grad)
     return _gelu(x, None, out)
 
 
 def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """``total + part``, in place, in float32 at least; None is nothing."""
+    """``total + part``, in place, in float32 at least; None counts as zero."""
     if total is None or part is None:
         return None if part is None else part.to(torch.promote_types(part.dtype, torch.float32))
     return total.add_(part)
@@ -274,7 +248,7 @@ def _(x, weight, bias):
 
 @torch.library.custom_op('swinv2_mm::linear_backward', mutates_args=())
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``x``, ``weight`` and the bias; empty where none is wanted."""
+    """The gradients of ``x``, ``weight`` and the bias; empty tensors for those not wanted."""
     found = in_given_types(gradients)(grad.contiguous(), x, weight, wanted)
     x_grad, weight_grad, bias_grad = (x.new_empty(0) if one is None else one.contiguous() for one in found)
     return x_grad, weight_grad, bias_grad
@@ -304,8 +278,8 @@ _linear_operation.register_autograd(_operation_gradients, setup_context=_save)
 
 @torch.library.custom_op('swinv2_mm::mlp', mutates_args=())
 def _mlp_operation(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Without gradients: a training's hidden layer is the compiler's to keep."""
-    return _Mlp.apply(x, w1, b1, w2, b2, False).contiguous()
+    """The MLP without gradients; in training the compiler keeps the hidden layer."""
+    return _mlp_forward(x, w1, b1, w2, b2, False)[0].contiguous()
 
 
 @_mlp_operation.register_fake

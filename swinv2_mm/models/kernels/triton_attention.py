@@ -1,53 +1,27 @@
-"""Window attention of SwinV2 as one fused operation, from the map's queries, keys and values to the map's outputs.
+"""Window attention on a GPU as one fused operation of Triton, from a map's queries, keys and values to its outputs.
 
 Padding, shift and partition are index arithmetic inside the kernels (:mod:`swinv2_mm.models.kernels.triton_kernels`),
-and the soft-max runs over tiles: neither copies of the map nor a tensor of ``N x N`` logits exist, forward or
-backward.
+and the soft-max runs over tiles. Forward and backward make no copies of the map in windows and no ``N x N`` logits.
 
-The operation is opaque to torch.compile, which calls it as it is. Triton is imported when it first runs.
+torch.compile calls the operation as it is. Triton is imported when it first runs.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_HEAD_WIDTH = 128
-MAX_WINDOW = 128  # per side; see the division in triton_kernels._locate
-# From here on a program takes 128 queries instead of 64: half the passes over keys that no longer fit the L1 cache.
+from swinv2_mm.models.kernels import choose
+
+# From this size on a program takes 128 queries, not 64: it reads the keys, which exceed the L1 cache, half as often.
 MANY_SLOTS = 1024
-# Programs that share the sum of the table's gradient: each adds to all of the table once, so few; several per
+# The programs that sum the table's gradient: few, since each adds to the whole table once, but several per
 # multiprocessor (an H100 has 132, an A100 108), so that none is idle.
 TABLE_PROGRAMS = 1024
-
-
-def why_not(qkv: Tensor, window: tuple[int, int]) -> str | None:
-    """Why :func:`fused_window_attention` cannot be used for these arguments of it; None if it can.
-
-    Its gradients of queries, keys, values and scale are the same in every run. The table's is a sum in no fixed order,
-    equal up to rounding only, so it is not for training under ``torch.use_deterministic_algorithms``.
-    """
-    if importlib.util.find_spec('triton') is None:
-        return 'Triton is not installed'
-    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
-        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
-    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
-        return 'Triton needs compute capability 8.0 (Ampere)'
-    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f'there is no kernel for {qkv.dtype}'
-    if qkv.shape[-1] > MAX_HEAD_WIDTH:
-        return f'its heads have {qkv.shape[-1]} channels, the kernels take {MAX_HEAD_WIDTH}'
-    if max(window) > MAX_WINDOW:
-        return f'the window is {window[0]} x {window[1]}, the kernels take {MAX_WINDOW} per side'
-    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
-        return 'its gradient of the position bias is not deterministic'
-    return None
 
 
 def fused_window_attention(
@@ -72,9 +46,9 @@ def fused_window_attention(
         ``(B, H, W, nH * d)`` in the type of ``qkv``.
 
     Raises:
-        ValueError: :func:`why_not` has a reason, or a shape or type is not as above.
+        ValueError: ``choose.why_not_triton`` has a reason, or a shape or type is not as above.
     """
-    reason = why_not(qkv, window)
+    reason = choose.why_not_triton(qkv, window)
     if reason:
         raise ValueError(f"attn_backend='triton' cannot be used: {reason}. Choose attn_backend='auto'.")
     nH, (Wh, Ww) = qkv.shape[4], window
@@ -91,13 +65,13 @@ def fused_window_attention(
 class _Launch:
     """Launches kernels on the windows of a map, in tiles that fit them.
 
-    The sizes follow what the compiler says for Ampere and Hopper: with them few registers spill, if any, and the shared
-    memory of the smaller devices is enough. They come from no measurement of time.
+    The sizes follow the compiler's reports for Ampere and Hopper: few registers spill, if any, and the shared memory of
+    the smaller devices is enough. No time was measured for them.
 
     Attributes:
-        windows, heads: How many there are.
-        rows, row_warps: Slots of a program that passes all others of its window, and its warps.
-        pair, pair_warps: Side of the tile of a program that owns a tile of pairs, and its warps.
+        windows, heads: Their numbers.
+        rows, row_warps: Slots and warps of a program that goes through all slots of its window.
+        pair, pair_warps: Side of the tile, and warps, of a program that owns a tile of pairs.
     """
 
     def __init__(self, qkv: Tensor, window: Sequence[int], shift: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
-"""Triton kernels of SwinV2 window attention; :mod:`swinv2_mm.models.kernels.triton_attention` launches them.
+"""The Triton kernels of window attention; :mod:`swinv2_mm.models.kernels.triton_attention` launches them.
 
-A window is never gathered. Its slots are numbered row by row, and every kernel works out from a slot's number which
-token of the map sits there. A tile is some slots of one window and one head, padded to a power of two.
+A window is never gathered. Its slots are numbered row by row, and every kernel computes a slot's token in the map from
+the slot's number. A tile is some slots of one window and one head, padded to a power of two.
 
 Shared names, as in the rest of the models: ``B, H, W`` the map, ``Wh, Ww`` the window, ``sh, sw`` the shift, ``nH``
 heads of ``d`` channels, ``N = Wh * Ww``; ``D`` is ``d`` padded to a power of two. Windows are numbered row by row,
@@ -30,7 +30,7 @@ def _locate(slot, window, H, W, Wh, Ww, sh, sw):
 
     Returns:
         token: Index in ``0 .. B * H * W - 1``, int64; anything where there is no token.
-        region: Slots may attend to each other where these agree (window.py, ``_attend_mask``); -1 is padding.
+        region: Slots may attend to each other where these agree (window.py, ``WindowGroup.regions``); -1 is padding.
         place: Such that ``place[q] - place[k]`` numbers the offsets of the bias table, the middle one being 0.
     """
     rows, columns = tl.cdiv(H, Wh), tl.cdiv(W, Ww)

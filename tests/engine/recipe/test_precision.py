@@ -18,7 +18,7 @@ from swinv2_mm.engine.recipe.precision import AmpOptimWrapper, set_precision
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.engine.saving.reading import read_checkpoint
 from swinv2_mm.errors import UserError
-from swinv2_mm.models.kernels import arithmetic
+from swinv2_mm.models.kernels import choose
 
 pytestmark = pytest.mark.usefixtures('own_process')
 
@@ -156,7 +156,7 @@ def test_the_processor_is_asked(tmp_path):
     Bug: a list of processors of our own, or an answer that torch's operations do not keep to.
     """
     code = (
-        'import torch\nfrom swinv2_mm.models.kernels.arithmetic import has_arithmetic as has\n'
+        'import torch\nfrom swinv2_mm.models.kernels.choose import has_arithmetic as has\n'
         'print(*(has(getattr(torch, name)) for name in ("float32", "float64", "bfloat16", "float16", "int8")))'
     )
     environment = dict(os.environ, ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')
@@ -169,12 +169,12 @@ def test_the_processor_is_asked(tmp_path):
 )
 def test_bfloat16_in_float32_registers_is_no_arithmetic(onednn, widens, wanted, monkeypatch):
     """Bug: AVX-512 without AVX512_BF16 or a torch without oneDNN counts, where bfloat16 is the slowest type."""
-    monkeypatch.setattr(arithmetic, '_widens_bfloat16', lambda: widens)
+    monkeypatch.setattr(choose, '_widens_bfloat16', lambda: widens)
     monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn)
-    assert arithmetic.has_arithmetic.__wrapped__(torch.bfloat16) == wanted
+    assert choose.has_arithmetic.__wrapped__(torch.bfloat16) == wanted
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
-    assert not arithmetic.has_arithmetic.__wrapped__(torch.bfloat16)
-    assert arithmetic.has_arithmetic.__wrapped__(torch.float32)
+    assert not choose.has_arithmetic.__wrapped__(torch.bfloat16)
+    assert choose.has_arithmetic.__wrapped__(torch.float32)
 
 
 @pytest.mark.parametrize('name', ['maskrcnn_swinv2_t_shapes', 'upernet_swinv2_t_shapes'])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.window_formula import formula
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -25,23 +26,9 @@ def problem(dtype=torch.float64, size=(5, 7), window=(2, 3), nH=2, d=3, seed=0):
     return [t.requires_grad_() for t in (qkv, scale, table)], groups
 
 
-def formula(qkv, scale, table, groups):
-    """All windows at once, as it is written in the paper."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    cosine = torch.einsum('ghqd,ghkd->ghqk', q, k) / q.norm(dim=-1)[..., None] / k.norm(dim=-1)[..., None, :]
-    logits = scale * cosine + spread_over_slots(table)
-    masks = [
-        torch.ones_like(logits[0, 0], dtype=torch.bool) if group.regions is None else group.mask()
-        for group in groups
-        for _ in range(group.stop - group.start)
-    ]
-    logits = logits.masked_fill(~torch.stack(masks)[:, None], -math.inf)
-    return torch.einsum('ghqk,ghkd->gqhd', logits.softmax(-1), v)
-
-
 @pytest.mark.parametrize('chunk', [None, 1, 2, 'auto'])
 @pytest.mark.parametrize('budget', ['whole', 'by rows', 'by heads'])
-def test_values_and_gradients(chunk, budget, monkeypatch):
+def test_values_and_gradients_are_those_of_the_formula(chunk, budget, monkeypatch):
     """However the work is cut. Prevents: a part under another's mask, or left out of the sum of a gradient."""
     if budget == 'by rows':
         monkeypatch.setattr(module, 'BIAS_BYTES', 1)

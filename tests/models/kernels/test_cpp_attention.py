@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cosine_attention import formula
+from support.window_formula import on_windows, problem
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models import attention
-from swinv2_mm.models.kernels import cpp, cpp_attention
+from swinv2_mm.models.kernels import attention_op, choose, cpp, cpp_attention
 from swinv2_mm.models.kernels.attention_op import attention_on_map
-from swinv2_mm.models.window import window_layout, window_partition, window_reverse
-
-CPU = torch.device('cpu')
-
 
 needs_native = pytest.mark.skipif(cpp.library() is None, reason='not compiled: see test_it_is_compiled_where_it_can_be')
 
@@ -46,27 +41,8 @@ def test_torchs_word_on_the_instruction_set_holds():
     assert found.stdout == "('avx2',) True\n"
 
 
-def problem(dtype=torch.float64, B=1, size=(5, 7), window=(2, 3), nH=2, d=32, seed=0):
-    """Queries, keys and values of a map, a bias of them, scales, and a bias per offset."""
-    torch.manual_seed(seed)
-    qkv = torch.randn(B, *size, 3, nH, d, dtype=dtype)
-    scale = torch.rand(nH, 1, 1, dtype=dtype) * 5
-    table = torch.randn(nH, 2 * window[0] - 1, 2 * window[1] - 1, dtype=dtype)
-    return [qkv, torch.randn(3 * nH * d, dtype=dtype), scale, table]
-
-
-def on_windows(qkv, bias, scale, table, shifted):
-    """The paper's formula on the windows that :mod:`window` plans."""
-    qkv = qkv + bias.view(qkv.shape[3:])
-    window = (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
-    layout = window_layout(*qkv.shape[:3], window, shifted, CPU)
-    slots = window_partition(qkv.flatten(3), layout)
-    out = formula(slots.view(*slots.shape[:2], *qkv.shape[3:]), scale, table, layout.groups)
-    return window_reverse(out.flatten(2), layout, qkv.shape[1:3]).view(*qkv.shape[:3], *qkv.shape[4:])
-
-
 def takes(qkv, bias, scale, table):
-    return cpp_attention.takes(qkv, scale, table)
+    return choose.attention_by_cpp('auto', qkv, qkv.shape[5], scale, table)
 
 
 def in_type(dtype, tensors):
@@ -91,7 +67,7 @@ def in_type(dtype, tensors):
         (2, (1, 1), (1, 1)),
     ],
 )
-def test_values_and_gradients(B, size, window, shifted, dtype, bound, instruction_set):
+def test_values_and_gradients_are_those_of_float64(B, size, window, shifted, dtype, bound, instruction_set):
     """Of padded maps, relative to the largest. Prevents: wrong tokens, tails, masks, offsets, rounding."""
     given, exact = in_type(dtype, problem(B=B, size=size, window=window, nH=3))
     assert takes(*given)
@@ -105,7 +81,7 @@ def test_values_and_gradients(B, size, window, shifted, dtype, bound, instructio
 
 
 @pytest.mark.parametrize('d', [4, 8, 16, 24, 44, 48, 64])
-def test_heads_of_other_widths(d, instruction_set):
+def test_heads_of_any_width_read_their_own_channels(d, instruction_set):
     """MMPretrain's huge size has 44. Prevents: channels of the next head that are read, or written, with one's own."""
     given, exact = in_type(torch.float32, problem(size=(11, 13), window=(4, 4), nH=3, d=d))
     grad, expected = torch.randn(1, 11, 13, 3, d), on_windows(*exact, True)
@@ -125,7 +101,7 @@ def test_heads_take_turns_in_all_numbers(nH, monkeypatch, instruction_set):
         assert (a - b).abs().max() <= 3e-6 * b.abs().max()
 
 
-def test_every_float16(instruction_set):
+def test_every_float16_survives_the_conversion(instruction_set):
     """Copied by a window of one slot, whose value is its result: subnormal and infinite numbers, too.
 
     Prevents: conversions of our own that lose the smallest numbers, or make finite ones of infinity.
@@ -142,7 +118,7 @@ def test_every_float16(instruction_set):
 
 
 @pytest.mark.parametrize('threads', [1, 2, 3, 50])
-def test_however_many_threads(threads, instruction_set):
+def test_any_number_of_threads_computes_the_same(threads, instruction_set):
     """More than there are windows, too. Prevents: heads that two threads share and one of them forgets."""
     given, exact = in_type(torch.float32, problem(size=(5, 7), window=(4, 4), nH=3))
     y = on_windows(*exact, True)
@@ -192,7 +168,7 @@ def test_tokens_without_a_direction_and_the_largest_scale(instruction_set):
 
 
 @needs_native
-def test_what_it_does_not_take():
+def test_it_refuses_what_it_cannot_compute():
     """Prevents: float64 computed in float32, heads read beyond their end, operations that a counter misses."""
     given = in_type(torch.float32, problem(size=(32, 32), window=(8, 8), nH=2))[0]
     assert takes(*given)
@@ -225,8 +201,8 @@ def test_the_backbone_takes_it(mode, mask_padding, randomize, monkeypatch, instr
     forward = cpp_attention.forward
     monkeypatch.setattr(cpp_attention, 'forward', lambda *given: calls.append(1) or forward(*given))
     found = []
-    for library in (cpp_attention.library(), None):
-        monkeypatch.setattr(cpp_attention, 'library', lambda library=library: library)
+    for library in (cpp.library(), None):
+        monkeypatch.setattr(cpp, 'library', lambda library=library: library)
         with torch.set_grad_enabled(mode == 'training'):
             maps = model(x)
         gradients = []
@@ -247,7 +223,7 @@ def test_heads_computed_in_turn_are_those_computed_at_once(bytes_, randomize, mo
     expected = model(x)[0].detach()
     calls, forward = [], cpp_attention.forward
     monkeypatch.setattr(cpp_attention, 'forward', lambda *given: calls.append(1) or forward(*given))
-    monkeypatch.setattr(attention, 'FRESH_BYTES', bytes_ if bytes_ == 1 else 11 * 15 * 96 * 4 * 2)
+    monkeypatch.setattr(attention_op, 'FRESH_BYTES', bytes_ if bytes_ == 1 else 11 * 15 * 96 * 4 * 2)
     with torch.no_grad():
         found = model(x)[0]
     assert len(calls) == (6 if bytes_ == 1 else 4)
@@ -260,7 +236,7 @@ def test_without_the_library_torch_computes_the_same(monkeypatch, instruction_se
     grad = torch.randn(2, 23, 41, 3, 32)
     y = attention_on_map(*given, (23, 41), True, None)
     found = torch.autograd.grad(y, given, grad)
-    monkeypatch.setattr(cpp_attention, 'library', lambda: None)
+    monkeypatch.setattr(cpp, 'library', lambda: None)
     again = attention_on_map(*given, (23, 41), True, None)
     torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-5)
     for a, b in zip(torch.autograd.grad(again, given, grad), found, strict=True):

@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swinv2_mm.models.kernels import cpp_gelu, linear
+from swinv2_mm.models.kernels import choose, linear
+from swinv2_mm.models.kernels.cpp_token_passes import gelu, gelu_backward
 
 
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 4e-7), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
 @pytest.mark.parametrize('shape', [(7, 5), (64, 96), (33, 100), (1, 1)])
 @pytest.mark.parametrize('biased', [True, False])
-def test_values_and_gradients(shape, biased, dtype, bound, instruction_set):
+def test_values_and_gradients_are_those_of_float64(shape, biased, dtype, bound, instruction_set):
     """From -20 to 20, where a tail is nothing. Prevents: rows that end in the middle of a vector, a bias of others."""
     torch.manual_seed(0)
     hidden, grad = (torch.randn(shape) * 6).to(dtype), torch.randn(shape).to(dtype)
@@ -18,26 +19,26 @@ def test_values_and_gradients(shape, biased, dtype, bound, instruction_set):
     exact = (hidden.double() + (bias.double() if biased else 0)).requires_grad_()
     expected = F.gelu(exact)
     (expected_grad,) = torch.autograd.grad(expected, exact, grad.double())
-    assert cpp_gelu.takes(hidden)
-    out = cpp_gelu.gelu(hidden, bias, torch.empty_like(hidden))
-    again = cpp_gelu.gelu_backward(hidden, bias, grad, torch.empty_like(hidden))
+    assert choose.gelu_by_cpp(hidden)
+    out = gelu(hidden, bias, torch.empty_like(hidden))
+    again = gelu_backward(hidden, bias, grad, torch.empty_like(hidden))
     assert torch.equal(out, again)
     assert ((out - expected).abs() <= bound * (1 + exact.abs())).all()
     assert ((grad - expected_grad).abs() <= 2 * bound * (1 + expected_grad.abs())).all()
-    assert torch.equal(cpp_gelu.gelu(hidden, bias, hidden), out)  # in place
+    assert torch.equal(gelu(hidden, bias, hidden), out)  # in place
 
 
-def test_what_is_not_finite(instruction_set):
+def test_nan_and_infinity_come_out_as_in_float64(instruction_set):
     """As float64 has it. Prevents: a NaN that a comparison turns into a number, so that nobody finds it."""
     x = torch.tensor([[float('nan'), float('inf'), -float('inf'), 0.0, -0.0, 1e-30, 1e4, -1e4]])
-    found = cpp_gelu.gelu(x, None, torch.empty_like(x))
+    found = gelu(x, None, torch.empty_like(x))
     torch.testing.assert_close(found.double(), F.gelu(x.double()), equal_nan=True, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('by_onednn', [True, False])
-def test_an_mlp_whose_bias_is_added_with_the_gelu(by_onednn, monkeypatch, instruction_set):
+def test_the_bias_of_an_mlp_is_added_once(by_onednn, monkeypatch, instruction_set):
     """By either library of products, in pieces. Prevents: a bias that is added twice, or never, on other processors."""
-    monkeypatch.setattr(linear, 'is_by_onednn', lambda x: by_onednn)
+    monkeypatch.setattr(choose, 'is_by_onednn', lambda x: by_onednn)
     monkeypatch.setattr(linear, 'MIN_TOKENS', 16)
     monkeypatch.setattr(linear, 'PIECE_BYTES', 1)
     monkeypatch.setattr(linear, 'KEPT_BYTES', 1)
@@ -67,7 +68,7 @@ def test_what_would_be_read_beyond_its_end_is_refused(instruction_set):
         (hidden, None, torch.randn(16, 8).t()),
         (hidden, None, hidden[:4]),
     ):
-        with pytest.raises(TypeError, match='was to'):
-            cpp_gelu.gelu(*given)
+        with pytest.raises(TypeError, match='expects a contiguous'):
+            gelu(*given)
     with pytest.raises(TypeError, match='bfloat16'):
-        cpp_gelu.gelu_backward(hidden, None, half, hidden)
+        gelu_backward(hidden, None, half, hidden)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_native_attention import on_windows, problem
+from support.window_formula import on_windows, problem
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / 'swinv2_mm/models/kernels/csrc'
@@ -55,7 +55,7 @@ def driver(request, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype, bound', [(torch.float32, 4e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize('size, window, d', [((9, 11), (4, 4), 32), ((7, 6), (3, 5), 24), ((17, 9), (9, 8), 44)])
-def test_values_and_gradients(driver, size, window, d, dtype, bound):
+def test_other_processors_compute_the_same(driver, size, window, d, dtype, bound):
     """Prevents: kernels that are right in wide vectors only, or by this machine's instructions."""
     B, nH = 2, 2
     qkv, bias, scale, table = (t.float() for t in problem(B=B, size=size, window=window, nH=nH, d=d))

@@ -10,7 +10,8 @@ import torch
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import triton_attention
-from swinv2_mm.models.kernels.triton_attention import fused_window_attention, why_not
+from swinv2_mm.models.kernels.choose import why_not_triton as why_not
+from swinv2_mm.models.kernels.triton_attention import fused_window_attention
 
 triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
 tl = pytest.importorskip('triton.language')
@@ -280,12 +281,8 @@ def test_the_backbone_computes_the_same_with_either_backend(mask_padding, random
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-def test_a_backend_that_cannot_be_is_refused():
-    """By name, with the remedy. Prevents: dropout that is silently left out, a typo that chooses the slow path."""
-    with pytest.raises(ValueError, match="'fast' is unknown"):
-        SwinTransformerV2(attn_backend='fast')
-    with pytest.raises(ValueError, match='has no dropout'):
-        SwinTransformerV2(attn_backend='triton', attn_drop_rate=0.1)
+def test_the_backbone_says_why_triton_cannot_be_used():
+    """By name, with the remedy. Prevents: a silent detour."""
     model = SwinTransformerV2(embed_dims=16, depths=(1,), num_heads=(1,), out_indices=(0,), attn_backend='triton')
     with pytest.raises(ValueError, match=r"there is no kernel for torch.float64\. Choose attn_backend='auto'"):
         model.double().to(DEVICE)(torch.rand(1, 3, 8, 8, dtype=torch.float64, device=DEVICE))

@@ -1,8 +1,8 @@
-// What a block does between its products, in one pass over memory each: bias and GELU; norm, stochastic depth and
+// The work of a block between its products, in one pass over memory each: bias and GELU; norm, stochastic depth and
 // residual; and their gradients.
 //
-// torch's operations read and write a map once for each of these. All arithmetic is float32, whatever the type of the
-// tensors.
+// torch's operations read and write a map once for each of these steps. All arithmetic is float32, for every type of
+// tensor.
 
 #include "vectors.h"
 

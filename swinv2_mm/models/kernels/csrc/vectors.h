@@ -1,7 +1,7 @@
-// Vectors of the widest kind that a compiler is told of, and the types of the tensors they are read from.
+// Vectors of the widest kind that the compiler may use, and the types of the tensors that they are read from.
 //
-// The source knows no instruction set. It is compiled once for each that the compiler knows (AVX-512, AVX2 with FMA, Arm's
-// NEON), in the compiler's own vectors of WIDTH numbers; only the conversions from and to float16 name instructions.
+// The source names no instruction set. It is compiled once for each (AVX-512, AVX2 with FMA, Arm's NEON), in the
+// compiler's own vectors of WIDTH numbers; only the conversions from and to float16 name instructions.
 
 #pragma once
 

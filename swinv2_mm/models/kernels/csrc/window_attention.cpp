@@ -1,9 +1,9 @@
 // Cosine attention inside the windows of a map on a CPU, forward and backward, one head of one window at a time.
 //
-// What swinv2_mm/models/cosine_attention.py computes in a dozen passes over a few windows' logits happens here while a
-// block of rows of one head's logits is in the cache: lengths, products, bias, mask, soft-max and their gradients. Which
-// token of the map sits in which slot of a window is computed, too, so that nothing is copied into windows and back. All
-// arithmetic is float32, whatever the type of the map. Plain C functions without torch: see models/native_attention.py.
+// Lengths, products, bias, mask, soft-max and their gradients are computed while a block of rows of one head's logits is
+// in the cache; kernels/cosine_attention.py makes a dozen passes over a few windows' logits. The token in each slot of a
+// window is computed, too, so that the map is not copied into windows and back. All arithmetic is float32, for every type
+// of map. The interface is plain C without torch: see kernels/cpp_attention.py.
 //
 // Threads take equal shares of the heads of all windows, in an order in which the bias of few heads is needed at a time.
 

@@ -1,4 +1,7 @@
-"""Norm, stochastic depth and residual in one pass over memory, by the C++ of ``csrc/token_passes.cpp``."""
+"""The C++ of ``csrc/token_passes.cpp`` for tensors: bias and GELU; norm, stochastic depth and residual.
+
+Each is one pass over memory. :mod:`swinv2_mm.models.kernels.choose` says for which tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from swinv2_mm.models.kernels.cpp import TYPES, addresses, check, library, may_take
+from swinv2_mm.models.kernels import cpp
+from swinv2_mm.models.kernels.cpp import TYPES, addresses, check
 
 
-def takes(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> bool:
-    """Whether :func:`add_normalised` computes with these, all that the norm does being to normalise channels."""
-    return (
-        may_take(x)
-        and may_take(branch)
-        and library() is not None
-        and x.dtype == branch.dtype
-        and x.shape == branch.shape
-        and x.numel() > 0
-        and norm.normalized_shape == x.shape[-1:]
-        and norm.weight is not None
-        and norm.bias is not None
-        and may_take(norm.weight)
+def gelu(hidden: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """``gelu(hidden + bias)`` of ``(M, C)`` into ``out``, which may be ``hidden``; all are contiguous, of one type."""
+    _check(hidden, bias, out)
+    cpp.library().swinv2_gelu(
+        TYPES[hidden.dtype], *addresses(hidden, bias, out), *hidden.shape, torch.get_num_threads()
     )
+    return out
+
+
+def gelu_backward(hidden: Tensor, bias: Tensor | None, grad: Tensor, out: Tensor) -> Tensor:
+    """:func:`gelu` again; ``grad``, the gradient of its result, becomes the gradient of ``hidden``, in place."""
+    _check(hidden, bias, grad, out)
+    cpp.library().swinv2_gelu_backward(
+        TYPES[hidden.dtype], *addresses(hidden, bias, grad, out), *hidden.shape, torch.get_num_threads()
+    )
+    return out
+
+
+def _check(hidden: Tensor, bias: Tensor | None, *others: Tensor) -> None:
+    for tensor in (hidden, *others):
+        check(tensor, hidden.dtype, *hidden.shape)
+    check(bias, hidden.dtype, hidden.shape[1])
 
 
 def add_normalised(norm: nn.LayerNorm, x: Tensor, branch: Tensor, scales: Tensor | None) -> Tensor:
@@ -48,7 +60,7 @@ class _AddNormalised(torch.autograd.Function):
         rows = torch.empty(2, M) if keep else (None, None)
         check(branch, x.dtype, *x.shape)
         check(scales, torch.float32, len(x))
-        library().swinv2_residual_norm(
+        cpp.library().swinv2_residual_norm(
             TYPES[x.dtype],
             *addresses(x, branch, weight_, bias_, scales, out, *rows),
             M,
@@ -69,7 +81,7 @@ class _AddNormalised(torch.autograd.Function):
         branch_grad = torch.empty_like(branch)
         weight_grad, bias_grad = torch.empty_like(weight_), torch.empty_like(weight_)
         check(grad, branch.dtype, *branch.shape)
-        library().swinv2_residual_norm_backward(
+        cpp.library().swinv2_residual_norm_backward(
             TYPES[branch.dtype],
             *addresses(grad, branch, weight_, scales, *rows, branch_grad, weight_grad, bias_grad),
             len(rows[0]),

@@ -1,0 +1,322 @@
+"""Choose who computes: the C++, Triton, oneDNN, or torch's operations as the formula is written.
+
+Only this file asks about the device, the processor, autocast, a compiler, a tracer or a dispatch mode. The rest of the
+model asks this file and does what it answers. (Below it, :mod:`swinv2_mm.models.cache` says whether something records
+the operations, since that decides what may be kept.)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
+from swinv2_mm.models.kernels import cpp
+
+Function = TypeVar('Function', bound=Callable)
+
+# The limits of the C++ attention. A thread keeps the bias of one head over pairs of slots, and its gradient: 8 MiB for
+# a window of 32.
+CPP_HEAD_WIDTH = 64
+CPP_SLOTS = 1024
+# The limits of the Triton kernels. The window's is per side; see the division in triton_kernels._locate.
+TRITON_HEAD_WIDTH = 128
+TRITON_WINDOW = 128
+
+
+# --- layers: fused code only for what we built -----------------------------------------------------------------------
+
+# The forward passes that fused code replaces. A library that patches a class for all its layers must take effect, too.
+FORWARD = {
+    kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)
+}
+
+
+def is_ordinary(tensor: Tensor) -> bool:
+    """Whether our kernels can read the values of a tensor: no subclass, no fake and no functional tensor."""
+    return type(tensor) in (Tensor, nn.Parameter) and not torch._is_functional_tensor(tensor)
+
+
+def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module does exactly what PyTorch's class does.
+
+    False for another class (an adapter, int8, a parametrization), for a module with hooks (pruning uses one), and for
+    one with its own ``forward``.
+
+    Args:
+        module: A layer of the model.
+        kind: One of :data:`FORWARD`.
+    """
+    return (
+        type(module) is kind
+        and kind.forward is FORWARD[kind]
+        and 'forward' not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and not _has_any_global_hook()
+    )
+
+
+def untouched_linear(layer: nn.Module) -> bool:
+    """:func:`untouched` for a linear layer, and its weight is an ordinary tensor."""
+    return untouched(layer, nn.Linear) and (torch.compiler.is_compiling() or is_ordinary(layer.weight))
+
+
+def linear(x: Tensor) -> str:
+    """How to compute linear layers and MLPs of ``x``.
+
+    Returns:
+        ``'operation'``: as a custom operation, which a compiler calls as it is. ``'pieces'``: our own code for a CPU.
+        ``'formula'``: as written, on other devices and where a tracer records.
+    """
+    if not x.is_cpu:
+        return 'formula'
+    if torch.compiler.is_dynamo_compiling():
+        return 'operation'
+    return 'formula' if is_traced() or not is_ordinary(x) else 'pieces'
+
+
+def may_recompute() -> bool:
+    """Whether activation checkpointing makes sense: gradients are wanted, and no ``torch.jit.trace`` records."""
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
+# --- precision: no type that the processor only emulates -------------------------------------------------------------
+
+
+@lru_cache
+def has_arithmetic(dtype: torch.dtype) -> bool:
+    """Whether this CPU has arithmetic for a floating-point type, and torch uses it; if not, float32 is faster."""
+    if dtype in (torch.float32, torch.float64):
+        return True
+    if not torch.backends.mkldnn.is_available():  # a torch without oneDNN computes half precision in loops
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not _widens_bfloat16()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return False
+
+
+def _widens_bfloat16() -> bool:
+    """Whether oneDNN computes bfloat16 by float32 arithmetic: it does on AVX-512 without AVX512_BF16.
+
+    Products then take three times as long as in float32.
+    """
+    asked = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
+    return asked is not None and platform.machine().lower() in ('x86_64', 'amd64') and not asked()
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products with ``x`` are fast.
+
+    The float32 products of half-precision numbers are exact, and are rounded once, as on a processor that has
+    arithmetic for the type.
+    """
+    return torch.float32 if x.is_cpu and not has_arithmetic(x.dtype) else x.dtype
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which linear layers compute on a CPU: autocast's, if it is on."""
+    autocasts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
+    return torch.get_autocast_dtype('cpu') if autocasts else x.dtype
+
+
+def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """``function(x)``, without autocast if this CPU has no arithmetic for its type: rounding would only cost time.
+
+    A compiler keeps autocast: the custom operations that it calls know the processor.
+    """
+    in_vain = (
+        not torch.compiler.is_compiling()
+        and x.is_cpu
+        and x.is_floating_point()
+        and x.dtype != torch.float64
+        and torch.is_autocast_enabled('cpu')
+        and not has_arithmetic(torch.get_autocast_dtype('cpu'))
+    )
+    if not in_vain:
+        return function(x)
+    with torch.autocast('cpu', enabled=False):
+        return function(x.float())
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A context without autocast on the device of ``x``; the meta device has none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def in_given_types(function: Function) -> Function:
+    """Let a function compute in the types of its arguments, even under autocast on a CPU.
+
+    Autocast stays on inside an ``autograd.Function`` and inside an operation. It would narrow again what was widened
+    there, and a backward pass under autocast would get gradients of other types than the forward pass had.
+    """
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        if not torch.is_autocast_enabled('cpu'):
+            return function(*args, **kwargs)
+        with torch.autocast('cpu', enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@lru_cache(maxsize=1)
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+
+
+def is_by_onednn(x: Tensor) -> bool:
+    """Whether oneDNN computes the products with ``x``; it is the fastest library on AVX-512."""
+    return x.dtype in (torch.float32, torch.bfloat16) and _has_onednn()
+
+
+# --- C++ -------------------------------------------------------------------------------------------------------------
+
+
+def cpp_reads(x: Tensor) -> bool:
+    """Whether the C++ can compute with a tensor.
+
+    False under a dispatch mode (FLOP counter, fake tensors), which could not see the call.
+    """
+    return not is_recorded() and x.is_cpu and x.dtype in cpp.TYPES and is_ordinary(x)
+
+
+def gelu_by_cpp(x: Tensor) -> bool:
+    """Whether the C++ computes bias and GELU of ``x``."""
+    return cpp_reads(x) and cpp.library() is not None
+
+
+def norm_by_cpp(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> bool:
+    """Whether the C++ computes ``x + norm(branch)``, for a norm over the channels."""
+    return (
+        cpp_reads(x)
+        and cpp_reads(branch)
+        and cpp.library() is not None
+        and x.dtype == branch.dtype
+        and x.shape == branch.shape
+        and x.numel() > 0
+        and norm.normalized_shape == x.shape[-1:]
+        and norm.weight is not None
+        and norm.bias is not None
+        and cpp_reads(norm.weight)
+    )
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def attention(backend: str, x: Tensor, window: tuple[int, int], head_width: int, drops: bool) -> str:
+    """How to compute the attention of a feature map ``x``, ``(B, Hp, Wp, C)``.
+
+    Args:
+        backend: ``'auto'``, ``'sdpa'``, ``'cpp'`` or ``'triton'``: ``attn_backend`` of the backbone.
+        x: The input of the layer.
+        window: ``(Wh, Ww)``, in tokens.
+        head_width: Channels of a head.
+        drops: Whether probabilities are dropped.
+
+    Returns:
+        ``'triton'``: the fused kernels. ``'map'``: by the C++, which needs no copy of the map in windows.
+        ``'windows'``: torch's operations on windows. ``'operation'``: one custom operation, for a compiler or exporter
+        and maps of any size. ``'uncompiled'``: outside of the compiled graph, since that operation has no dropout.
+
+    Raises:
+        ValueError: The backend is ``'cpp'``, and the C++ cannot compute this.
+    """
+    if drops and torch.compiler.is_dynamo_compiling():
+        return 'uncompiled'
+    if backend == 'triton':
+        return 'triton'
+    if is_symbolic(*x.shape[:3]):
+        return 'operation'
+    return 'map' if not drops and _by_cpp(backend, x, head_width, window[0] * window[1]) else 'windows'
+
+
+def attention_by_cpp(backend: str, qkv: Tensor, head_width: int, scale: Tensor, table: Tensor) -> bool:
+    """Whether the C++ computes the attention of a map, see :func:`attention_op.attention_on_map`.
+
+    Args:
+        backend, head_width: As for :func:`attention`.
+        qkv: Queries, keys and values, or a tensor of their type and device.
+        scale, table: Scale of each head, and bias of each offset.
+
+    Raises:
+        ValueError: As :func:`attention`.
+    """
+    slots = (table.shape[1] + 1) * (table.shape[2] + 1) // 4
+    reason = '' if scale.dtype == table.dtype == torch.float32 else f'its logits are {scale.dtype}'
+    return _by_cpp(backend, qkv, head_width, slots, reason)
+
+
+def _by_cpp(backend: str, x: Tensor, head_width: int, slots: int, reason: str = '') -> bool:
+    # Where something records, nothing is computed: 'cpp' gets the formula there, as 'auto' does.
+    if backend == 'sdpa' or is_recorded() or x.is_meta:
+        return False
+    reason = reason or _why_not_cpp(x, head_width, slots)
+    if reason and backend == 'cpp':
+        raise ValueError(f"attn_backend='cpp' cannot be used: {reason}. Choose attn_backend='auto'.")
+    return not reason
+
+
+def _why_not_cpp(x: Tensor, head_width: int, slots: int) -> str:
+    """Why the C++ cannot compute attention; empty if it can."""
+    if not x.is_cpu:
+        return f'the C++ runs on a CPU, and the features are on {x.device.type}'
+    if x.dtype not in cpp.TYPES:
+        return f'there is no C++ for {x.dtype}'
+    if not is_ordinary(x):
+        return f'the features are a {type(x).__name__}, whose values the C++ cannot read'
+    if head_width > CPP_HEAD_WIDTH:
+        return f'its heads have {head_width} channels, the C++ takes {CPP_HEAD_WIDTH}'
+    if slots > CPP_SLOTS:
+        return f'the window has {slots} tokens, the C++ takes {CPP_SLOTS}'
+    if cpp.library() is None:
+        return 'the C++ was not compiled for this processor; `python -m swinv2_mm.doctor` says why'
+    return ''
+
+
+def why_not_triton(qkv: Tensor, window: tuple[int, int]) -> str | None:
+    """Why the Triton kernels cannot compute the attention of a map; None if it can.
+
+    Its gradients of queries, keys, values and scale are the same in every run. The table's gradient is a sum in no
+    fixed order, so training under ``torch.use_deterministic_algorithms`` is refused.
+    """
+    if importlib.util.find_spec('triton') is None:
+        return 'Triton is not installed'
+    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
+        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
+    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
+        return 'Triton needs compute capability 8.0 (Ampere)'
+    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f'there is no kernel for {qkv.dtype}'
+    if qkv.shape[-1] > TRITON_HEAD_WIDTH:
+        return f'its heads have {qkv.shape[-1]} channels, the kernels take {TRITON_HEAD_WIDTH}'
+    if max(window) > TRITON_WINDOW:
+        return f'the window is {window[0]} x {window[1]}, the kernels take {TRITON_WINDOW} per side'
+    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
+        return 'its gradient of the position bias is not deterministic'
+    return None
+
+
+def logits_in_cache(x: Tensor) -> bool:
+    """Whether a CPU computes: it is fast on logits that fit its cache, where torch's fused kernel is slower."""
+    return x.is_cpu
+
+
+def attention_as_written(qkv: Tensor, drops: bool) -> bool:
+    """Whether to compute attention in operations that a tracer can record and autograd can differentiate."""
+    return drops or is_traced() or not is_ordinary(qkv)
