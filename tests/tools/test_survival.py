@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.visualization import LocalVisBackend
+from support.resuming import same
 from support.tiny_fixtures import ROOT
 from support.tiny_training import write_config
 
@@ -41,14 +42,6 @@ def left_in(work_dir):
     return {'last_checkpoint': note} | {
         name: read_checkpoint(path) if path.suffix == '.pth' else None for name, path in files.items()
     }
-
-
-def same(one, other):
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def check_same(straight, resumed, why):

@@ -15,11 +15,11 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
 from support.damaged_training import EXTRA
+from support.empty_samples import empty_sample
+from support.resuming import RUNS, end_workers, same
 from support.tiny_fixtures import ROOT
 from support.tiny_training import write_config
-from test_seeding import RUNS, end_workers, same
 from torch.utils.data import DataLoader
 
 from swinv2_mm.datasets import ShapesSpec, write_shapes
@@ -294,23 +294,3 @@ def test_a_batch_without_objects_has_a_finite_loss(scope):
     loss.backward()
     assert all(value.isfinite() for value in terms.values())
     assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
-
-
-def empty_sample(scope):
-    if scope == 'mmseg':
-        from mmseg.structures import SegDataSample
-
-        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 64, 64), 255)))
-    else:
-        from mmdet.structures import DetDataSample
-        from mmdet.structures.bbox import HorizontalBoxes
-        from mmdet.structures.mask import BitmapMasks
-
-        objects = InstanceData(
-            bboxes=HorizontalBoxes(torch.zeros(0, 4)),
-            labels=torch.zeros(0, dtype=torch.long),
-            masks=BitmapMasks(np.zeros((0, 64, 64), np.uint8), 64, 64),
-        )
-        sample = DetDataSample(gt_instances=objects, ignored_instances=objects[:0].clone())
-    sample.set_metainfo({'img_shape': (64, 64), 'ori_shape': (64, 64), 'pad_shape': (64, 64), 'scale_factor': (1, 1)})
-    return sample

@@ -11,9 +11,9 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from support.empty_samples import empty_sample
 from support.poisoned_training import EXTRA, LOSSES
 from support.tiny_training import write_config
-from test_bad_data import empty_sample
 
 from swinv2_mm.engine.diagnosis.step_dump import Step, read_step, replay_step, write_step
 from swinv2_mm.engine.runs import prepare_training, train

@@ -1,12 +1,12 @@
-"""Randomness depends on where training is, not on how it got there."""
+"""Each epoch has its own seed: a resumed run draws the same random numbers as an uninterrupted one."""
 
 import random
 
 import numpy as np
 import pytest
 import torch
+from support.resuming import RUNS, end_workers, same
 from support.tiny_training import write_config
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from swinv2_mm.engine.recipe.seeding import seed_everything
 from swinv2_mm.engine.runs import prepare_training, train
@@ -37,27 +37,6 @@ def weights_after(tmp_path, name, resume=None, **settings):
     runner = train(prepare_training(config, work_dir=str(tmp_path / name), resume=resume))
     end_workers(runner)
     return runner.model.state_dict()
-
-
-def end_workers(runner):
-    """Left to the garbage collector, which finalizes their queues first, waiting workers take five seconds each."""
-    loop = runner.train_loop
-    iterator = loop.dataloader_iterator._iterator if hasattr(loop, 'dataloader_iterator') else loop.dataloader._iterator
-    if isinstance(iterator, _MultiProcessingDataLoaderIter):
-        iterator._shutdown_workers()
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-BY_ITERATION = {'by_epoch': False, 'sampler': 'InfiniteSampler', 'train_cfg': 'dict(by_epoch=False, max_iters=6)'}
-RUNS = {
-    'main process': {'num_workers': 0},
-    'workers': {'num_workers': 2},
-    'persistent workers': {'num_workers': 2, 'persistent_workers': True},
-    'iterations': dict(num_workers=1, **BY_ITERATION),
-}
 
 
 @pytest.mark.parametrize('run', RUNS)
