@@ -146,7 +146,7 @@ def compiler(_: str, rows: dict[str, Row]) -> Row:
     command = shlex.split(os.environ.get('CXX', '')) or ['c++']
     if shutil.which(command[0]) is None:
         needed = rows[OPERATIONS].status != OK
-        return Row('none', *((WARNING, 'apt-get install build-essential python3-dev') if needed else ()))
+        return Row('none', WARNING, 'apt-get install build-essential python3-dev') if needed else Row('none')
     done = subprocess.run([*command, '-dumpfullversion', '-dumpversion'], capture_output=True, text=True)
     return Row(f'{command[0]} {done.stdout.strip()}')
 

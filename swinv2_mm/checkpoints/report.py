@@ -1,4 +1,4 @@
-"""What became of every key of a converted checkpoint: as a table to read, and as data."""
+"""Report what happened to every key of a converted checkpoint, as a table and as data."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from swinv2_mm.checkpoints.geometry import shorten
 from swinv2_mm.checkpoints.load import Loaded
 from swinv2_mm.checkpoints.verify import Difference
 
-# Arguments of the backbone that need not be written.
+# Default arguments of the backbone.
 _USUAL = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True)
 
 
 def account(
     loaded: Loaded, dst: Path, target: str | None, lost: list[str], difference: Difference | None
 ) -> dict[str, Any]:
-    """Collect the report of a conversion, in forms that JSON can hold.
+    """Collect the report of a conversion, in plain values.
 
     Args:
         loaded: The converted checkpoint.
         dst: The file that was written.
-        target: The layout of another code base that it was written in, None for ours.
-        lost: Our names that this layout has no place for.
-        difference: What the verification found, None if there was none.
+        target: The layout of the written file, None for ours.
+        lost: Our names that have no place in this layout.
+        difference: The result of the verification, if there was one.
     """
     conversion = loaded.conversion
     arguments = conversion.geometry.arguments()
@@ -60,12 +60,8 @@ def print_report(report: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title_justify='left', title=report['destination'])
     table.add_column(no_wrap=True, style='bold')
     table.add_column(overflow='fold')
-    where = ''.join(
-        (
-            f', under {report["container"]!r}' if report['container'] else '',
-            f', prefix {report["prefix"]!r}' if report['prefix'] else '',
-        )
-    )
+    where = f', under {report["container"]!r}' if report['container'] else ''
+    where += f', prefix {report["prefix"]!r}' if report['prefix'] else ''
     size = meta['arch'] or f'embed_dims={meta["embed_dims"]}, depths={meta["depths"]}, num_heads={meta["num_heads"]}'
     table.add_row('from', f'{meta["source"]} ({meta["source_layout"]}{where})')
     table.add_row('sha256', meta['source_sha256'])
@@ -86,7 +82,7 @@ def print_report(report: dict[str, Any]) -> None:
     for reason, keys in reasons.items():
         table.add_row('dropped', f'{len(keys)} ({reason}): {shorten(keys, 3)}')
     if report['missing']:
-        table.add_row('missing', f'{", ".join(report["missing"])}: new in a dense backbone, they start afresh')
+        table.add_row('missing', f'{", ".join(report["missing"])}: new in a dense backbone, they start untrained')
     if report['verified'] is not None:
         table.add_row('verified', report['verified']['words'])
     Console(highlight=False, markup=False, emoji=False).print(table)  # a path may look like markup

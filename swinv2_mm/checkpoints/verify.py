@@ -1,4 +1,4 @@
-"""Run converted weights, and compare their feature maps with those of the package that they come from."""
+"""Run converted weights, and compare their feature maps with those of the source's own package."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from swinv2_mm.checkpoints.load import Loaded
 from swinv2_mm.errors import UserError
 
-# Of the largest value: what float32 may differ by. A wrong window or a wrong tensor differs by more than a tenth.
+# Allowed difference in float32, relative to the largest value; a wrong window or tensor gives more than a tenth.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
-        peer: The package that the maps were compared with; None if it is not installed or not known.
+        peer: The package compared with; None if it is unknown or not installed.
         largest: The largest absolute difference over all feature maps.
         scale: The largest absolute value in them.
         image: Side of the image, in pixels.
@@ -32,7 +32,7 @@ class Difference:
     image: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For a report."""
+        """The result in plain values, and in words."""
         words = f'loads strictly, runs at {self.image} pixels, all finite'
         if self.peer:
             words += f'; largest difference from {self.peer} {self.largest:.1e} (largest value {self.scale:.1f})'
@@ -49,7 +49,7 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         loaded: The checkpoint.
 
     Raises:
-        UserError: The backbone does not take the weights, its features are not finite, or they are other ones.
+        UserError: The weights do not fit the backbone, its features are not finite, or they differ.
     """
     weights = loaded.conversion.weights
     fresh = {key: value for key, value in backbone.state_dict().items() if key.split('.')[0] in loaded.conversion.new}
@@ -57,11 +57,11 @@ def compare_with_peer(backbone: nn.Module, loaded: Loaded) -> Difference:
         backbone.load_state_dict({**fresh, **weights}, strict=True)
     except RuntimeError as error:
         raise UserError(f'--verify: the backbone does not take the weights: {error}') from error
-    stages = len(loaded.conversion.geometry.depths)
-    last = (loaded.window_size or loaded.pretrained_window_sizes)[-1][0]
-    side = last * backbone.patch_size * 2 ** (stages - 1)  # the image of the training, where it was square
+    geometry = loaded.conversion.geometry
+    stages = len(geometry.depths)
+    side = loaded.windows[-1][0] * geometry.patch_size * 2 ** (stages - 1)  # the training's image, if it was square
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, loaded.conversion.geometry.in_channels, side, side, generator=generator)
+    image = torch.randn(1, geometry.in_channels, side, side, generator=generator)
     with torch.inference_mode():
         maps = backbone(image)
         if not all(bool(features.isfinite().all()) for features in maps):
@@ -108,8 +108,8 @@ def _huggingface(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Te
             embed_dim=geometry.embed_dims,
             depths=list(geometry.depths),
             num_heads=list(geometry.num_heads),
-            window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
-            pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes],
+            window_size=max(rows for rows, _ in loaded.windows),
+            pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes or loaded.windows],
             mlp_ratio=geometry.mlp_ratio,
             qkv_bias=geometry.qkv_bias,
         ),
@@ -143,8 +143,8 @@ def _timm(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] 
         embed_dim=geometry.embed_dims,
         depths=geometry.depths,
         num_heads=geometry.num_heads,
-        window_size=max(rows for rows, _ in loaded.window_size or loaded.pretrained_window_sizes),
-        pretrained_window_sizes=tuple(rows for rows, _ in loaded.pretrained_window_sizes),
+        window_size=max(rows for rows, _ in loaded.windows),
+        pretrained_window_sizes=tuple(rows for rows, _ in loaded.pretrained_window_sizes or loaded.windows),
         mlp_ratio=geometry.mlp_ratio,
         qkv_bias=geometry.qkv_bias,
     ).eval()
