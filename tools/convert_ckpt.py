@@ -14,8 +14,7 @@ from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import write_file
 from swinv2_mm.checkpoints.layouts import LAYOUTS
 from swinv2_mm.checkpoints.load import Loaded, open_checkpoint
-from swinv2_mm.checkpoints.report import account, print_report
-from swinv2_mm.checkpoints.verify import Difference, compare_with_peer
+from swinv2_mm.checkpoints.verify import Difference, account, compare_with_peer, print_report
 from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.engine.runs.command_line import Parser, exit_code
 from swinv2_mm.errors import UserError

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import coords_table, features_from_keys, import_peer, narrow, position_index, random_state, recorded
-from peers.real import real_features
+from support.peers import coords_table, features_from_keys, import_peer, narrow, position_index, random_state, recorded
+from support.peers.real import real_features
 from transformers import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification
 
 from swinv2_mm import SwinTransformerV2

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from peers import coords_table
 from safetensors.torch import save_file
+from support.peers import coords_table
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints import catalog, load, sources
 from swinv2_mm.checkpoints.catalog import File, Release
 from swinv2_mm.checkpoints.convert import export_state_dict
-from swinv2_mm.checkpoints.load import fetch, open_checkpoint, plain, windows_of
+from swinv2_mm.checkpoints.load import fetch, open_checkpoint, windows_of
+from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.errors import UserError
 from swinv2_mm.sizes import VARIANTS, Variant
 
