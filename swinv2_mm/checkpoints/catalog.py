@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,9 @@ _TORCHVISION = (
 )
 
 
-def _microsoft(
-    arch: str,
-    training: str,
-    image_size: int,
-    window_size: tuple[int, ...],
-    pretrained: tuple[int, ...],
-    names: _Names,
-    top1: float | None,
-    gflops: float | None,
-    sha256: str,
-) -> Release:
+def _microsoft(row: tuple[Any, ...]) -> Release:
     """Spell out a row of Microsoft's table."""
+    arch, training, image_size, window_size, pretrained, names, top1, gflops, sha256 = row
     name = f'swinv2_{arch}_patch4_{training}{names.suffix}'
     mmpretrain = names.mmpretrain.format(arch, window_size[0], image_size)
     return Release(
@@ -158,7 +150,7 @@ def _torchvision(name: str, arch: str, top1: float, sha256: str) -> Release:
 RELEASES: dict[str, Release] = {
     release.name: release
     for release in (
-        *(_microsoft(*row) for row in _MICROSOFT),
+        *(_microsoft(row) for row in _MICROSOFT),
         *(_torchvision(*row) for row in _TORCHVISION),
     )
 }

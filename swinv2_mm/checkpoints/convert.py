@@ -75,7 +75,7 @@ def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None
         return found[0]
     if found:
         several = ', '.join(f'{name} under the prefix {candidate!r}' for name, candidate in found)
-        raise UserError(f'it holds several models: {several}. Choose one with --prefix (or prefix=).')
+        raise UserError(f'there are several models in it: {several}. Choose one with --prefix (or prefix=).')
     raise UserError(_describe(keys, layout, wanted))
 
 

@@ -102,20 +102,8 @@ _PATCH = ('proj.weight', 'proj.bias', 'norm.weight', 'norm.bias')
 _QKV = ('attn.qkv.weight',)
 _QV_BIAS = ('attn.q_bias', 'attn.v_bias')
 _CPB = ('attn.cpb_mlp.0.weight', 'attn.cpb_mlp.0.bias', 'attn.cpb_mlp.2.weight')
-_REST = (
-    'attn.logit_scale',
-    *_CPB,
-    'attn.proj.weight',
-    'attn.proj.bias',
-    'norm1.weight',
-    'norm1.bias',
-    'norm2.weight',
-    'norm2.bias',
-    'mlp.fc1.weight',
-    'mlp.fc1.bias',
-    'mlp.fc2.weight',
-    'mlp.fc2.bias',
-)
+_LAYERS = ('attn.proj', 'norm1', 'norm2', 'mlp.fc1', 'mlp.fc2')
+_REST = ('attn.logit_scale', *_CPB, *(f'{layer}.{leaf}' for layer in _LAYERS for leaf in ('weight', 'bias')))
 _EXTRA = ('norm3.weight', 'norm3.bias')  # every six blocks of huge and giant
 _MERGING = ('reduction.weight', 'norm.weight', 'norm.bias')
 _NORM = ('weight', 'bias')

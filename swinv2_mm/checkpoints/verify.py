@@ -96,6 +96,19 @@ def _bare(loaded: Loaded) -> dict[str, Tensor]:
     }
 
 
+def _shared(loaded: Loaded) -> dict[str, Any]:
+    """The arguments that Hugging Face and timm give the same name."""
+    geometry = loaded.conversion.geometry
+    return dict(
+        depths=list(geometry.depths),
+        num_heads=list(geometry.num_heads),
+        window_size=max(rows for rows, _ in loaded.windows),
+        pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes or loaded.windows],
+        mlp_ratio=geometry.mlp_ratio,
+        qkv_bias=geometry.qkv_bias,
+    )
+
+
 def _huggingface(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] | None:
     try:
         import transformers
@@ -109,12 +122,7 @@ def _huggingface(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Te
             patch_size=geometry.patch_size,
             num_channels=geometry.in_channels,
             embed_dim=geometry.embed_dims,
-            depths=list(geometry.depths),
-            num_heads=list(geometry.num_heads),
-            window_size=max(rows for rows, _ in loaded.windows),
-            pretrained_window_sizes=[rows for rows, _ in loaded.pretrained_window_sizes or loaded.windows],
-            mlp_ratio=geometry.mlp_ratio,
-            qkv_bias=geometry.qkv_bias,
+            **_shared(loaded),
         ),
         add_pooling_layer=False,
     ).eval()
@@ -144,12 +152,7 @@ def _timm(loaded: Loaded, image: Tensor, side: int) -> tuple[str, list[Tensor]] 
         in_chans=geometry.in_channels,
         num_classes=0,
         embed_dim=geometry.embed_dims,
-        depths=geometry.depths,
-        num_heads=geometry.num_heads,
-        window_size=max(rows for rows, _ in loaded.windows),
-        pretrained_window_sizes=tuple(rows for rows, _ in loaded.pretrained_window_sizes or loaded.windows),
-        mlp_ratio=geometry.mlp_ratio,
-        qkv_bias=geometry.qkv_bias,
+        **_shared(loaded),
     ).eval()
     missing, _ = model.load_state_dict(_bare(loaded), strict=False)
     if any(not key.startswith('norm.') and 'relative_' not in key for key in missing):
