@@ -1,4 +1,4 @@
-"""swinv2_mm/doctor.py: what it finds on machines where something is missing or broken."""
+"""doctor.py: what it reports on machines where something is missing or broken."""
 
 import importlib.util
 import re

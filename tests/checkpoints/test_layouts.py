@@ -1,4 +1,4 @@
-"""Weights of every layout, converted, compute what their own code base computes."""
+"""Converted weights of every layout compute the same maps as their own code base."""
 
 import re
 
