@@ -108,7 +108,7 @@ def test_config_learns_and_predicts(path):
 
 
 @pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
-def test_optimizer_groups(path):
+def test_only_weight_matrices_and_convolutions_decay(path):
     """What mmengine really builds: decay on weight matrices and convolutions of every module, on nothing else.
 
     Prevents: V1's keys in a V2 schedule, `bias_decay_mult` overlooking q_bias and v_bias, or a key `backbone` that
@@ -147,7 +147,7 @@ def test_optimizer_groups(path):
         if any(kind in path.stem for kind in ('_1536', 'mask2former', 'dino'))
     ],
 )
-def test_slow_backbone(path, base):
+def test_the_backbone_of_these_recipes_learns_at_a_tenth_of_the_rate(path, base):
     """The backbone learns at a tenth of the published rate, all else at that rate.
 
     Prevents: a key of the exceptions from weight decay that changes the rate, or matches a parameter of a head.
@@ -195,7 +195,7 @@ def test_auto_scale_lr_knows_the_batch(stem, per_gpu, gpus):
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
-def test_leaves_are_edits(path):
+def test_a_leaf_is_a_short_edit_of_its_bases(path):
     """At most 30 lines, and never a second copy of a framework's config. Prevents: configs that drift apart."""
     assert len(path.read_text().splitlines()) <= 30
     assert '_base_' in path.read_text()
@@ -250,7 +250,7 @@ def test_windows_are_those_of_the_release(path):
         ('upernet_swinv2_l_896_test', 56, 195.2),
     ],
 )
-def test_large_inputs(stem, window, millions):
+def test_recipes_for_large_inputs_keep_windows_and_size_of_the_paper(stem, window, millions):
     """The windows of the paper, its number of parameters (88 M, 197 M and 3 B with the classifier), memory saved.
 
     Prevents: a leaf that loses one of them when its parent changes.
@@ -302,7 +302,7 @@ def test_needs_the_usual_data_only(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('stem', ['maskrcnn_swinv2_b_w16to32_1536', 'htcpp_swinv2_b_w16to32_1536'])
-def test_large_scale_jitter(stem):
+def test_large_scale_jitter_crops_all_annotations_alike(stem):
     """Images of 0.1 to 2 times 1536 pixels come out, cut to 1536, with their boxes, masks and maps of COCO-Stuff.
 
     Prevents: a pipeline that stops at the first image, or a map that isn't cut along.

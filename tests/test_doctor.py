@@ -1,4 +1,4 @@
-"""swinv2_mm/doctor.py: what it finds on machines where something is missing or broken."""
+"""doctor.py: what it reports on machines where something is missing or broken."""
 
 import importlib.util
 import re
@@ -12,13 +12,18 @@ from swinv2_mm import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 SYMBOL = 'ImportError: /x/mmcv/_ext.so: undefined symbol: _ZN3c106detail14torchCheckFailE'
+VERSIONS = {name: line.tested for name, line in doctor.TABLE.items() if line.check is doctor.package}
 MODULES = {'mmdet': 'mmdet.models', 'mmsegmentation': 'mmseg.models', 'opencv-python': 'cv2'}
+
+
+def line_that(check, name):
+    return doctor.TABLE[name]._replace(check=check)
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """A machine where all is well, and a function that breaks things on it and runs the doctor."""
-    versions, problems = dict(doctor.TESTED), {}
+    versions, problems = dict(VERSIONS), {}
     probe = {'returncode': 0, 'stdout': 'CUDA not available False\n', 'stderr': ''}
 
     def import_problem(module):
@@ -26,10 +31,9 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(doctor, 'version_of', lambda name: versions.get(name))
     monkeypatch.setattr(doctor, 'import_problem', import_problem)
-    monkeypatch.setattr(doctor, 'run_ext_probe', lambda: subprocess.CompletedProcess([], **probe))
-    monkeypatch.setattr(doctor, 'check_model', lambda: doctor.Row('swinv2_mm', 'builds and runs'))
-    monkeypatch.setattr(doctor, 'check_gpu', lambda: doctor.Row('GPU', 'none'))
-    monkeypatch.setattr(doctor, 'check_python', lambda: doctor.Row('Python', '3.11.7'))
+    monkeypatch.setattr(doctor, 'load_operations', lambda: subprocess.CompletedProcess([], **probe))
+    for name, found in {'swinv2_mm': 'builds and runs', 'GPU': 'none', 'Python': '3.11.7'}.items():
+        monkeypatch.setitem(doctor.TABLE, name, line_that(lambda *_, found=found: doctor.Row(found), name))
 
     def run(absent=(), problem=None, version=None, ext=None):
         for name in absent:
@@ -45,7 +49,7 @@ def machine(monkeypatch):
 
 
 def test_a_machine_with_the_tested_versions_is_ready(machine):
-    """Bug: a row is not ok where nothing is wrong, and people mend what is whole."""
+    """Bug: a row is not ok where nothing is wrong, and people fix what works."""
     status, rows = machine()
     assert status == 0
     assert {row.status for row in rows.values()} == {doctor.OK}
@@ -58,9 +62,9 @@ def test_mmcv_compiled_for_another_torch_is_an_error_with_a_remedy(machine, caps
     row = rows['mmcv._ext']
     assert status == 1
     assert row.status == doctor.ERROR
-    assert f'compiled for another torch than {doctor.TESTED["torch"]}' in row.found
+    assert f'compiled for another torch than {VERSIONS["torch"]}' in row.found
     assert 'make setup' in row.remedy or 'pip install' in row.remedy
-    assert 'not ready to train: 1 to mend' in capsys.readouterr().out
+    assert 'not ready to train: 1 to fix' in capsys.readouterr().out
 
 
 def test_mmcv_that_crashes_when_it_loads_does_not_take_the_doctor_along(machine):
@@ -129,7 +133,7 @@ def test_missing_pkg_resources_names_the_setuptools_that_has_it(machine):
     problem = {'pkg_resources': "ModuleNotFoundError: No module named 'pkg_resources'"}
     status, rows = machine(problem=problem, version={'setuptools': '82.0.0'})
     assert status == 1
-    assert 'setuptools<81' in rows['setuptools, pkg_resources'].remedy
+    assert 'setuptools<81' in rows['setuptools'].remedy
 
 
 def test_missing_system_libraries_of_opencv_name_their_packages(machine):
@@ -142,10 +146,10 @@ def test_missing_system_libraries_of_opencv_name_their_packages(machine):
 
 def test_another_version_is_a_warning(machine):
     """Bug: a newer torch is called an error; or one is called untested because its build is named (+cpu)."""
-    status, rows = machine(version={'torch': '2.99.0+cu999', 'mmengine': doctor.TESTED['mmengine'] + '+cpu'})
+    status, rows = machine(version={'torch': '2.99.0+cu999', 'mmengine': VERSIONS['mmengine'] + '+cpu'})
     assert status == 0
     assert rows['torch'].status == doctor.WARNING
-    assert rows['torch'].tested == doctor.TESTED['torch']
+    assert rows['torch'].tested == VERSIONS['torch']
     assert rows['mmengine'].status == doctor.OK
 
 
@@ -164,15 +168,15 @@ def test_the_kernels_that_are_used_are_told(sets, compiled, found, remedy, monke
     monkeypatch.setattr(
         'swinv2_mm.models.kernels.cpp.compiled_for', lambda name: object() if name in compiled else None
     )
-    row = doctor.check_attention()
+    row = doctor.kernels()
     assert row.status == doctor.OK and found in row.found
     assert row.remedy.startswith(remedy) and bool(row.remedy) == bool(remedy)
 
 
 def test_without_torch_every_row_is_still_there(machine, monkeypatch):
     """Bug: the doctor needs what it examines."""
-    monkeypatch.setattr(doctor, 'check_gpu', lambda: importlib.import_module('no_such_torch'))
-    monkeypatch.setattr(doctor, 'check_model', lambda: importlib.import_module('no_such_torch'))
+    for name in ('GPU', 'swinv2_mm'):
+        monkeypatch.setitem(doctor.TABLE, name, line_that(lambda *_: importlib.import_module('no_such_torch'), name))
     status, rows = machine(absent=['torch'])
     assert status == 1
     assert rows['torch'].found == 'missing'
@@ -208,41 +212,55 @@ def test_the_extension_is_loaded_in_a_process_of_its_own(tmp_path, monkeypatch):
         (tmp_path / package / '__init__.py').touch()
     (tmp_path / 'mmcv' / '_ext.py').write_text(f'raise ImportError("{SYMBOL}")')
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    assert doctor.check_ext().status == doctor.ERROR
-    assert 'compiled for another torch' in doctor.check_ext().found
+    assert doctor.operations().status == doctor.ERROR
+    assert 'compiled for another torch' in doctor.operations().found
     (tmp_path / 'mmcv' / '_ext.py').write_text('import os\nos.abort()')
-    assert doctor.check_ext().status == doctor.ERROR
+    assert doctor.operations().status == doctor.ERROR
 
 
-def test_a_check_that_raises_is_a_row():
+def test_a_check_that_raises_is_a_row(monkeypatch):
     """Bug: one check's exception hides all the others' results."""
 
-    def check():
+    def check(*_):
         raise SystemExit('first\nsecond')
 
-    (row,) = doctor.guarded('thing', check)
-    assert row == doctor.Row('thing', 'SystemExit: first', '', doctor.ERROR, 'mend the rows above first', False)
+    monkeypatch.setitem(doctor.TABLE, 'thing', doctor.Line('1.0', check=check))
+    row = doctor.check('thing', {})
+    assert row == doctor.Row(
+        'SystemExit: first', doctor.ERROR, 'fix the rows above first', False, item='thing', tested='1.0'
+    )
 
 
-def test_the_table_is_plain_without_rich(monkeypatch, capsys):
-    """Bug: the doctor fails on a missing rich; or square brackets in an error are taken for colours."""
-    rows = [doctor.Row('mmcv', 'see [/x] there', '2.1.0', doctor.ERROR, 'do [this]')]
-    doctor.show(rows)
-    assert 'see [/x] there' in capsys.readouterr().out
-    monkeypatch.setitem(sys.modules, 'rich', None)
-    monkeypatch.setitem(sys.modules, 'rich.console', None)
-    doctor.show(rows)
-    plain = capsys.readouterr().out
-    assert 'see [/x] there' in plain and '-> do [this]' in plain
+def test_the_report_needs_no_package():
+    """Bug: the doctor fails where torch, mmengine, NumPy or rich are missing or broken."""
+    packages = ('torch', 'mmengine', 'numpy', 'rich', 'cv2', 'mmcv', 'mmdet', 'mmseg', 'pycocotools', 'safetensors')
+    broken = ''.join(f'sys.modules[{name!r}] = None; ' for name in packages)
+    code = f'import sys; {broken}from swinv2_mm import doctor; sys.exit(doctor.main())'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, '')
+    for name in doctor.TABLE:
+        assert f' {name} ' in done.stdout
+    assert 'not ready to train' in done.stdout
+
+
+def test_the_report_shows_every_finding():
+    """Bug: square brackets in an error are taken for markup, or the remedy is not shown."""
+    row = doctor.Row('see [/x] there', doctor.ERROR, 'do [this]', item='mmcv', tested='2.1.0')
+    assert doctor.report([row]).splitlines() == [
+        'error    mmcv            see [/x] there  (tested: 2.1.0)',
+        '         -> do [this]',
+        'not ready to train: 1 to fix',
+    ]
 
 
 def test_the_tested_versions_are_those_of_the_constraints():
     """Bug: constraints.txt moves on, and the doctor calls the versions that we install untested."""
     lines = (ROOT / 'constraints.txt').read_text()
     pins = dict(re.findall(r'^([\w.-]+)==([^\s;]+)', lines, re.M))
-    assert {name: pins.get(name) for name in doctor.TESTED} == doctor.TESTED
+    assert {name: pins.get(name) for name in VERSIONS} == VERSIONS
+    assert doctor.TABLE[doctor.OPERATIONS].tested == f'for torch {pins["torch"]}'
     spec = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools' / 'setup_env.py')
     setup_env = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup_env)
-    assert setup_env.SUPPORTED == doctor.TESTED_PYTHON
-    assert doctor.TESTED['mmcv'] == setup_env.MMCV
+    assert setup_env.SUPPORTED == doctor.PYTHON
+    assert VERSIONS['mmcv'] == setup_env.MMCV

@@ -1,5 +1,4 @@
-"""A detector and a segmentor that were trained with our tools, in the hands of others: torch alone, the frameworks' own
-inferencers, adapters; and interrupted, then resumed."""
+"""A trained detector and segmentor work in torch alone, in the frameworks' inferencers, with adapters, and after resuming."""
 
 import os
 import subprocess

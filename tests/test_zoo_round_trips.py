@@ -1,13 +1,12 @@
-"""What a config of the zoo has trained is tested, resumed, converted and loaded with the pretrained windows it had.
+"""Checkpoints of every config of the zoo are tested, resumed, converted and loaded with their own pretrained windows.
 
-The pretrained window normalises the position bias. It belongs to the weights, no shape depends on it, and with another
-one a model computes something else without a word. So each test compares features, bit by bit, with those of the model
-that was trained, and contradicts the file once.
+The pretrained window normalises the position bias. It belongs to the weights; no shape depends on it, and with a wrong
+one a model silently computes something else. So each test compares features, bit by bit, with those of the trained
+model.
 """
 
 import shutil
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,162 +16,13 @@ from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from support.probe import Probe, features
+from support.round_trips import CASES, WRONG, Run, flags, initialise, microsoft_file, resized, same, small
 from support.tiny_data import write_data
 from support.tiny_fixtures import put_back
-from support.zoo import ROOT, TEST_ONLY, TRAINING, load, shorten, shrunken
 
-from swinv2_mm import SwinTransformerV2
-from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import read_file
-from swinv2_mm.checkpoints.load import pairs, plain
+from swinv2_mm.checkpoints.windows import pairs, plain
 from swinv2_mm.engine.runs import prepare_training, train
-
-WRONG = 7  # a pretrained window that no release has
-
-
-@dataclass(frozen=True)
-class Case:
-    """A training, and how its checkpoint is used.
-
-    Attributes:
-        stem: The config that trains.
-        tested: The config that the checkpoint is used with, if that is another one.
-        pretrained: None for the windows that the config gives. Others are in the file of ``init_cfg`` alone, which is
-            deleted after the training.
-        changes: More arguments of the backbone.
-        hooks: Custom hooks.
-    """
-
-    stem: str
-    tested: str | None = None
-    pretrained: tuple[int, ...] | None = None
-    changes: dict = field(default_factory=dict)
-    hooks: tuple[dict, ...] = ()
-
-    def __str__(self):
-        words = [self.tested or self.stem, *(['untold'] if self.pretrained else []), *(['ema'] if self.hooks else [])]
-        return '-'.join(words)
-
-
-AVERAGE = {'type': 'EMAHook', 'momentum': 0.3}
-UNTOLD = [
-    Case('maskrcnn_swinv2_t', pretrained=(8, 8, 8, 4), changes=dict(window_size=16)),
-    Case(
-        'upernet_swinv2_b',
-        pretrained=(12, 12, 12, 6),
-        changes=dict(window_size=16, depths=(1, 2, 1, 1)),
-        hooks=(AVERAGE,),
-    ),
-    Case(
-        'maskrcnn_swinv2_s',
-        pretrained=(8, 8, 8, 4),
-        changes=dict(window_size=16, depths=(2, 1, 1, 1)),
-        hooks=(dict(AVERAGE, update_buffers=True),),
-    ),
-    Case('upernet_swinv2_t', pretrained=(16, 16, 16, 8), changes=dict(window_size=16)),
-]
-ZOO = [
-    *(Case(path.stem) for path in TRAINING),
-    *(Case(path.stem.replace('_896_test', '_640'), path.stem) for path in TEST_ONLY),
-]
-# One of each family and each way of giving the windows; the others take minutes.
-QUICK = {
-    'maskrcnn_swinv2_t',
-    'maskrcnn_swinv2_l',
-    'htcpp_swinv2_l_w16to32_1536',
-    'cascade_maskrcnn_swinv2_t_w16_3x',
-    'upernet_swinv2_b_640',
-    'mask2former_swinv2_t',
-    'dino_swinv2_t',
-    'maskrcnn_swinv2_g_w32_1536_fsdp2',
-    *map(str, UNTOLD[:2]),
-}
-CASES = [
-    pytest.param(case, id=str(case), marks=[] if str(case) in QUICK else pytest.mark.slow) for case in (*ZOO, *UNTOLD)
-]
-
-
-@dataclass
-class Run:
-    """A finished training.
-
-    Attributes:
-        configs: As the user wrote it, and as the work dir has it.
-        untold: Whether the former leaves the windows to the weights.
-        trained: The config that was trained, which resumes.
-        options: For ``--cfg-options`` of a training.
-        work_dir: Where it left its files.
-        checkpoint: The last one.
-        state: What that holds of the model.
-        windows: The pretrained windows it was trained with.
-        noted: The features at its end.
-        saved: The backbone that the checkpoint is to give back: the average, if there is one.
-    """
-
-    configs: tuple[Path, Path]
-    untold: bool
-    trained: Path
-    options: dict
-    work_dir: Path
-    checkpoint: str
-    state: dict
-    windows: tuple
-    noted: tuple
-    saved: SwinTransformerV2
-
-    @property
-    def longer(self):
-        """The option that makes a training go on."""
-        train_cfg = Config.fromfile(self.trained).train_cfg
-        name = 'max_epochs' if 'max_epochs' in train_cfg else 'max_iters'
-        return {f'train_cfg.{name}': train_cfg[name] + 1}
-
-    @property
-    def backbone_state(self):
-        return {
-            name.removeprefix('backbone.'): tensor
-            for name, tensor in self.state.items()
-            if name.startswith('backbone.')
-        }
-
-    def expect(self, backbone):
-        """Compare a backbone with the one that was saved, at the same window."""
-        assert backbone.pretrained_window_sizes == self.windows
-        assert same(features(backbone), self.features_at(backbone.window_size))
-
-    def features_at(self, window_size):
-        return features(resized(self.saved, window_size))
-
-
-def resized(backbone, window_size):
-    backbone = deepcopy(backbone)
-    backbone.set_window_size(window_size)
-    return backbone
-
-
-def same(maps, others):
-    return len(maps) == len(others) and all(map(torch.equal, maps, others))
-
-
-def flags(options):
-    """Options as a shell gives them."""
-    return ['--cfg-options', *(f'{name}={value}' for name, value in options.items())] if options else []
-
-
-def microsoft_file(backbone, windows, path):
-    """Weights of ImageNet as Microsoft's code saves them; their tables alone tell the windows."""
-    weights, _ = export_state_dict(backbone.state_dict(), 'microsoft')
-    weights = {name: tensor for name, tensor in weights.items() if 'pretrained_window' not in name}
-    for index, (stage, window) in enumerate(zip(backbone.stages, windows, strict=True)):
-        axis = 8 * torch.arange(1.0 - window, window) / (window - 1)
-        axis = axis.sign() * torch.log2(1 + axis.abs()) / 3
-        table = torch.stack(torch.meshgrid(axis, axis, indexing='ij'), dim=-1)[None]
-        weights |= {
-            f'layers.{index}.blocks.{block}.attn.relative_coords_table': table.clone()
-            for block in range(len(stage.blocks))
-        }
-    torch.save({'model': weights}, path)
-    return path
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -186,16 +36,6 @@ def unformatted():
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp('zoo'))
-
-
-def small(stem, data):
-    """A config of the zoo for one iteration; what its ``init_cfg`` names stays, and is not there."""
-    cfg = load(ROOT / f'{stem}.py')
-    init_cfg = deepcopy(cfg.model.backbone.init_cfg)
-    shrunken(cfg)
-    cfg.model.backbone.init_cfg = init_cfg
-    shorten(cfg, data)
-    return cfg
 
 
 @pytest.fixture(scope='module')
@@ -264,7 +104,7 @@ def run(request, tmp_path_factory, data):
 pytestmark = [pytest.mark.usefixtures('own_process'), pytest.mark.parametrize('run', CASES, indirect=True)]
 
 
-def test_the_test_tool(run, run_tool):
+def test_the_test_tool_computes_what_was_trained(run, run_tool):
     """tools/test.py computes with what was trained. Prevents: a checkpoint of a config of the zoo that is refused,
     since the tool guesses its pretrained window from the text of a config, or one tested with another normaliser.
     """
@@ -277,7 +117,7 @@ def test_the_test_tool(run, run_tool):
         assert same(maps, run.features_at(pairs(window_size, 4)))
 
 
-def test_resuming(run, run_tool):
+def test_resuming_keeps_weights_and_windows(run, run_tool):
     """``--resume`` with a longer schedule goes on from the trained weights, not from their average, and what it saves
     says the same windows. Prevents: a resumed training that is refused, or goes on with another normaliser.
     """
@@ -292,7 +132,7 @@ def test_resuming(run, run_tool):
     assert pairs(last['state_dict']['backbone.pretrained_windows'].tolist(), 4) == run.windows
 
 
-def test_converting(run, run_tool, capsys):
+def test_converting_keeps_every_tensor_and_the_windows(run, run_tool, capsys):
     """Both forms of file, and timm's layout there and back, keep every tensor and the windows, in the meta and in the
     state. Prevents: a converted file under the windows of the config's text, which every later loader would believe.
     """
@@ -317,18 +157,7 @@ def test_converting(run, run_tool, capsys):
     capsys.readouterr()
 
 
-def initialise(config, checkpoint, **arguments):
-    """``init_detector`` or ``init_model``, and its counterpart that predicts."""
-    if Config.fromfile(config).default_scope == 'mmdet':
-        from mmdet.apis import inference_detector, init_detector
-
-        return init_detector(str(config), checkpoint, device='cpu', **arguments), inference_detector
-    from mmseg.apis import inference_model, init_model
-
-    return init_model(str(config), checkpoint, device='cpu', **arguments), inference_model
-
-
-def test_the_frameworks_functions(run, data):
+def test_functions_of_the_frameworks_return_what_was_trained(run, data):
     """``init_detector`` and ``init_model`` return what was trained, with the config that was written as with the one in
     the work dir. They drop ``init_cfg``, and options make ``init_detector`` keep it: the file of ImageNet is gone.
     Prevents: the window of the config in the place of the trained one, or a model that can't be had without a file
@@ -344,7 +173,7 @@ def test_the_frameworks_functions(run, data):
     assert infer(model, image) is not None
 
 
-def test_mmengines_function(run):
+def test_load_checkpoint_of_mmengine_returns_what_was_trained(run):
     """``load_checkpoint`` into a model that mmengine has built from either config. Prevents: weights whose window stays
     behind where none of our tools takes part.
     """
@@ -368,7 +197,7 @@ def contradicted(run):
 
 
 @pytest.mark.parametrize('way', ['test', 'resume', 'load_from'])
-def test_tools_tell_a_contradiction(way, run, contradicted, run_tool, capsys):
+def test_tools_refuse_contradicting_windows(way, run, contradicted, run_tool, capsys):
     """Exit code 2, both values, and nothing written. Prevents: a config that overrules weights, without a word."""
     wrong, names_both = contradicted
     begun = ['train', run.trained, '--work-dir', 'out']
@@ -386,7 +215,7 @@ def test_tools_tell_a_contradiction(way, run, contradicted, run_tool, capsys):
     assert not Path('out').exists()
 
 
-def test_functions_tell_a_contradiction(run, contradicted):
+def test_functions_refuse_contradicting_windows(run, contradicted):
     """``init_detector`` or ``init_model``, ``load_checkpoint``, ``load_state_dict``, of a model and of its backbone.
 
     Prevents: a config that overrules weights where none of our tools takes part.

@@ -13,9 +13,9 @@ from pathlib import Path
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import write_file
 from swinv2_mm.checkpoints.layouts import LAYOUTS
-from swinv2_mm.checkpoints.load import Loaded, open_checkpoint, plain
-from swinv2_mm.checkpoints.report import account, print_report
-from swinv2_mm.checkpoints.verify import Difference, compare_with_peer
+from swinv2_mm.checkpoints.load import Loaded, open_checkpoint
+from swinv2_mm.checkpoints.verify import Difference, account, compare_with_peer, print_report
+from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.engine.runs.command_line import Parser, exit_code
 from swinv2_mm.errors import UserError
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('dst', help='the file to write: .safetensors, or .pth')
     parser.add_argument('--source', choices=['auto', *LAYOUTS], default='auto', help='layout of SRC; default auto')
-    parser.add_argument('--prefix', help="what stands before the backbone's keys, as backbone. in a detector")
+    parser.add_argument('--prefix', help="the text before the backbone's keys, as backbone. in a detector")
     parser.add_argument('--ema', action='store_true', help='take the running average of the weights')
     parser.add_argument(
         '--pretrained-window-sizes',
@@ -73,14 +73,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def verify(loaded: Loaded) -> Difference:
-    """Build the backbone, load the weights strictly, run it, and compare it with the package that SRC is from."""
+    """Build the backbone, load the weights strictly, run it, and compare it with the package of SRC."""
     from swinv2_mm import SwinTransformerV2
 
     geometry = loaded.conversion.geometry
-    windows = plain(loaded.window_size or loaded.pretrained_window_sizes)
     backbone = SwinTransformerV2(
         **geometry.arguments(),
-        window_size=windows,
+        window_size=plain(loaded.windows),
         pretrained_window_sizes=plain(loaded.pretrained_window_sizes),
         out_indices=tuple(range(len(geometry.depths))),
         mask_padding=False,  # as all others do
@@ -89,7 +88,7 @@ def verify(loaded: Loaded) -> Difference:
 
 
 def write(loaded: Loaded, dst: Path, target: str | None) -> list[str]:
-    """Write DST; return our names that the layout of another code base has no place for."""
+    """Write DST; return our names that have no place in the layout of another code base."""
     weights, lost, container = loaded.state(), [], 'state_dict'
     if target is not None:
         weights, lost = export_state_dict(weights, target)

@@ -1,1 +1,1 @@
-"""Weights from other code bases."""
+"""Reading, converting and checking weights of every code base that publishes SwinV2; never imports a model."""

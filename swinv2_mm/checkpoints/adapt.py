@@ -1,4 +1,4 @@
-"""Fit the patch embedding to other images: another number of channels, another size of patches."""
+"""Adapt the patch embedding to another number of channels or another patch size."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Convert a kernel for RGB to another number of channels, so that its response keeps its size.
+    """Convert an RGB kernel to another number of channels; the size of its response stays.
 
-    A single channel takes the sum over the colours: a grey image gives what it gave as RGB. More channels take the
-    colours in turn, scaled by ``3 / channels``, as timm's ``adapt_input_conv`` does.
+    A single channel gets the sum over the colours, so a grey image gives the same response as in RGB. More channels
+    take the colours in turn, scaled by ``3 / channels``, as timm's ``adapt_input_conv`` does.
 
     Args:
         weight: ``(C, 3, h, w)``.
-        channels: How many are wanted.
+        channels: The number wanted.
 
     Returns:
         ``(C, channels, h, w)``.
@@ -28,14 +28,14 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def adapt_patch(weight: Tensor, side: int) -> Tensor:
-    """Resize a kernel so that a resized patch gives what the patch gave (FlexiViT, arXiv 2212.08013, equation 3).
+    """Resize a kernel; a resized patch gives the response of the patch (FlexiViT, arXiv 2212.08013, equation 3).
 
     With ``B`` the matrix that resizes patches bicubically, the new kernel is the least-squares solution of
     ``<B x, new> = <x, old>`` for all patches ``x``, as in timm's ``resample_patch_embed``.
 
     Args:
         weight: ``(C, channels, h, h)``.
-        side: Of the patches that are wanted, in pixels.
+        side: Side of the new patches, in pixels.
 
     Returns:
         ``(C, channels, side, side)``.

@@ -1,18 +1,18 @@
-"""The released SwinV2 checkpoints: their windows, their data, and where each code base keeps them (data, no logic).
+"""The released SwinV2 checkpoints: windows, training data and download locations (data, no logic).
 
 Sources: names, sizes, top-1, parameters, FLOPs and links of Microsoft's files from MODELHUB.md and configs/swinv2 of
 microsoft/Swin-Transformer; timm's names from its ``swin_transformer_v2.py``; Hugging Face's from the hub; the links
 of MMPretrain from the README of its ``configs/swin_transformer_v2``; torchvision's from its ``swin_transformer.py``.
 timm, Hugging Face and MMPretrain distribute Microsoft's weights under other keys. torchvision trained its own.
 
-SimMIM's pre-trained files are not listed: the links that Microsoft publishes for them carry an access signature, and
-without it they do not work.
+SimMIM's pre-trained files are not listed: Microsoft's links to them only work with an access signature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class File:
     """One place that distributes the weights of a release.
 
     Attributes:
-        layout: Whose keys it has: ``microsoft``, ``timm``, ``huggingface``, ``mmpretrain`` or ``torchvision``.
+        layout: Its key table: ``microsoft``, ``timm``, ``huggingface``, ``mmpretrain`` or ``torchvision``.
         location: An https URL, or ``hf://owner/name`` for a repository on the Hugging Face hub.
         sha256: The first hexadecimal digits of the file's SHA-256, from its name; None where no digest is published.
     """
@@ -39,10 +39,10 @@ class Release:
         arch: The size, a key of ``swinv2_mm.sizes.VARIANTS``.
         image_size: Pixels of the last training.
         window_size: Window per stage in that training, no larger than the feature map of the stage.
-        pretrained_window_sizes: Per stage the window of the first training: the normaliser of the position bias.
-        data: What it was trained on, in order.
+        pretrained_window_sizes: Window per stage of the first training, which normalises the position bias.
+        data: The data sets of its training, in order.
         top1: Published ImageNet-1K accuracy in percent at ``image_size``; None without a 1K classifier.
-        files: Where to get it, the trainer's own file first.
+        files: Download locations, the trainer's own file first.
         parameters: Published parameters in millions, with a classifier of 1000 classes; None where none are.
         gflops: Published multiply-adds of one image in 1e9 (called FLOPs), with that classifier; None where none are.
     """
@@ -66,11 +66,11 @@ class _Names:
     data: str
     suffix: str
     tag: str
-    old: str | None
+    old: str
     mmpretrain: str
 
 
-_1K = _Names('ImageNet-1K', '', 'ms_in1k', None, 'swinv2-{}-w{}_3rdparty_in1k-{}px')
+_1K = _Names('ImageNet-1K', '', 'ms_in1k', '', 'swinv2-{}-w{}_3rdparty_in1k-{}px')
 _22K = _Names('ImageNet-22K', '_22k', 'ms_in22k', '_22k', 'pretrain/swinv2-{}-w{}_3rdparty_in21k-{}px')
 _FT = _Names(
     'ImageNet-22K, then 1K', '_22kto1k_ft', 'ms_in22k_ft_in1k', '_22kft1k', 'swinv2-{}-w{}_in21k-pre_3rdparty_in1k-{}px'
@@ -105,18 +105,9 @@ _TORCHVISION = (
 )
 
 
-def _microsoft(
-    arch: str,
-    training: str,
-    image_size: int,
-    window_size: tuple[int, ...],
-    pretrained: tuple[int, ...],
-    names: _Names,
-    top1: float | None,
-    gflops: float | None,
-    sha256: str,
-) -> Release:
+def _microsoft(row: tuple[Any, ...]) -> Release:
     """Spell out a row of Microsoft's table."""
+    arch, training, image_size, window_size, pretrained, names, top1, gflops, sha256 = row
     name = f'swinv2_{arch}_patch4_{training}{names.suffix}'
     mmpretrain = names.mmpretrain.format(arch, window_size[0], image_size)
     return Release(
@@ -159,14 +150,14 @@ def _torchvision(name: str, arch: str, top1: float, sha256: str) -> Release:
 RELEASES: dict[str, Release] = {
     release.name: release
     for release in (
-        *(_microsoft(*row) for row in _MICROSOFT),
+        *(_microsoft(row) for row in _MICROSOFT),
         *(_torchvision(*row) for row in _TORCHVISION),
     )
 }
 
 
 def _aliases(file: File) -> Iterator[str]:
-    """What else a file is called, besides the name of its release."""
+    """Other names of a file, besides that of its release."""
     yield file.location
     owner, _, name = file.location.removeprefix('hf://').rpartition('/')
     if not file.location.startswith('hf://'):
@@ -189,7 +180,7 @@ _INDEX = {
 
 
 def find(name: str) -> tuple[Release, File] | None:
-    """Look up a released checkpoint by a name that one of the code bases has for it.
+    """Look up a released checkpoint by its name in any of the code bases.
 
     Args:
         name: Exactly one of: the official name; a URL of the table, or its file name with or without ``.pth``; a timm
@@ -197,6 +188,6 @@ def find(name: str) -> tuple[Release, File] | None:
             name of MMPretrain or torchvision.
 
     Returns:
-        The release and the file that is called so (for an official name the trainer's own), or None if unknown.
+        The release and its file of that name (the trainer's own for an official name), or None if unknown.
     """
     return _INDEX.get(name)

@@ -1,4 +1,4 @@
-"""Apply a key table strictly: every key is matched by exactly one row or dropped by name, or nothing is converted."""
+"""Convert weights by a key table, strictly: every key matches exactly one row, or is dropped by name."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import Tensor
 from swinv2_mm.checkpoints.geometry import (
     PRETRAINED_KEY,
     Geometry,
-    Pair,
     read_geometry,
     read_windows,
     shorten,
     told_windows,
 )
 from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, Row
+from swinv2_mm.checkpoints.windows import Windows
 from swinv2_mm.errors import UserError
 
 
 @dataclass
 class Conversion:
-    """Weights in our names, and an account of every key of their source.
+    """Weights in our names, and what happened to every key of their source.
 
     Attributes:
-        weights: Our names and tensors; each owns its memory or shares that of the source, none a part of another's.
+        weights: Our names and tensors; none is a view of a part of another tensor.
         layout: A key of :data:`LAYOUTS`.
-        prefix: What stood before every key.
+        prefix: The text before every key of the backbone.
         geometry: The size of the model.
-        window_size: Per stage ``(rows, columns)``, as the weights themselves say; None where they do not.
+        window_size: ``(rows, columns)`` per stage, if the weights themselves tell it.
         pretrained_window_sizes: Likewise.
-        sources: Our name to their keys.
-        dropped: Their keys that were left out, and why.
-        new: Output norms that the source does not have; a model starts them afresh.
+        sources: Our name -> their keys.
+        dropped: Their key -> why it was left out.
+        new: Output norms that the source lacks; a model initialises them.
     """
 
     weights: dict[str, Tensor]
     layout: str
     prefix: str
     geometry: Geometry
-    window_size: tuple[Pair, ...] | None
-    pretrained_window_sizes: tuple[Pair, ...] | None
+    window_size: Windows | None
+    pretrained_window_sizes: Windows | None
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
@@ -52,12 +52,12 @@ def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None
     """Find the layout and the prefix of a state_dict by its keys.
 
     Args:
-        keys: Those of the state_dict.
+        keys: The keys of the state_dict.
         layout: Consider this one only.
         prefix: Likewise, such as ``'backbone.'``; the dot at its end may be left out.
 
     Raises:
-        UserError: Nothing fits, or more than one thing; the message says what it looks like.
+        UserError: No layout fits, or several do; the message says what the keys look like.
     """
     keys = list(keys)
     if layout is not None and layout not in LAYOUTS:
@@ -76,10 +76,10 @@ def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None
     if found:
         several = ', '.join(f'{name} under the prefix {candidate!r}' for name, candidate in found)
         raise UserError(f'there are several models in it: {several}. Choose one with --prefix (or prefix=).')
-    raise UserError(_what_it_is(keys, layout, wanted))
+    raise UserError(_describe(keys, layout, wanted))
 
 
-def _what_it_is(keys: list[str], layout: str | None, prefix: str | None) -> str:
+def _describe(keys: list[str], layout: str | None, prefix: str | None) -> str:
     if layout is not None or prefix is not None:
         try:
             name, there = recognise(keys)
@@ -103,48 +103,19 @@ def convert_state_dict(
     Args:
         state: Names and tensors.
         layout: A key of :data:`LAYOUTS`; None recognises it by the keys.
-        prefix: What stands before the keys of the backbone; None recognises it.
+        prefix: The text before the keys of the backbone; None recognises it.
 
     Raises:
-        UserError: Unknown layout, keys that no row matches, or not exactly the tensors of one backbone.
+        UserError: The layout is unknown, no row matches a key, or the tensors are not those of one backbone.
     """
     name, prefix = recognise(state, layout, prefix)
-    table = LAYOUTS[name]
-    rows = [(row, [_pattern(key) for key in row.theirs]) for row in table.rows]
-    parts: dict[tuple[int, str, str], dict[int, str]] = {}  # row and place in the model -> the keys that it takes
-    dropped, unknown = {}, []
-    for key in state:
-        if not key.startswith(prefix):
-            dropped[key] = f'another part of the model than {prefix}'
-            continue
-        bare = key[len(prefix) :]
-        matches = [
-            (index, row, part, match)
-            for index, (row, patterns) in enumerate(rows)
-            for part, pattern in enumerate(patterns)
-            if (match := _match(pattern, bare, row)) is not None
-        ]
-        reasons = [reason for pattern, reason in table.dropped if re.fullmatch(pattern, bare)]
-        if len(matches) + len(reasons) != 1:
-            unknown.append(key)
-        elif reasons:
-            dropped[key] = reasons[0]
-        else:
-            index, row, part, (i, j) = matches[0]
-            parts.setdefault((index, i, j), {})[part] = key
-    if unknown:
-        raise UserError(
-            f'{len(unknown)} keys are unknown in the layout {name}: {shorten(unknown)}. Nothing is '
-            'converted, since what they do in the model is not known.'
-        )
-
-    stages = [int(i) for _, i, _ in parts if i]
-    last = str(max(stages, default=0))
+    places, dropped = _match_keys(state, name, prefix)
+    last = str(max((int(i) for _, i, _ in places if i), default=0))
     weights: dict[str, Tensor] = {}
     tables: dict[str, Tensor] = {}
     sources: dict[str, tuple[str, ...]] = {}
-    for (index, i, j), keys in parts.items():
-        row = table.rows[index]
+    for (index, i, j), keys in places.items():
+        row = LAYOUTS[name].rows[index]
         if len(keys) < len(row.theirs):
             there = sorted(keys.values())
             raise UserError(f'no complete SwinV2 backbone: of {", ".join(row.theirs)} there are only {shorten(there)}.')
@@ -158,17 +129,8 @@ def convert_state_dict(
             if not row.learned:
                 dropped[taken[0]] = 'read as the windows'
     geometry = read_geometry(weights)
-    own = tables.pop(PRETRAINED_KEY, None)
-    windows, pretrained = read_windows(tables) or (None, None)
-    if own is not None:
-        windows, pretrained = None, told_windows(sources[PRETRAINED_KEY][0], own)
-        if len(pretrained) != len(geometry.depths):
-            raise UserError(
-                f'{sources[PRETRAINED_KEY][0]} is for {len(pretrained)} stages, not {len(geometry.depths)}.'
-            )
-    elif windows is not None and len(windows) != len(geometry.depths):
-        windows = pretrained = None
-    norms = [f'norm{i}' for i in range(len(geometry.depths))]
+    stages = len(geometry.depths)
+    windows, pretrained = _read_windows(tables, sources, stages)
     return Conversion(
         weights,
         name,
@@ -178,18 +140,69 @@ def convert_state_dict(
         pretrained,
         sources={ours: theirs for ours, theirs in sources.items() if ours in weights},
         dropped=dropped,
-        new=[norm for norm in norms if f'{norm}.weight' not in weights],
+        new=[f'norm{i}' for i in range(stages) if f'norm{i}.weight' not in weights],
     )
 
 
+_Place = tuple[int, str, str]  # a row of the table, our stage, the block
+
+
+def _match_keys(state: Iterable[str], name: str, prefix: str) -> tuple[dict[_Place, dict[int, str]], dict[str, str]]:
+    """Find the row of every key: the keys at each place, by their part of the row, and the dropped keys."""
+    table = LAYOUTS[name]
+    rows = [(row, [_pattern(key) for key in row.theirs]) for row in table.rows]
+    places: dict[_Place, dict[int, str]] = {}
+    dropped, unknown = {}, []
+    for key in state:
+        if not key.startswith(prefix):
+            dropped[key] = f'another part of the model than {prefix}'
+            continue
+        bare = key[len(prefix) :]
+        matches = [
+            (index, part, match)
+            for index, (row, patterns) in enumerate(rows)
+            for part, pattern in enumerate(patterns)
+            if (match := _match(pattern, bare, row)) is not None
+        ]
+        reasons = [reason for pattern, reason in table.dropped if re.fullmatch(pattern, bare)]
+        if len(matches) + len(reasons) != 1:
+            unknown.append(key)
+        elif reasons:
+            dropped[key] = reasons[0]
+        else:
+            index, part, (i, j) = matches[0]
+            places.setdefault((index, i, j), {})[part] = key
+    if unknown:
+        raise UserError(
+            f'{len(unknown)} keys are unknown in the layout {name}: {shorten(unknown)}. Nothing is '
+            'converted, since their meaning in the model is unknown.'
+        )
+    return places, dropped
+
+
+def _read_windows(
+    tables: dict[str, Tensor], sources: Mapping[str, tuple[str, ...]], stages: int
+) -> tuple[Windows | None, Windows | None]:
+    """The windows and pretrained windows that the weights tell, by our own entry or by the coordinate tables."""
+    own = tables.pop(PRETRAINED_KEY, None)
+    if own is not None:
+        key = sources[PRETRAINED_KEY][0]
+        pretrained = told_windows(key, own)
+        if len(pretrained) != stages:
+            raise UserError(f'{key} is for {len(pretrained)} stages, not {stages}.')
+        return None, pretrained
+    windows, pretrained = read_windows(tables) or (None, None)
+    return (windows, pretrained) if windows is not None and len(windows) == stages else (None, None)
+
+
 def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename our parameters to those of another code base.
+    """Rename our parameters to the names of another code base.
 
     Returns:
-        Their names and tensors, and those of our keys that they have no place for.
+        Their names and tensors, and our keys that have no place there.
 
     Raises:
-        UserError: The weights are no complete backbone, or the layout is unknown or has no place for a part of a block.
+        UserError: The weights are no complete backbone, the layout is unknown, or it lacks a part of a block.
     """
     if layout not in LAYOUTS:
         raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
@@ -225,7 +238,7 @@ def _pattern(template: str) -> str:
 
 
 def _match(pattern: str, key: str, row: Row) -> tuple[str, str] | None:
-    """Our stage and their block, as text; empty where the template has none."""
+    """Match a key; our stage and the block as text, empty if the template has none."""
     match = re.fullmatch(pattern, key)
     if match is None:
         return None
@@ -248,7 +261,7 @@ def _apply(row: Row, keys: tuple[str, ...], state: Mapping[str, Tensor]) -> list
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Copy a part of a larger tensor: saving it would save all of the other, and safetensors refuses to."""
+    """Copy a view of a larger tensor: torch.save would write all of it, and safetensors refuses it."""
     return (
         tensor
         if tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()

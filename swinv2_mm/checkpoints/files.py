@@ -1,4 +1,4 @@
-"""Read checkpoints as data, write them whole or not at all."""
+"""Read checkpoints as data, without running code from them, and write them crash-safe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,73 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinv2_mm.checkpoints.safe_globals import INERT
 from swinv2_mm.errors import UserError
 
-# Under what code bases keep the weights of a model, and their running averages.
+# Where code bases keep the weights of a model, and their running averages.
 _CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'module', 'net')
 _AVERAGED = ('model_ema', 'state_dict_ema', 'ema_state_dict', 'ema')
-# The name under which the header of a safetensors file, which holds text alone, keeps what a .pth keeps as meta.
+# The header of a safetensors file holds only text: this entry is its `meta`, as JSON.
 _META = 'swinv2_mm'
 
 
-class _Ignored(dict):
-    """Stands in for an object that a training saved beside the weights; whatever a file tells it, it does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        pass
-
-
-def _nothing(*args: object) -> _Ignored:
-    return _Ignored()
-
-
-# Configurations, logged numbers and paths in the checkpoints of Microsoft's code, SimMIM, timm and mmengine. None is
-# imported: a name of this list is replaced by something inert. What is not in the list is refused. Those that are
-# dicts become OrderedDicts, since of all classes torch lets a file put items only into these.
-_INERT = (
-    *((OrderedDict, name) for name in ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict')),
-    *(
-        (_Ignored, name)
-        for name in (
-            'argparse.Namespace',
-            'mmengine.logging.history_buffer.HistoryBuffer',
-            'numpy.ndarray',
-            'numpy.dtype',
-        )
-    ),
-    *(
-        (_nothing, name)
-        for name in (
-            'builtins.getattr',
-            'pathlib.PosixPath',
-            'pathlib._local.PosixPath',
-            *(f'numpy.{core}.multiarray.{maker}' for core in ('core', '_core') for maker in ('_reconstruct', 'scalar')),
-        )
-    ),
-)
-
-
-def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict[str, Any]:
-    """Read a ``.pth``, ``.bin`` or ``.safetensors`` file; nothing in it is executed.
+def read_file(path: str | os.PathLike, allow: Sequence[Any] = INERT) -> dict[str, Any]:
+    """Read a ``.pth``, ``.bin`` or ``.safetensors`` file; no code in it is run.
 
     Tensors are mapped rather than copied into memory where the format allows.
 
     Args:
         path: A local file.
-        allow: Globals that a pickle may name, as :func:`torch.serialization.safe_globals` takes them; by default
-            inert stand-ins for what trainings save beside the weights.
+        allow: Globals that a pickle may name, as for :func:`torch.serialization.safe_globals`; by default inert
+            stand-ins for the objects that trainings save beside the weights.
 
     Returns:
-        Its content; that of a safetensors file as ``dict(state_dict=…, meta=…)``.
+        Its content; for a safetensors file ``dict(state_dict=…, meta=…)``.
 
     Raises:
-        UserError: The file is missing, damaged, no checkpoint, or would have to run code to be read.
+        UserError: The file is missing, damaged, no checkpoint, or reading it would run code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -100,7 +57,7 @@ def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict
     try:
         with _only(allow):
             content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
-    except Exception as error:  # damaged bytes can surface as almost any
+    except Exception as error:  # damaged bytes can raise almost any
         raise UserError(_why_unreadable(path, start, error)) from error
     if not isinstance(content, dict):
         raise UserError(
@@ -111,8 +68,8 @@ def read_file(path: str | os.PathLike, allow: Sequence[object] = _INERT) -> dict
 
 
 @contextmanager
-def _only(allow: Sequence[object]) -> Iterator[None]:
-    """Let a pickle name these globals, and none that other code allows: torch would take either of two meanings."""
+def _only(allow: Sequence[Any]) -> Iterator[None]:
+    """Let a pickle name these globals only: with those of other code, one name could have two meanings."""
     others = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allow))
@@ -151,7 +108,7 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
     looks = _looks_like(start)
     if looks:
         return f'{path} is no checkpoint: it looks like {looks}.'
-    # Of the pickled ones torch says little more than how to turn the protection off.
+    # torch's UnpicklingError mostly explains how to turn the protection off.
     reason = '' if isinstance(error, UnpicklingError) else f' ({text.split(". ")[0] or type(error).__name__})'
     return f'{path} is no checkpoint, or a damaged one, such as an incomplete copy{reason}.'
 
@@ -174,18 +131,18 @@ def _looks_like(start: bytes) -> str:
 
 
 def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str, Tensor], str]:
-    """Find the weights in what :func:`read_file` returns.
+    """Find the weights in the content of a checkpoint.
 
     Args:
-        content: What the file holds.
-        ema: Take the running average of the weights. A checkpoint of mmengine's EMAHook has it in ``state_dict``, the
-            weights that were being trained in ``ema_state_dict``.
+        content: As :func:`read_file` returns it.
+        ema: Take the running average of the weights. mmengine's EMAHook saves it as ``state_dict``, and the trained
+            weights as ``ema_state_dict``.
 
     Returns:
-        Names and tensors, and the key that they are under, empty for none.
+        Names and tensors, and their key in the content, empty for none.
 
     Raises:
-        UserError: There are none, or no average where one is asked for.
+        UserError: There are no weights, or no average although ``ema`` asks for it.
     """
     swapped = 'ema_state_dict' in content and 'state_dict' in content
     names = _AVERAGED if ema and not swapped else ('state_dict',) if swapped else _CONTAINERS
@@ -215,12 +172,12 @@ def write_file(
     meta: Mapping[str, Any],
     container: str | None = 'state_dict',
 ) -> None:
-    """Write weights as ``path``, which appears only when it is complete.
+    """Write weights; the file appears complete or not at all.
 
     Args:
         weights: Names and tensors.
         path: ``.safetensors``, with ``meta`` in its header; any other name is written by :func:`torch.save`.
-        meta: What JSON can hold.
+        meta: Plain values, as JSON can hold them.
         container: The key of the weights in a ``.pth``, beside ``meta``; None for the weights alone.
 
     Raises:
@@ -229,7 +186,7 @@ def write_file(
     from safetensors import SafetensorError
 
     path = Path(path)
-    failure = SafetensorError if path.suffix == '.safetensors' else RuntimeError  # the writers' word for a full disk
+    failure = SafetensorError if path.suffix == '.safetensors' else RuntimeError  # raised on a full disk
     try:
         with replacing(path) as partial:
             if path.suffix == '.safetensors':
@@ -243,16 +200,16 @@ def write_file(
 
 
 PARTIAL = '.*.partial'
-"""What :func:`replacing` leaves in a folder if it is killed."""
+"""Pattern of the temporary files that :func:`replacing` leaves if the process is killed."""
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Take the place of a file at once, by one that is whole and on the disk.
+    """Replace a file atomically, once the new one is complete and on disk.
 
     Yields:
-        The name, in the same folder, under which to write it. What is under it at the end becomes ``path``; after an
-        exception it is removed.
+        The temporary name, in the same folder, to write to. At the end it is renamed to ``path``; after an exception
+        it is deleted.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,13 +219,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield Path(partial)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)  # mkstemp's files are for their owner alone
+        os.chmod(partial, 0o666 & ~mask)  # mkstemp's files are readable by their owner only
         _flush(partial)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)
         raise
-    _flush(path.parent)  # the name, too, survives a power cut
+    _flush(path.parent)  # so that the name, too, survives a power cut
 
 
 def _flush(path: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""What weights say about the model that they belong to: its size, and the windows of its coordinate tables."""
+"""Read the size of a model and its windows off the weights, and check every tensor against that size."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swinv2_mm.checkpoints.windows import Pair, Windows
 from swinv2_mm.errors import UserError
 from swinv2_mm.sizes import VARIANTS
 
 CPB_HIDDEN = 512
-# Under which name a backbone's state_dict has its pretrained windows: (stages, 2), rows and columns.
+# The entry of a backbone's state_dict that holds its pretrained windows: (stages, 2), rows and columns.
 PRETRAINED_KEY = 'pretrained_windows'
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Geometry:
         in_channels: Channels of the image.
         patch_size: Side of a patch, in pixels.
         mlp_ratio: Width of the MLP relative to the channels.
-        qkv_bias: There are biases for queries and values.
-        extra_norm_every: An extra norm in every so many blocks; 0 for none.
+        qkv_bias: Whether queries and values have a bias.
+        extra_norm_every: Blocks per extra norm; 0 for none.
     """
 
     embed_dims: int
@@ -45,7 +45,7 @@ class Geometry:
 
     @property
     def arch(self) -> str | None:
-        """The published size that this is, None if it is none."""
+        """The name of the published size; None for another size."""
         sizes = (
             name
             for name, size in VARIANTS.items()
@@ -58,7 +58,7 @@ class Geometry:
         """Keyword arguments that build the backbone."""
         size: dict[str, object] = {'arch': self.arch}
         if self.arch is None:
-            # Only the two largest sizes have the extra norms; a free size takes them from there.
+            # Only the two largest sizes have extra norms; a free size inherits them from there.
             base = 'huge' if self.extra_norm_every else 'tiny'
             size = dict(arch=base, embed_dims=self.embed_dims, depths=self.depths, num_heads=self.num_heads)
         return dict(
@@ -70,7 +70,7 @@ class Geometry:
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every learned tensor of the backbone but the output norms, with its shape."""
+        """The shape of every learned tensor of the backbone, without the output norms."""
         C = self.embed_dims
         shapes: dict[str, tuple[int, ...]] = {
             'patch_embed.proj.weight': (C, self.in_channels, self.patch_size, self.patch_size),
@@ -117,8 +117,8 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
     """Read the size of the model off its weights, in our names, and check every tensor against it.
 
     Raises:
-        UserError: A tensor is missing, left over, of another shape than the others ask for, not of floating-point
-            numbers, or holds NaN or infinity; they are listed.
+        UserError: Tensors are missing, unexpected, of a wrong shape, not floating-point, or hold NaN or infinity;
+            the message lists them.
     """
     weights = {key: tensor for key, tensor in weights.items() if key != PRETRAINED_KEY}
     geometry = _guess(weights)
@@ -153,7 +153,7 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
 
 
 def _guess(weights: Mapping[str, Tensor]) -> Geometry:
-    """Read the size off a few tensors; whether the others agree is for the caller to check."""
+    """Read the size off a few tensors; the caller checks the others."""
     places = (re.match(r'stages\.(\d+)\.blocks\.(\d+)\.', key) for key in weights)
     blocks = sorted({(int(place[1]), int(place[2])) for place in places if place})
     stages = range(blocks[-1][0] + 1) if blocks else range(0)
@@ -188,16 +188,16 @@ def _other_half(norm: str) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Without a mask of the tensor's size: NaN and infinity both survive in the least and the greatest number."""
+    """NaN and infinity show in the minimum or the maximum, which need no mask of the tensor's size."""
     return tensor.numel() == 0 or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
 
 
 def shorten(keys: list[str], most: int = 6) -> str:
-    """The first few of a list, and how many more there are."""
+    """The first few of a list, and the number of the others."""
     return ', '.join(keys[:most]) + (f' and {len(keys) - most} more' if len(keys) > most else '')
 
 
-def read_windows(tables: Mapping[str, Tensor]) -> tuple[tuple[Pair, ...], tuple[Pair, ...]] | None:
+def read_windows(tables: Mapping[str, Tensor]) -> tuple[Windows, Windows] | None:
     """Read the windows and the pretrained windows per stage, ``(rows, columns)``, off the coordinate tables.
 
     Args:
@@ -207,7 +207,7 @@ def read_windows(tables: Mapping[str, Tensor]) -> tuple[tuple[Pair, ...], tuple[
         Windows and pretrained windows; None if a stage has no table.
 
     Raises:
-        UserError: A table is none of SwinV2's, or the blocks of a stage do not agree.
+        UserError: A table is not one of SwinV2, or the blocks of a stage disagree.
     """
     found: dict[int, tuple[Pair, Pair]] = {}
     for key, table in tables.items():
@@ -224,11 +224,11 @@ def read_windows(tables: Mapping[str, Tensor]) -> tuple[tuple[Pair, ...], tuple[
     return windows, pretrained
 
 
-def told_windows(key: str, tensor: Tensor) -> tuple[Pair, ...]:
-    """The pretrained windows that a state_dict of this backbone holds under ``key``, per stage ``(rows, columns)``.
+def told_windows(key: str, tensor: Tensor) -> Windows:
+    """The pretrained windows in a state_dict of this backbone, ``(rows, columns)`` per stage.
 
     Raises:
-        UserError: They are no windows.
+        UserError: The tensor holds no windows.
     """
     if tensor.ndim != 2 or tensor.shape[1] != 2 or tensor.is_floating_point() or not len(tensor) or tensor.min() < 1:
         raise UserError(f'{key} does not hold pretrained windows: whole numbers from 1, (stages, 2).')
@@ -262,4 +262,5 @@ def _window_of(key: str, table: Tensor) -> tuple[Pair, Pair]:
             f'{key} does not hold the log-spaced coordinates of any pretrained window: it is damaged, or '
             'another variant of the model.'
         )
-    return tuple(window), tuple(pretrained)
+    (rows, columns), (pretrained_rows, pretrained_columns) = window, pretrained
+    return (rows, columns), (pretrained_rows, pretrained_columns)

@@ -1,14 +1,15 @@
-"""The key tables: how the parameters of this backbone are called in other code bases (data, hardly any logic).
+"""Key tables: the names of this backbone's parameters in other code bases (data, hardly any logic).
 
-Inside a block all code bases descend from Microsoft's names. They differ in the containers, in where a patch merging
-lives (at the end of a stage there, at the start of the next one here), and in three tensors that are stored in another
-form. A table is read in both directions.
+Inside a block all code bases use Microsoft's names. They differ in the containers, in the place of a patch merging (at
+the end of a stage there, at the start of the next one here), and in the form of three tensors. A table is read in both
+directions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
 Tensors = tuple[Tensor, ...]
 
 
-def _as_they_are(tensors: Tensors) -> Tensors:
+def _unchanged(tensors: Tensors) -> Tensors:
     return tensors
 
 
@@ -63,16 +64,16 @@ class Row:
         theirs: Their keys.
         ours: Ours.
         stage: Their ``{i}`` is ``stage[0] * i + stage[1]``.
-        load: From the tensors of ``theirs`` to those of ``ours``.
-        save: The other way round; None for an old spelling that is only read.
-        learned: False for a table that is looked at, not kept.
+        load: Converts the tensors of ``theirs`` to those of ``ours``.
+        save: The inverse; None for an old spelling that is only read.
+        learned: False for a table that is read and not kept.
     """
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     stage: tuple[int, int] = (1, 0)
-    load: Callable[[Tensors], Tensors] = _as_they_are
-    save: Callable[[Tensors], Tensors] | None = _as_they_are
+    load: Callable[[Tensors], Tensors] = _unchanged
+    save: Callable[[Tensors], Tensors] | None = _unchanged
     learned: bool = True
 
 
@@ -81,12 +82,12 @@ class Layout:
     """A code base's names.
 
     Attributes:
-        owner: Whose they are, for messages.
+        owner: The code base, for messages.
         marks: Regular expressions; a file of this layout has a key for each, after one common prefix.
-        never: Regular expression for keys that a file of this layout does not have.
+        never: Regular expression of a key that no file of this layout has.
         rows: Every tensor of the backbone matches exactly one.
-        dropped: What else may be there, as regular expressions, each with the reason why it is left out.
-        container: The key under which the code base keeps its state_dict, None for none.
+        dropped: Regular expressions of other keys, each with the reason why they are left out.
+        container: The key of the state_dict in a file of the code base, None for none.
     """
 
     owner: str
@@ -101,20 +102,8 @@ _PATCH = ('proj.weight', 'proj.bias', 'norm.weight', 'norm.bias')
 _QKV = ('attn.qkv.weight',)
 _QV_BIAS = ('attn.q_bias', 'attn.v_bias')
 _CPB = ('attn.cpb_mlp.0.weight', 'attn.cpb_mlp.0.bias', 'attn.cpb_mlp.2.weight')
-_REST = (
-    'attn.logit_scale',
-    *_CPB,
-    'attn.proj.weight',
-    'attn.proj.bias',
-    'norm1.weight',
-    'norm1.bias',
-    'norm2.weight',
-    'norm2.bias',
-    'mlp.fc1.weight',
-    'mlp.fc1.bias',
-    'mlp.fc2.weight',
-    'mlp.fc2.bias',
-)
+_LAYERS = ('attn.proj', 'norm1', 'norm2', 'mlp.fc1', 'mlp.fc2')
+_REST = ('attn.logit_scale', *_CPB, *(f'{layer}.{leaf}' for layer in _LAYERS for leaf in ('weight', 'bias')))
 _EXTRA = ('norm3.weight', 'norm3.bias')  # every six blocks of huge and giant
 _MERGING = ('reduction.weight', 'norm.weight', 'norm.bias')
 _NORM = ('weight', 'bias')
@@ -123,9 +112,9 @@ _TABLE = ('attn.relative_coords_table',)
 
 
 def _rows(
-    theirs: str, ours: str, leaves: tuple[str, ...], names: Mapping[str, str] | None = None, **row: object
+    theirs: str, ours: str, leaves: tuple[str, ...], names: Mapping[str, str] | None = None, **row: Any
 ) -> tuple[Row, ...]:
-    """A row for each leaf, called the same on both sides but for the beginnings in ``names`` (ours to theirs)."""
+    """A row for each leaf; both sides use the same name, except for the beginnings in ``names`` (ours -> theirs)."""
     rows = []
     for leaf in leaves:
         start = next((name for name in names or () if leaf.startswith(name)), '')
@@ -184,7 +173,7 @@ LAYOUTS = {
             *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, save=None, learned=False),
             *_rows('layers.{i}.downsample.', _OUR_MERGING, _MERGING),
             *_rows('norm.', 'norm{last}.', _NORM),
-            # Of timm's features_only=True.
+            # timm's features_only=True.
             *_rows('layers_{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK, save=None),
             *_rows('layers_{i}.downsample.', _OUR_MERGING, _MERGING, save=None),
         ),
@@ -267,7 +256,7 @@ LAYOUTS = {
         container='state_dict',
     ),
 }
-# SimMIM wraps Microsoft's model: `encoder.` before its names, which the prefix takes care of, and a decoder beside it.
+# SimMIM wraps Microsoft's model: its names have the prefix `encoder.`, and a decoder stands beside it.
 LAYOUTS['simmim'] = Layout(
     owner="SimMIM's",
     marks=(_LAYERS_BLOCK, r'layers\.0\.downsample\..*', r'patch_embed\..*', r'mask_token'),
@@ -276,7 +265,7 @@ LAYOUTS['simmim'] = Layout(
     container='model',
 )
 
-# What else people mistake for SwinV2: a key that gives it away, and what to say. The first that fits speaks.
+# Models that people mistake for SwinV2: a telling key and the message. The first match counts.
 FOREIGN = (
     (
         r'.*relative_position_bias_table',

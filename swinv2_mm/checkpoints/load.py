@@ -1,8 +1,7 @@
-"""From what a user names to weights in our names, with the windows that belong to them."""
+"""Load any checkpoint: find the file, read and convert it, and find out its windows."""
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
 import json
@@ -19,11 +18,10 @@ from torch import Tensor
 from swinv2_mm.checkpoints.catalog import find
 from swinv2_mm.checkpoints.convert import Conversion, convert_state_dict
 from swinv2_mm.checkpoints.files import read_file, weights_in, write_file
-from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, Geometry, Pair
+from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
 from swinv2_mm.checkpoints.sources import Source, cache_dir, locate
+from swinv2_mm.checkpoints.windows import Pair, Windows, pairs, plain, windows_of_hugging_face, windows_of_training
 from swinv2_mm.errors import UserError
-
-Windows = tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,12 @@ class Loaded:
 
     Attributes:
         source: Where it comes from.
-        conversion: Its weights in our names, and what became of every key.
-        window_size: Per stage ``(rows, columns)``; None if nothing tells.
+        conversion: Its weights in our names, and what happened to every key.
+        window_size: ``(rows, columns)`` per stage; None if unknown.
         pretrained_window_sizes: Likewise.
-        told_by: What told the windows.
+        told_by: Where the windows were found.
         original: The tensors as they are in the file.
-        container: The key that they were under.
+        container: The key of these tensors in the file.
         digest: SHA-256 of the file.
     """
 
@@ -50,12 +48,24 @@ class Loaded:
     container: str
     digest: str
 
+    @property
+    def windows(self) -> Windows:
+        """The windows of the training; the pretrained windows if those are unknown.
+
+        Raises:
+            UserError: Both are unknown.
+        """
+        windows = self.window_size or self.pretrained_window_sizes
+        if windows is None:
+            raise UserError(f'{self.source.name} does not tell its windows; give pretrained_window_sizes.')
+        return windows
+
     def state(self) -> dict[str, Tensor]:
         """A state_dict of the backbone, with its pretrained windows if they are known."""
         return self.conversion.weights | as_state(self.pretrained_window_sizes)
 
     def meta(self) -> dict[str, Any]:
-        """What is written beside the weights, in forms that JSON can hold."""
+        """The entry ``meta`` of a converted file, in plain values."""
         geometry = self.conversion.geometry
         return dict(
             arch=geometry.arch,
@@ -86,14 +96,14 @@ def open_checkpoint(
     """Fetch, read, convert and check a checkpoint of any known layout.
 
     Args:
-        name: What :func:`~swinv2_mm.checkpoints.sources.locate` takes, or what it returned.
+        name: As for :func:`~swinv2_mm.checkpoints.sources.locate`, or its result.
         layout: A key of :data:`~swinv2_mm.checkpoints.layouts.LAYOUTS`; None recognises it.
-        prefix: What stands before the keys of the backbone; None recognises it.
+        prefix: The text before the keys of the backbone; None recognises it.
         ema: Take the running average of the weights.
-        pretrained_window_sizes: For files that do not tell: one per stage.
+        pretrained_window_sizes: One per stage, for files that do not tell.
 
     Raises:
-        UserError: The file cannot be had, read or converted, or contradicts ``pretrained_window_sizes``.
+        UserError: The file cannot be fetched, read or converted, or contradicts ``pretrained_window_sizes``.
     """
     source = name if isinstance(name, Source) else locate(name)
     content = read_file(source.path)
@@ -109,7 +119,7 @@ def open_checkpoint(
 def _windows(
     source: Source, content: Mapping[str, Any], conversion: Conversion, given: Sequence[int | Pair] | None
 ) -> tuple[Windows | None, Windows | None, str]:
-    """Ask in turn whatever may know the windows; what is learned first from the weights themselves."""
+    """Look for the windows in every place that may tell them, the weights themselves first."""
     geometry = conversion.geometry
     stages = len(geometry.depths)
     meta = content.get('meta')
@@ -122,7 +132,7 @@ def _windows(
             'its coordinate tables' if conversion.window_size else 'its weights',
         ),
         (pairs(meta.get('window_size'), stages), pairs(meta.get('pretrained_window_sizes'), stages), 'its meta'),
-        (*_from_config_json(source.config, geometry), 'config.json'),
+        (*windows_of_hugging_face(source.config, geometry.patch_size, stages), 'config.json'),
         (*windows_of_training(meta.get('cfg'), conversion.prefix, stages), 'the config of its training'),
         *(
             [(pairs(release.window_size, stages), pairs(release.pretrained_window_sizes, stages), 'the catalogue')]
@@ -148,132 +158,20 @@ def _windows(
     return windows, wanted, teller if pretrained else 'you'
 
 
-def pairs(value: Any, stages: int, least: int = 1) -> Windows | None:
-    """Spell windows out as ``(rows, columns)`` per stage; None for what cannot be windows."""
-    if isinstance(value, int):
-        value = [value]
-    if not isinstance(value, list | tuple) or not value:
-        return None
-    found = [
-        (entry, entry) if isinstance(entry, int) else tuple(entry) if isinstance(entry, list | tuple) else ()
-        for entry in value
-    ]
-    found = found * stages if len(found) == 1 else found
-    whole = all(len(pair) == 2 and all(type(side) is int and side >= least for side in pair) for pair in found)
-    return tuple(found) if whole and len(found) == stages else None
-
-
-def plain(windows: Windows | None) -> list | None:
-    """Square windows as numbers, others as lists of two: how people write them in a config."""
-    return None if windows is None else [rows if rows == columns else [rows, columns] for rows, columns in windows]
-
-
-def _from_config_json(config: Mapping[str, Any], geometry: Geometry) -> tuple[Windows | None, Windows | None]:
-    """Hugging Face: one window, shrunk to the maps of ``image_size``; a pretrained window of 0 is that window."""
-    size, window = config.get('image_size'), config.get('window_size')
-    if config.get('model_type') != 'swinv2' or type(size) is not int or type(window) is not int or window < 1:
-        return None, None
-    stages = len(geometry.depths)
-    sides = [max(1, size // geometry.patch_size // 2**i) for i in range(stages)]
-    windows = [min(window, side) for side in sides]
-    pretrained = config.get('pretrained_window_sizes') or [0] * stages
-    if not isinstance(pretrained, list) or len(pretrained) != stages:
-        return None, None
-    return pairs(windows, stages), pairs([p or w for p, w in zip(pretrained, windows, strict=True)], stages)
-
-
 def as_state(pretrained: Windows | None) -> dict[str, Tensor]:
-    """The entry of a backbone's state_dict for its pretrained windows; none where they are not known."""
+    """The entry of a backbone's state_dict for its pretrained windows; empty if they are unknown."""
     return {} if pretrained is None else {PRETRAINED_KEY: torch.tensor(pretrained)}
 
 
-def windows_of_training(text: Any, prefix: str, stages: int) -> tuple[Windows | None, Windows | None]:
-    """The windows and pretrained windows of a backbone in the text of an mmengine config; it is parsed, not run.
-
-    Args:
-        text: As mmengine saves it in a checkpoint's meta: assignments of plain values.
-        prefix: What stands before the backbone's keys in the checkpoint, such as ``'backbone.'``: where in
-            ``model`` it is.
-        stages: How many it has.
-    """
-    model = _assigned(text, 'model')
-    backbones = [node for node in _dicts(model) if _is_backbone(node)]
-    node = model
-    for name in prefix.rstrip('.').split('.'):
-        node = node.get(name, {}) if isinstance(node, dict) else {}
-    if _is_backbone(node):
-        backbones = [node]
-    found = {_windows_of_arguments(node, stages) for node in backbones}
-    return found.pop() if len(found) == 1 else (None, None)
-
-
-def _windows_of_arguments(arguments: dict, stages: int) -> tuple[Windows | None, Windows | None]:
-    windows = pairs(arguments.get('window_size', 8), stages)
-    pretrained = arguments.get('pretrained_window_sizes')
-    if pretrained is None and any('Pretrained' in str(node.get('type')) for node in _dicts(arguments.get('init_cfg'))):
-        return None, None  # it was read from the checkpoint that training started from
-    given = pairs(0 if pretrained is None else pretrained, stages, least=0)
-    if windows is None or given is None:
-        return None, None
-    return windows, tuple((p or w, q or v) for (p, q), (w, v) in zip(given, windows, strict=True))
-
-
-def _is_backbone(node: Any) -> bool:
-    kind = node.get('type') if isinstance(node, dict) else None
-    return isinstance(kind, str) and kind.startswith('swinv2_mm.') and kind.endswith('.SwinTransformerV2')
-
-
-def _dicts(node: Any) -> Iterator[dict]:
-    """Every dict in nested dicts and lists."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    for item in node if isinstance(node, list | tuple) else ():
-        yield from _dicts(item)
-
-
-def _assigned(text: Any, name: str) -> Any:
-    """The value that a config's text gives a variable; None if it gives none, ... for what is no plain value."""
-    try:
-        tree = ast.parse(text) if isinstance(text, str) else ast.Module([], [])
-    except (SyntaxError, ValueError):  # the latter for a null character
-        return None
-    values = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-    ]
-    return _value(values[-1]) if values else None
-
-
-def _value(node: ast.AST) -> Any:
-    """Evaluate ``dict(…)``, brackets and literals; ``...`` for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {
-            _value(key): _value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if isinstance(key, ast.Constant)
-        }
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item) for item in node.elts]
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return ...
-
-
 def fetch(name: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a checkpoint in our names, and its meta, converted once per machine.
+    """The weights of a checkpoint in our names, and its meta; converted once per machine, then cached.
 
-    The first process that asks converts, into torch's cache; others on the machine wait for it, and later ones find
-    what it wrote. Where the cache cannot be written to, every process converts for itself.
+    The first process converts into torch's cache; others on the machine wait for it and read its file. If the cache is
+    not writable, every process converts for itself.
 
     Args:
-        name: What :func:`~swinv2_mm.checkpoints.sources.locate` takes.
-        options: Those of :func:`open_checkpoint`.
+        name: As for :func:`~swinv2_mm.checkpoints.sources.locate`.
+        options: As for :func:`open_checkpoint`.
 
     Raises:
         UserError: As :func:`open_checkpoint`.
@@ -313,7 +211,7 @@ def _version() -> str:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one process of the machine in at a time."""
+    """Hold a lock that one process of the machine can have at a time."""
     with path.open('w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -323,7 +221,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def windows_of(name: str, **options: Any) -> Windows | None:
-    """The pretrained windows of a checkpoint; those of a release are known without fetching it."""
+    """The pretrained windows of a checkpoint; a release is not downloaded for it."""
     known = None if os.path.exists(os.path.expanduser(name)) else find(name)
     if known is not None:
         return pairs(known[0].pretrained_window_sizes, len(known[0].pretrained_window_sizes))

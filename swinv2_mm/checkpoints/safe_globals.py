@@ -1,36 +1,77 @@
-"""What mmengine pickles beside tensors, for ``torch.load`` to allow: each holds numbers, and runs nothing."""
+"""The one table of Python names that a checkpoint may use: inert stand-ins, and mmengine's logged numbers."""
 
+from collections import OrderedDict
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
 
-def of_numpy(*kinds: str) -> list[object]:
-    """NumPy's arrays and scalars of some data types, as a pickle names what makes them."""
-    makers = {'_reconstruct': np.empty(0), 'scalar': np.float64()}
+class _Ignored(dict):
+    """An inert stand-in for an object that a training saved beside the weights."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+
+def _nothing(*args: object) -> _Ignored:
+    return _Ignored()
+
+
+# NumPy 2 moved these two functions; a file names the place that they had when it was written.
+_NUMPY_MAKERS = {
+    name: tuple(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')) for name in ('_reconstruct', 'scalar')
+}
+_INERT_TYPES = {
+    # Of all classes, torch lets a file put items only into OrderedDicts.
+    OrderedDict: ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict'),
+    _Ignored: (
+        'argparse.Namespace',
+        'mmengine.logging.history_buffer.HistoryBuffer',
+        'numpy.ndarray',
+        'numpy.dtype',
+    ),
+    _nothing: (
+        'builtins.getattr',
+        'pathlib.PosixPath',
+        'pathlib._local.PosixPath',
+        *(place for places in _NUMPY_MAKERS.values() for place in places),
+    ),
+}
+INERT: list[Any] = [(stand_in, name) for stand_in, names in _INERT_TYPES.items() for name in names]
+"""For weights: configurations, logged numbers and paths of Microsoft's code, SimMIM, timm and mmengine, made inert.
+
+None of these names is imported, and any other name is refused."""
+
+
+def of_numpy(*kinds: str) -> list[Any]:
+    """NumPy's arrays and scalars of some data types, in the form that a pickle names them."""
+    makers = {'_reconstruct': np.empty(0).__reduce__()[0], 'scalar': np.float64().__reduce__()[0]}
+    types = [type(np.dtype(kind)) for kind in kinds]
     return [
         np.ndarray,
         np.dtype,
-        *(type(np.dtype(kind)) for kind in kinds),
-        # NumPy 2 moved these two; a file names the place that they had when it was written.
-        *(
-            (made.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
-            for name, made in makers.items()
-            for core in ('core', '_core')
-        ),
+        *types,
+        *((makers[name], place) for name, places in _NUMPY_MAKERS.items() for place in places),
     ]
 
 
 def _statistic(owner: type, name: str) -> object:
-    """Stand in for ``getattr``, by which pickle names the methods of HistoryBuffer: it gives those, nothing else.
+    """Stand in for ``getattr``, by which a pickle names the methods of HistoryBuffer; it gives nothing else.
 
-    The real one would let a file walk from any class to its module's globals, and from there to anything.
+    With the real ``getattr`` a file could reach any object from any class.
     """
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise UnpicklingError(f'Trying to load unsupported GLOBAL getattr({owner}, {name!r})')
     return getattr(HistoryBuffer, name)
 
 
-OF_MMENGINE = [HistoryBuffer, (_statistic, 'builtins.getattr'), *of_numpy('int64', 'float64', 'float32')]
-"""Logged numbers and best scores. Each is needed to read mmengine's checkpoints: a test takes them away one by one."""
+OF_MMENGINE: list[Any] = [HistoryBuffer, (_statistic, 'builtins.getattr'), *of_numpy('int64', 'float64', 'float32')]
+"""For resuming: logged numbers and best scores. A test proves each entry necessary by removing it."""

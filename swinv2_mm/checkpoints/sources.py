@@ -1,4 +1,4 @@
-"""Find the file behind what a user names: a path, a URL, a released checkpoint, or a model on the Hugging Face hub."""
+"""Find the file for a name: a path, a URL, a released checkpoint, or a model on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Source:
     Attributes:
         name: As the user gave it.
         path: The file.
-        release: The catalogue's entry; None for a file of one's own.
-        config: What a Hugging Face folder says beside the weights, in ``config.json``; empty if there is none.
-        known_hash: The first digits of its SHA-256, where they are published.
+        release: The catalogue's entry; None for another file.
+        config: ``config.json`` beside the weights in a Hugging Face folder; empty if there is none.
+        known_hash: The first digits of its SHA-256, if they are published.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Source:
         """The SHA-256 of the file.
 
         Raises:
-            UserError: It is not that of the release.
+            UserError: It differs from that of the release.
         """
         digest = sha256(self.path)
         if self.known_hash and not digest.startswith(self.known_hash):
@@ -54,15 +54,15 @@ class Source:
 
 
 def locate(name: str) -> Source:
-    """Find the file, fetching it into torch's or Hugging Face's cache if it is not there.
+    """Find the file; download it into torch's or Hugging Face's cache if it is not there.
 
     Args:
         name: A path; a folder saved by Hugging Face; a URL; a released name, such as
             ``swinv2_tiny_patch4_window8_256``; or ``hf://owner/name``.
 
     Raises:
-        UserError: There is nothing by that name, it cannot be fetched, or its hash is not the known one; the message
-            says what to fetch by hand and where to put it.
+        UserError: The name is unknown, the file cannot be fetched, or its hash is wrong; the message says what to fetch
+            by hand and where to put it.
     """
     path = Path(name).expanduser()
     known = find(name)
@@ -116,7 +116,7 @@ def _nothing_there(name: str) -> str:
 
 
 def cache_dir() -> Path:
-    """Where downloads and conversions are kept: with those of ``torch.hub`` (``TORCH_HOME`` moves it)."""
+    """The cache of downloads and conversions, that of ``torch.hub`` (``TORCH_HOME`` moves it)."""
     return Path(torch.hub.get_dir(), 'checkpoints')
 
 
@@ -124,7 +124,7 @@ def _from_url(url: str, known_hash: str | None, release: Release | None) -> Path
     name = os.path.basename(urlparse(url).path)
     if not name:
         raise UserError(f'{url} names no file.')
-    if release is None and known_hash is None:  # many a file is called model.safetensors
+    if release is None and known_hash is None:  # many files are called model.safetensors
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
     path = cache_dir() / name
     if path.is_file():
@@ -133,9 +133,9 @@ def _from_url(url: str, known_hash: str | None, release: Release | None) -> Path
         path.parent.mkdir(parents=True, exist_ok=True)
         say(f'fetching {url}\n      to {path}')
         torch.hub.download_url_to_file(url, str(path), known_hash, progress=True)
-    except RuntimeError as error:  # torch's word for a wrong hash
+    except RuntimeError as error:  # torch raises it for a wrong hash
         raise UserError(
-            f'{url}: the file that came is not the one that was released ({error}). It was not kept. '
+            f'{url}: the downloaded file is not the one that was released ({error}). It was not kept. '
             'Try again; if it happens again, do not trust that server.'
         ) from error
     except OSError as error:  # urllib's errors are among them
@@ -146,9 +146,9 @@ def _from_url(url: str, known_hash: str | None, release: Release | None) -> Path
         ) from error
     try:
         read_file(path)
-    except UserError as error:  # a page that asks for a login, or half of the file
+    except UserError as error:  # a login page, or half of the file
         path.unlink()
-        raise UserError(f'{url}: what came was not kept. {error}') from error
+        raise UserError(f'{url}: the download was not kept. {error}') from error
     return path
 
 

@@ -163,7 +163,7 @@ def test_windows_follow_the_published_rule(release):
     assert len(release.window_size) == len(VARIANTS[release.arch].depths)
 
 
-def test_published_accuracies():
+def test_accuracies_are_the_published_ones():
     """Top-1 is the published one, and there is none without a 1K classifier. Bug: the two tables are mixed up, so that
     torchvision's own weights are listed with Microsoft's accuracy."""
     assert {name: release.top1 for name, release in RELEASES.items()} == {
@@ -186,7 +186,7 @@ def test_published_accuracies():
 
 
 @pytest.mark.parametrize('file', [file for _, file in FILES], ids=lambda file: file.location.split('/')[-1])
-def test_locations_and_digests(file):
+def test_locations_are_safe_and_digests_match_their_names(file):
     """A location is an https URL or a repository on the hub, in a layout that can be converted, and a digest is the
     one in the file's name. Bugs: plain http, which anybody may tamper with; a digest of another row, with which every
     download is refused; a hub name without digest that claims one."""

@@ -96,13 +96,13 @@ def refused(tmp_path, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )
-def test_what_is_no_checkpoint_is_named(name, data, words, refused):
+def test_a_file_that_is_no_checkpoint_is_described(name, data, words, refused):
     """Every file that cannot be read is named with what it is. Bug: an UnpicklingError that advises to run its code."""
     assert words in refused(data, name)
 
 
 @pytest.mark.parametrize(('name', 'words'), [('gone.pth', 'does not exist'), ('folder', 'is a folder')])
-def test_what_is_no_file(name, words, tmp_path):
+def test_a_missing_file_is_named(name, words, tmp_path):
     """Bug: a FileNotFoundError or IsADirectoryError with a traceback."""
     (tmp_path / 'folder').mkdir()
     with pytest.raises(UserError, match=f'{name} {words}'):
@@ -137,13 +137,13 @@ def test_code_in_a_file_never_runs(evil, pack, refused, monkeypatch):
         assert 'could run code' in message and f'.{evil}.' in message
 
 
-def test_what_others_allow_is_not_allowed_here(refused):
+def test_globals_allowed_by_other_code_are_refused(refused):
     """Bug: some library lists a function of its own as safe for torch, and from then on every file may call it."""
     with torch.serialization.safe_globals([(open, 'io.open'), (open, '_io.open')]):
         assert 'could run code' in refused(saved({'state_dict': W, 'x': EVIL['open']}))
 
 
-def test_what_others_allow_does_not_disturb(tmp_path):
+def test_globals_allowed_by_other_code_stay_allowed_there(tmp_path):
     """Bug: torch knows two meanings of a name, takes either, and a good checkpoint is refused now and then."""
     torch.save({'state_dict': W, 'best': np.arange(3.0)}, tmp_path / 'weights.pth')
     name = Call(np.arange(3).__reduce__()[0]).reduced[0]
@@ -215,7 +215,7 @@ def test_training_checkpoints_are_read_without_their_packages(kind, pack, tmp_pa
         ('path', b'cpathlib\n', b'cpathlib._local\n'),
     ],
 )
-def test_names_that_have_moved(kind, here, there, tmp_path):
+def test_moved_names_of_numpy_and_pathlib_are_read(kind, here, there, tmp_path):
     """Bug: a checkpoint that was saved with another version of NumPy or Python is refused."""
     data = legacy({'model': W, 'extra': HARMLESS[kind]()})
     (tmp_path / 'training.pth').write_bytes(data.replace(here, there))
@@ -251,7 +251,7 @@ def test_weights_are_found(content, ema, expected, container):
         ({'model': W}, True, 'no averaged weights.* its keys model'),
     ],
 )
-def test_no_weights(content, ema, words):
+def test_content_without_weights_is_refused(content, ema, words):
     """Bug: an empty state_dict is converted, or the plain weights stand in for the average that was asked for."""
     with pytest.raises(UserError, match=words):
         weights_in(content, ema)

@@ -1,12 +1,12 @@
-"""Weights of every layout, converted, compute what their own code base computes."""
+"""Converted weights of every layout compute the same maps as their own code base."""
 
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import coords_table, features_from_keys, import_peer, narrow, position_index, random_state, recorded
-from peers.real import real_features
+from support.peers import coords_table, features_from_keys, import_peer, narrow, position_index, random_state, recorded
+from support.peers.real import real_features
 from transformers import Swinv2Backbone, Swinv2Config, Swinv2ForImageClassification
 
 from swinv2_mm import SwinTransformerV2
@@ -118,7 +118,7 @@ def test_maps_equal_those_of_the_peer(name, window, size, dtype):
 
 @pytest.mark.parametrize('pretrained', [(8, 8, 8, 8), (12, 12, 12, 6)], ids=['w8', 'w12to16'])
 @pytest.mark.parametrize('name', ['timm', 'mmpretrain'])
-def test_a_window_larger_than_the_pretrained_one(name, pretrained):
+def test_maps_are_equal_with_a_window_larger_than_the_pretrained_one(name, pretrained):
     """Models fine-tuned at a larger window keep their first normaliser. Prevents: a bias stretched to the window."""
     windows = WINDOWS[16]
     shapes = narrow(with_window(recorded(name)['tensors'], windows), 8)
@@ -199,7 +199,7 @@ WRAPPINGS = {
 @SIZES_AND_TYPES
 @pytest.mark.parametrize('window', [8, 16])
 @pytest.mark.parametrize('wrapping', ['bare', 'simmim'])
-def test_maps_of_microsoft_and_simmim(wrapping, window, size, dtype):
+def test_maps_equal_those_of_microsoft_and_simmim(wrapping, window, size, dtype):
     """Prevents: a patch merging in the wrong stage, another normaliser in the last stage."""
     timm, state = microsoft(size, window, dtype)
     image = torch.randn(1, 3, 256, 256, dtype=dtype)
@@ -225,7 +225,7 @@ def test_wrappings_give_the_same_weights(wrapping):
     assert conversion.window_size == bare.window_size
 
 
-def test_a_detector_of_our_own(randomize):
+def test_our_own_detector_is_read_with_its_windows(randomize):
     """The backbone comes out of a whole model bit-identically. Prevents: weights of a head taken for the backbone's."""
     model = randomize(SwinTransformerV2(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1)))
     state = {f'backbone.{key}': value for key, value in model.state_dict().items()}
@@ -248,7 +248,7 @@ def test_a_detector_of_our_own(randomize):
         (torch.ones(3, 2, dtype=torch.long), '3 stages, not 2'),
     ],
 )
-def test_pretrained_windows_that_are_none(windows, words):
+def test_invalid_pretrained_windows_are_refused(windows, words):
     """Prevents: a damaged file that becomes a normaliser, which no shape and no later check would show."""
     model = SwinTransformerV2(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1))
     with pytest.raises(UserError, match=f'pretrained_windows.*{words}'):

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from peers import coords_table
 from safetensors.torch import save_file
+from support.peers import coords_table
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints import catalog, load, sources
 from swinv2_mm.checkpoints.catalog import File, Release
 from swinv2_mm.checkpoints.convert import export_state_dict
-from swinv2_mm.checkpoints.load import fetch, open_checkpoint, plain, windows_of
+from swinv2_mm.checkpoints.load import fetch, open_checkpoint, windows_of
+from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.errors import UserError
 from swinv2_mm.sizes import VARIANTS, Variant
 
@@ -108,7 +109,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize(('layout', 'beside', 'window', 'pretrained', 'told_by'), WINDOWS)
-def test_who_tells_the_windows(layout, beside, window, pretrained, told_by, tmp_path):
+def test_windows_are_found_in_every_place_that_tells_them(layout, beside, window, pretrained, told_by, tmp_path):
     """Whatever knows the windows is asked. Bug: weights load without a word, and their position bias is a wrong one."""
     config = beside.get('config')
     if config:
@@ -131,7 +132,7 @@ def test_who_tells_the_windows(layout, beside, window, pretrained, told_by, tmp_
         assert 'one for each of the 2 stages' in refusal(path, pretrained_window_sizes=wrong)
 
 
-def test_the_weights_tell_before_anything_else(tmp_path, monkeypatch):
+def test_windows_in_the_weights_take_precedence(tmp_path, monkeypatch):
     """Tables, then the catalogue for its own size. Bug: a fine-tuned copy of a release gets the release's windows."""
     monkeypatch.setitem(VARIANTS, 'mini', Variant(16, (1, 2), (1, 2)))
     for arch in ('mini', 'tiny'):
@@ -180,7 +181,7 @@ def test_fetch_converts_once(tmp_path, conversions):
 
 
 @pytest.mark.parametrize('reason', ['no folder', 'disk full'])
-def test_fetch_without_a_cache(reason, cache, tmp_path, conversions, monkeypatch):
+def test_fetch_works_without_a_cache(reason, cache, tmp_path, conversions, monkeypatch):
     """Bug: a cache that cannot be written to stops a training that could convert for itself."""
     if reason == 'no folder':
         (tmp_path / 'torch').write_text('a file, where the cache would be')

@@ -83,7 +83,7 @@ def refusal(call, *arguments, **options):
     return message
 
 
-def test_paths_and_folders(tmp_path):
+def test_paths_and_folders_are_found(tmp_path):
     """A folder of Hugging Face stands for its weights and config. Bug: the config, and its windows, are passed over."""
     path = save(tmp_path / 'folder' / 'model.safetensors', 'huggingface')
     assert locate(path).path == Path(path) and locate(path).config == {}
@@ -111,7 +111,7 @@ def test_paths_and_folders(tmp_path):
         ('https://host/', 'names no file'),
     ],
 )
-def test_a_name_for_nothing(name, words, tmp_path):
+def test_an_unknown_name_gets_a_hint(name, words, tmp_path):
     """Bug: a KeyError, or a download of something else, for a name that was mistyped."""
     (tmp_path / 'weights.pth').write_text('')
     assert words in refusal(locate, name)
@@ -169,7 +169,7 @@ def test_a_failed_download_leaves_nothing(page, words, server, cache, tmp_path):
         ('swin_v2_t', ['https://download.pytorch.org/models/swin_v2_t-b137f0e2.pth', 'SHA-256 b137f0e2']),
     ],
 )
-def test_released_names_without_a_network(name, hints, cache, tmp_path, monkeypatch):
+def test_without_a_network_a_released_name_says_what_to_fetch(name, hints, cache, tmp_path, monkeypatch):
     """The message says what to fetch and where to put it; what lies there is used. Bug: useless without a network."""
 
     def offline(*_, **__):
@@ -205,7 +205,7 @@ def hub_error(kind):
         (None, 'holds neither model.safetensors nor pytorch_model.bin'),
     ],
 )
-def test_the_hub_fails(error, words, tmp_path, monkeypatch):
+def test_failures_of_the_hub_are_explained(error, words, tmp_path, monkeypatch):
     """Bug: a page of nested tracebacks of the package that fetches."""
 
     def download(*_, **__):
@@ -218,7 +218,7 @@ def test_the_hub_fails(error, words, tmp_path, monkeypatch):
     assert words in message and 'hf://owner/name' in message
 
 
-def test_the_hub_answers(tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_found_in_its_folder(tmp_path, monkeypatch):
     """Weights and config come from one snapshot. Bug: the config is left behind, or a model without safetensors."""
     save(tmp_path / 'pytorch_model.bin', 'huggingface')
     (tmp_path / 'config.json').write_text('{"model_type": "swinv2"}')

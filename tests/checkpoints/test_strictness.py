@@ -137,7 +137,7 @@ def test_every_key_of_a_layout_has_one_row():
             assert rows == 1, (name, key)
 
 
-def test_several_models_in_one_file():
+def test_of_several_models_in_one_file_none_is_guessed():
     """Prevents: a student's weights taken for the teacher's."""
     state = source('openmmlab')
     prefixes = 'student.backbone.', 'teacher.backbone.'
@@ -178,7 +178,7 @@ def test_swin_v1_is_named_even_with_marks_of_v2():
         convert_state_dict({})
 
 
-def test_a_layout_that_the_file_does_not_have():
+def test_a_wrong_layout_or_prefix_is_named():
     """Prevents: --source forcing a table onto other keys."""
     with pytest.raises(UserError, match=r"its keys are timm's \(timm\)"):
         convert_state_dict(source('timm'), layout='microsoft')
@@ -196,7 +196,7 @@ def test_windows_are_read_off_the_tables(window, pretrained, dtype):
     assert read_windows(tables) == (((window, window),), ((pretrained, pretrained),))
 
 
-def test_tables_that_do_not_fit():
+def test_wrong_coordinate_tables_are_refused():
     """Prevents: windows taken from a damaged table, or from one block where another says otherwise."""
     key = 'stages.0.blocks.{}.attn.relative_coords_table'.format
     assert read_windows({}) is None

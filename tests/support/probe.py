@@ -1,4 +1,4 @@
-"""A hook that starts a training from random weights, and notes what each run computes with."""
+"""A hook that starts a training from random weights, and notes the features at the start of each run."""
 
 from typing import ClassVar
 

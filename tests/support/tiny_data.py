@@ -1,4 +1,4 @@
-"""COCO with COCO-Stuff, ADE20K and the shapes, each of two images per split, laid out as their users have them."""
+"""Write tiny data sets: COCO with COCO-Stuff, ADE20K and the shapes, in the folders that the configs expect."""
 
 import json
 from pathlib import Path

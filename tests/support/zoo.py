@@ -1,4 +1,4 @@
-"""The configs of the zoo, and what makes them small: narrow models, one batch, one iteration."""
+"""Load the configs of the zoo, and make them small: narrow models, one batch, one iteration."""
 
 from copy import deepcopy
 from functools import cache

@@ -111,7 +111,7 @@ def test_a_mistake_leaves_no_file(arguments, hint, files, run_tool, capsys):
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-def test_a_full_disk(suffix, files, run_tool, capsys):
+def test_a_full_disk_leaves_no_file(suffix, files, run_tool, capsys):
     """Bug: torch and safetensors have errors of their own for it, and the tool ends in a traceback."""
     before, limits = everything(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -124,7 +124,7 @@ def test_a_full_disk(suffix, files, run_tool, capsys):
     assert everything() == before
 
 
-def test_by_the_shell(files, model, tmp_path):
+def test_the_command_line_converts_from_a_shell(files, model, tmp_path):
     """From any folder, and the lines that it prints build the model. Bug: they are cut at the width of the terminal."""
     folder = tmp_path / 'a folder with a [bold] and long name, so that lines would be wrapped'
     folder.mkdir()
@@ -147,7 +147,7 @@ def test_by_the_shell(files, model, tmp_path):
     assert '--force' in failed.stderr and failed.stderr.count('\n') == 1
 
 
-def test_force_replaces(files, model, run_tool):
+def test_only_force_replaces_a_file(files, model, run_tool):
     """SRC itself may be replaced. Bug: it is cut short while its tensors are still to be read."""
     assert run_tool('convert_ckpt', 'microsoft.pth', 'microsoft.pth', '--force') == 0
     content = read_file('microsoft.pth')
@@ -192,7 +192,7 @@ def test_to_other_code_bases_and_back(target, suffix, files, model, run_tool, ca
     assert same(model.state_dict(), back['state_dict'], but=['norm0'])
 
 
-def test_one_of_several_models(files, run_tool, model):
+def test_prefix_may_lack_its_dot_and_given_windows_are_written(files, run_tool, model):
     """Bug: --prefix without its dot finds nothing, or the windows that were given are not written down."""
     assert run_tool('convert_ckpt', 'two.pth', 'out.pth', '--prefix', 'teacher') == 0
     assert same(model.state_dict(), read_file('out.pth')['state_dict'])

@@ -1,6 +1,6 @@
 """Compare features_from_keys with the real models of timm, torchvision and mmpretrain, or record their tensors.
 
-    python tests/checkpoints/peers/compare_with_real_peers.py [--record]
+    PYTHONPATH=.:tests python -m support.peers.compare_with_real_peers [--record]
 
 Needs the three packages: ``pip install --no-deps timm torchvision mmpretrain==1.2.0``, preferably into a folder of
 their own that PYTHONPATH names, and for mmpretrain einops, importlib-metadata<8, markdown, mat4py, model-index and
@@ -18,9 +18,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from peers import PEERS, coords_table, features_from_keys, random_state, recorded
-from peers.real import build, run
+from support.peers import PEERS, coords_table, features_from_keys, random_state, recorded
+from support.peers.real import build, run
 
 library = torch.library.Library('torchvision', 'DEF')  # a CUDA build beside a CPU torch lacks these two at import
 for op in ('nms', 'qnms'):

@@ -2,7 +2,7 @@
 
 import torch
 
-from peers import coords_table
+from support.peers import coords_table
 
 DEPTHS, HEADS = (2, 2, 3, 2), (1, 2, 4, 8)
 
