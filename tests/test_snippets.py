@@ -38,6 +38,7 @@ ELSEWHERE = {'peft': 'adapters; not a dependency, and it installs accelerate and
 # What a reader replaces by names of their own, and what stands for it here. Configs are the text of a file.
 PLACEHOLDERS = {
     'CONFIG': "_base_ = 'configs/maskrcnn_swinv2_t.py'",
+    'my_config.py': "_base_ = ['configs/maskrcnn_swinv2_t.py', 'configs/_base_/sharding/fsdp2.py']",
     'my_fruits.py': None,  # the block of docs/own_data.md that has fruits_nuts/
     'N': '2',
     'K': '3',
