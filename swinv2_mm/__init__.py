@@ -6,7 +6,7 @@ swinv2_mm.doctor`` can report on a machine where torch or mmengine is missing or
 
 from importlib import import_module
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _EXPORTS = {'SwinTransformerV2': 'swinv2_mm.models.swin_v2'}
 

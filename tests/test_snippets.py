@@ -42,7 +42,7 @@ ELSEWHERE = {'peft': 'adapters; not a dependency, and it installs accelerate and
 PLACEHOLDERS = {
     'CONFIG': "_base_ = 'configs/maskrcnn_swinv2_t.py'",
     'my_config.py': "_base_ = ['configs/maskrcnn_swinv2_t.py', 'configs/_base_/sharding/fsdp2.py']",
-    'my_fruits.py': None,  # the block of docs/training.md that has fruits_nuts/
+    'my_fruits.py': None,  # the block of docs/own_data.md that has fruits_nuts/
     'N': '2',
     'K': '3',
 }
@@ -114,8 +114,9 @@ def of_kind(kind):
 
 
 def whole_config(scope):
-    """The README's own config for a framework, which pieces are merged into, too."""
-    (text,) = [block.text for block in BLOCKS if block.page == 'README.md' and f"_base_ = '{scope}::" in block.text]
+    """The config for a framework in the README or docs/own_data.md; pieces are merged into it, too."""
+    pages = 'README.md', 'docs/own_data.md'
+    (text,) = [block.text for block in BLOCKS if block.page in pages and f"_base_ = '{scope}::" in block.text]
     return text
 
 
@@ -410,6 +411,8 @@ def check_command(words, desk, capsys):
     while words and re.fullmatch(r'[A-Z_]+=\S*', words[0]):  # variables of the environment
         words = words[1:]
     match words:
+        case ['pip', 'install', '--no-deps', *_, '.']:
+            assert (ROOT / 'pyproject.toml').is_file()
         case ['make', target, *settings] if all('=' in setting for setting in settings):
             subprocess.run(['make', '-n', target], cwd=ROOT, check=True, capture_output=True)
         case ['python', '-m', 'swinv2_mm.doctor']:
