@@ -110,22 +110,18 @@ def read_stamp() -> Dict[str, Any]:
         return {}
 
 
-def up_to_date(stamp: Dict[str, Any], inputs: str, torch: Optional[str], mmcv: Optional[str], venv: Path) -> bool:
-    """Whether the environment is the one that the stamp describes, and the inputs are still the same.
+def state(inputs: str) -> Dict[str, Any]:
+    """What the stamp must agree with: the environment now. Its path counts, since its scripts hold it."""
+    return {'inputs': inputs, 'torch': installed('torch'), 'mmcv': mmcv_installed(), 'venv': str(VENV)}
 
-    Args:
-        stamp: What the last complete setup wrote.
-        inputs: Hash of the files that decide what is installed.
-        torch: Version of torch in the environment now.
-        mmcv: Identity of mmcv in the environment now.
-        venv: Path of the environment now; its scripts hold the path that it was made with.
-    """
-    now = {'inputs': inputs, 'torch': torch, 'mmcv': mmcv, 'venv': str(venv)}
-    return torch is not None and all(stamp.get(key) == value for key, value in now.items())
+
+def up_to_date(stamp: Dict[str, Any], now: Dict[str, Any]) -> bool:
+    """Whether nothing has changed since the last complete setup."""
+    return now['torch'] is not None and all(stamp.get(key) == value for key, value in now.items())
 
 
 def done_already(inputs: str) -> bool:
-    return PYTHON.exists() and up_to_date(read_stamp(), inputs, installed('torch'), mmcv_installed(), VENV)
+    return PYTHON.exists() and up_to_date(read_stamp(), state(inputs))
 
 
 # --- which torch -----------------------------------------------------------------------------------------------------
@@ -193,12 +189,7 @@ def check_machine(cache: Path) -> str:
 
 
 def set_up(inputs: str, stamp: Dict[str, Any]) -> None:
-    """All steps. Each finds what an interrupted earlier run has done.
-
-    Args:
-        inputs: Hash of the files that decide what is installed, for the stamp.
-        stamp: What the last complete setup wrote.
-    """
+    """All steps. Each finds what an interrupted earlier run has done."""
     from environment import mmcv, progress, uv
 
     began, screen = time.monotonic(), progress.Screen(steps=5)
@@ -217,7 +208,7 @@ def set_up(inputs: str, stamp: Dict[str, Any]) -> None:
     screen.step('install torch {} and what compiling needs'.format(version))
     if own:
         screen.say('torch {} was installed by hand and is kept; tested is {}'.format(version, pinned('torch')))
-    packages.install('torch', 'setuptools', 'wheel', 'ninja')
+    packages.install('torch', 'setuptools', 'ninja')
     screen.end()
     torch = mmcv.probe_torch(PYTHON)
     screen.step('install mmcv {} for torch {}'.format(pinned('mmcv'), torch.version))
@@ -230,8 +221,7 @@ def set_up(inputs: str, stamp: Dict[str, Any]) -> None:
     if problem:
         sys.exit('setup stopped. mmcv does not run: {}\nStart afresh: rm -rf .venv && make setup'.format(problem))
     screen.end()
-    found = {'inputs': inputs, 'torch': installed('torch'), 'mmcv': mmcv_installed(), 'venv': str(VENV)}
-    STAMP.write_text(json.dumps(dict(found, own_torch=own), indent=1) + '\n')
+    STAMP.write_text(json.dumps(dict(state(inputs), own_torch=own), indent=1) + '\n')
     print('ready in {}: make test, make train, . .venv/bin/activate'.format(progress.minutes(time.monotonic() - began)))
 
 

@@ -62,7 +62,8 @@ def cache_key(torch: Torch) -> list[str]:
 
 def is_cached(cache: Path, python_tag: str) -> bool:
     """Whether uv's cache holds a compiled mmcv for this Python, for whichever torch."""
-    return any(cache.glob(f'sdists-*/**/mmcv/*/*/*/mmcv-*-{python_tag}-*.whl'))
+    source = f'mmcv/*/*/*/mmcv-*-{python_tag}-*.whl'
+    return any(any(cache.glob(f'sdists-*/{index}/{source}')) for index in ('pypi', 'index/*'))
 
 
 def jobs(env: dict[str, str]) -> int:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from environment.machine import APT_COMPILER, SetupError
 from environment.progress import Screen
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
 Note = Callable[[str], str]
 
 # A setting of pip, the variable by which uv takes it, and what separates several values there.
@@ -86,12 +86,13 @@ def settings(pip_config: str, env: dict[str, str]) -> dict[str, str]:
         pip_config: Output of ``pip config list``, which includes the PIP_ variables as section ``:env:``.
         env: The environment of this process.
     """
-    sections: dict[str, dict[str, str]] = {}
-    for line in pip_config.splitlines():
-        key, _, value = line.partition('=')
-        section, _, name = key.rpartition('.')
-        sections.setdefault(section, {})[name] = str(ast.literal_eval(value))
-    merged = {**sections.get('global', {}), **sections.get('install', {}), **sections.get(':env:', {})}
+    found = re.findall(r'^(\S+)\.([\w-]+)=(.*)$', pip_config, re.M)
+    merged = {
+        name: str(ast.literal_eval(value))
+        for wanted in ('global', 'install', ':env:')  # the last one wins
+        for section, name, value in found
+        if section == wanted
+    }
     # pip takes the best version of all indexes and trusts the system's certificates.
     ours = {'UV_INDEX_STRATEGY': 'unsafe-best-match', 'UV_SYSTEM_CERTS': '1'}
     ours.update({variable: by.join(merged[name].split()) for name, variable, by in SETTINGS if merged.get(name)})
@@ -101,10 +102,22 @@ def settings(pip_config: str, env: dict[str, str]) -> dict[str, str]:
 
 
 def cache(env: dict[str, str], fallback: Path) -> Path:
-    """The folder of uv's cache; ``fallback`` where that one is read-only."""
+    """The folder of uv's cache; ``fallback`` where that one cannot be written."""
     wanted = Path(env.get('UV_CACHE_DIR') or Path(env.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'uv')).absolute()
-    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
-    return wanted if os.access(existing, os.W_OK) else fallback
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=wanted).close()
+    except OSError:
+        return fallback
+    return wanted
+
+
+def starts(program: str | None) -> bool:
+    """Whether this uv runs here: it refuses if it is older than pyproject.toml's ``required-version``."""
+    try:
+        return bool(program) and not subprocess.run([program, 'cache', 'dir'], cwd=ROOT, capture_output=True).returncode
+    except OSError:
+        return False
 
 
 def note_of(line: str) -> str:
@@ -182,13 +195,13 @@ class Uv:
         self.python, self.screen, self.log = python, screen, log
         config = subprocess.run([python, '-m', 'pip', 'config', 'list'], capture_output=True, text=True).stdout
         self.env = {**os.environ, **settings(config, dict(os.environ)), 'UV_CACHE_DIR': str(cache)}
-        self.env['UV_CONSTRAINT'] = f'{constraints} {self.env.get("UV_CONSTRAINT", "")}'.strip()
-        self.env['UV_BUILD_CONSTRAINT'] = str(constraints)
-        self.program = Path(shutil.which('uv') or python.with_name('uv'))
-        # uv refuses to start here if it is older than pyproject.toml's `required-version`.
-        if subprocess.call([self.program, 'cache', 'dir'], cwd=ROOT, **QUIET) if self.program.exists() else True:
-            self.program = python.with_name('uv')
+        pins = os.path.relpath(constraints, ROOT)  # uv splits these variables at spaces, which ROOT may have
+        self.env['UV_CONSTRAINT'] = f'{pins} {self.env.get("UV_CONSTRAINT", "")}'.strip()
+        self.env['UV_BUILD_CONSTRAINT'] = pins
+        self.program = next(filter(starts, (shutil.which('uv'), str(python.with_name('uv')))), None)
+        if self.program is None:
             self._checked([python, '-m', 'pip', 'install', '--progress-bar', 'off', '-c', constraints, 'uv'])
+            self.program = str(python.with_name('uv'))
 
     def _checked(self, command: list[object], env: dict[str, str] | None = None, note: Note = note_of) -> str:
         status, output = run(command, self.screen, self.log, {**self.env, **(env or {})}, note)
