@@ -128,9 +128,9 @@ UV_NO_VERSION = """error: No solution found when resolving dependencies
         ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]'))", 'global.cert'),
         ('  cause: client error (Connect)\n  cause: invalid peer certificate: UnknownIssuer', 'global.cert'),
         ("DEBUG error: command 'c++' failed: No such file or directory", 'apt-get install build-essential'),
-        ('line\nERROR: something new\n', 'ERROR: something new'),
-        ('line\nerror: something new\n', 'error: something new'),
-        ('', 'no reason was given'),
+        ('line\nERROR: something new\n', 'failed: ERROR: something new'),
+        ('line\nerror: something new\n  cause: this\n  cause: that', 'failed: error: something new\n  cause: this'),
+        ('', 'failed: it gave no reason'),
     ],
 )
 def test_failures_of_pip_and_uv_are_explained(output, told):

@@ -23,7 +23,7 @@ import sysconfig
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, NoReturn, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / '.venv'
@@ -36,12 +36,16 @@ EXTRAS = '.[det,seg,tensorboard,test]'
 VENV_GIB, VENV_CUDA_GIB = 3, 12
 
 
+def stop(message: str) -> NoReturn:
+    sys.exit('\nsetup stopped. ' + message)
+
+
 def check_python(version: Sequence[int]) -> None:
     """Exit unless the pinned packages exist for this Python."""
     low, high = SUPPORTED
     if not low <= tuple(version[:2]) <= high:
-        sys.exit(
-            'setup stopped. Python {}.{} cannot be used: the packages need 3.{} to 3.{}.\n'
+        stop(
+            'Python {}.{} cannot be used: the packages need 3.{} to 3.{}.\n'
             'Install one of those and name it, for example: make setup PYTHON=python3.11'.format(
                 version[0], version[1], low[1], high[1]
             )
@@ -88,7 +92,7 @@ def mmcv_installed(site: Optional[Path] = None) -> Optional[str]:
 def pinned(name: str) -> str:
     """Version of a package in constraints.txt."""
     found = re.search(r'^{}==(\S+)'.format(re.escape(name)), (ROOT / 'constraints.txt').read_text(), re.M)
-    return found.group(1) if found else sys.exit('constraints.txt has no line {}==…'.format(name))
+    return found.group(1) if found else stop('constraints.txt has no line {}==…'.format(name))
 
 
 def inputs_hash() -> str:
@@ -160,14 +164,15 @@ def prepare_venv(stamp: Dict[str, Any]) -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
             said = done.stdout.decode(errors='replace').strip().splitlines() or ['no output']
-            sys.exit('setup stopped. Creating the environment {} failed: {}'.format(VENV, said[-1]))
+            stop('Creating the environment {} failed: {}'.format(VENV, said[-1]))
         return
     version = site.parent.name[len('python') :]
     if version != '{}.{}'.format(*sys.version_info[:2]):
         if os.environ.get('PYTHON'):
-            sys.exit(
-                'setup stopped. .venv was made with Python {}, and you asked for {}.{}. '
-                'Remove it first: rm -rf .venv'.format(version, *sys.version_info[:2])
+            stop(
+                '.venv was made with Python {}, and you asked for {}.{}. Remove it first: rm -rf .venv'.format(
+                    version, *sys.version_info[:2]
+                )
             )
         os.execv(str(PYTHON), [str(PYTHON), *sys.argv])
 
@@ -216,10 +221,10 @@ def set_up(inputs: str, stamp: Dict[str, Any]) -> None:
     mmcv.install(torch, installed('mmcv') is not None and not same, packages)
     screen.end()
     screen.step('install MMDetection, MMSegmentation, swinv2_mm and the rest')
-    packages.install('-e', EXTRAS)
+    packages.install(*mmcv.cache_key(torch), '-e', EXTRAS)
     problem = mmcv.problem(PYTHON)
     if problem:
-        sys.exit('setup stopped. mmcv does not run: {}\nStart afresh: rm -rf .venv && make setup'.format(problem))
+        stop('mmcv does not run: {}\nStart afresh: rm -rf .venv && make setup'.format(problem))
     screen.end()
     STAMP.write_text(json.dumps(dict(state(inputs), own_torch=own), indent=1) + '\n')
     print('ready in {}: make test, make train, . .venv/bin/activate'.format(progress.minutes(time.monotonic() - began)))
@@ -261,4 +266,4 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit('\nsetup stopped. Interrupted; `make setup` continues where it stopped.')
+        stop('Interrupted; `make setup` continues where it stopped.')

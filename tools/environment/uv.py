@@ -75,8 +75,8 @@ def explain(output: str) -> str:
         if found := re.search(pattern, output):
             machine = f'{platform.system()} {platform.machine()}, Python {platform.python_version()}'
             return meaning.format(machine=machine, what=next(filter(None, found.groups()), ''))
-    compiler = re.findall(r'^.*(?:\berror:|Error:|FAILED:).*$', output, re.M)
-    return f'It failed: {compiler[0].strip() if compiler else "no reason was given"}'
+    errors = re.findall(r'^.*(?:error:|FAILED:).*$(?:\n\s+cause: .*)*', output, re.M | re.I)
+    return f'The installation failed: {errors[0].strip() if errors else "it gave no reason"}'
 
 
 def settings(pip_config: str, env: dict[str, str]) -> dict[str, str]:
