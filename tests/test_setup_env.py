@@ -15,14 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 import setup_env
-from environment import machine, mmcv, progress, uv
+from environment import machine, mmcv, precompiled, progress, uv
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = mmcv.Torch('2.13.0+cpu', '', False, '', '')
 GPU = mmcv.Torch('2.13.0+cu130', '13.0', True, '9.0', '/usr/local/cuda')
 UV = shutil.which('uv') or shutil.which('uv', path=Path(sys.executable).parent)
 
-needs_gcc = pytest.mark.skipif(shutil.which('g++') is None, reason='there is no g++ here')
+needs_gcc = pytest.mark.skipif(not precompiled.is_gcc(['g++']), reason='there is no GNU C++ compiler here')
 needs_uv = pytest.mark.skipif(UV is None, reason='uv is not installed; `make setup` does')
 
 
@@ -355,10 +355,11 @@ def test_the_time_left_is_shown_from_the_start_of_the_build(monkeypatch):
     """Bug: uv prints nothing for three minutes, and people stop it."""
     told = []
     monkeypatch.setattr(mmcv, 'check_tools', lambda torch: told.append('checked'))
-    note = mmcv.watch(CPU, 2, told.append)
+    note = mmcv.watch(CPU, 2, told.append, lambda: told.append('started'))
     assert note('Downloading numpy (16.0MiB)') == 'downloading numpy' and told == []
     note('   Building mmcv==2.1.0')
-    assert told[0] == 'checked' and re.fullmatch(r'compiling it, once: about \d minutes on 2 cores', told[1])
+    assert told[:2] == ['checked', 'started']
+    assert re.fullmatch(r'compiling it, once: about \d minutes on 2 cores', told[2])
     assert re.fullmatch(r'1 of 77 files, about \d minutes left', note('DEBUG [1/77] c++ -c a.cpp'))
 
 
@@ -568,3 +569,64 @@ def test_mmcv_is_compiled_in_a_fresh_folder(tmp_path, monkeypatch):
     distribution = Distribution()
     distribution.parse_config_files()
     assert distribution.get_command_obj('build').build_base == f'{tmp_path}/build'
+
+
+# --- the precompiled header ------------------------------------------------------------------------------------------
+
+HEAVY = '#ifndef HEAVY\n#define HEAVY\n#include <vector>\ninline int twice(int x) { return 2 * x; }\n#endif\n'
+
+
+def compile_a(directory, output, *flags):
+    command = ['g++', '-O2', '-I', '.', *flags, '-c', 'a.cpp', '-o', output]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (directory / output).read_bytes()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of one file and one header, and the flags that include the header."""
+    (tmp_path / 'heavy.hpp').write_text(HEAVY)
+    source = '#include <heavy.hpp>\nint run(int x) { return twice(x) + (int)std::vector<int>(SIZE).size(); }\n'
+    (tmp_path / 'a.cpp').write_text(source)
+    return tmp_path, precompiled.include_flags(tmp_path, ['g++'], '#include <heavy.hpp>\n')
+
+
+@needs_gcc
+def test_a_precompiled_header_compiles_to_the_same_object(project):
+    """Bug: the precompiled header changes what is compiled; or it is never used."""
+    directory, include = project
+    before = compile_a(directory, 'before.o', '-DSIZE=3', *include)  # nobody waits for the header
+    assert precompiled.precompile(directory, ['g++'], f'-O2 -I {directory} -DSIZE=3').wait() == 0
+    # Whoever reads this text rather than the precompiled header has no HEAVY.
+    (directory / 'heavy.hpp').write_text('#ifndef HEAVY\n#error read again\n#endif\n')
+    after = compile_a(directory, 'after.o', '-DSIZE=3', *include)
+    (directory / 'heavy.hpp').write_text(HEAVY)
+    assert before == after == compile_a(directory, 'plain.o', '-DSIZE=3')
+
+
+@needs_gcc
+def test_other_flags_do_without_the_precompiled_header(project):
+    """Bug: a header that was precompiled with other macros is used all the same."""
+    directory, include = project
+    precompiled.precompile(directory, ['g++'], f'-O2 -I {directory} -DSIZE=3').wait()
+    other = compile_a(directory, 'other.o', '-DSIZE=5', *include)
+    assert other == compile_a(directory, 'plain.o', '-DSIZE=5')
+    assert other != compile_a(directory, 'plain3.o', '-DSIZE=3')
+
+
+@needs_gcc
+def test_a_header_that_cannot_be_precompiled_is_read_as_text(project):
+    """Bug: the build fails, or uses half a header, because precompiling failed."""
+    directory, include = project
+    assert precompiled.precompile(directory, ['g++'], f'-I {directory} --no-such-flag').wait() != 0
+    assert not (directory / 'header.hpp.gch').exists()
+    assert compile_a(directory, 'a.o', '-DSIZE=3', *include) == compile_a(directory, 'plain.o', '-DSIZE=3')
+
+
+def test_no_precompiled_header_where_it_would_fail(tmp_path):
+    """Bug: distutils splits CPPFLAGS at the space of a path; clang rejects what g++ ignores."""
+    (tmp_path / 'my files').mkdir()
+    assert precompiled.include_flags(tmp_path / 'my files', ['g++']) == []
+    assert precompiled.include_flags(tmp_path, ['false']) == []
+    assert precompiled.include_flags(tmp_path, ['no-such-compiler']) == []

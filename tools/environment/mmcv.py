@@ -7,17 +7,17 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from environment import machine
+from environment import machine, precompiled
 from environment.machine import GIB, SetupError
 from environment.progress import BuildProgress, roughly
 from environment.uv import Uv, note_of
 
 # CPU seconds of one file (gcc 12, a 2.6 GHz core) and the number of files: only for the estimate shown up front.
-FILES, SECONDS_PER_FILE, CUDA_FACTOR = 77, 7, 8
+FILES, SECONDS_PER_FILE, CUDA_FACTOR = 77, 4, 8
 # Memory of one compiler; nvcc's front end needs as much.
 GIB_PER_JOB, BUILD_GIB = 1.5, 2
 
@@ -83,7 +83,7 @@ def build_guess(cuda: bool, cores: int) -> float:
     return FILES * SECONDS_PER_FILE * (CUDA_FACTOR if cuda else 1) / cores
 
 
-def build_env(env: dict[str, str], temp: str) -> dict[str, str]:
+def build_env(env: dict[str, str], temp: str, include: Sequence[str] = ()) -> dict[str, str]:
     """The environment variables that mmcv is compiled with.
 
     Debug symbols take half of the time, and Python compiles extensions with ``-g``. CPPFLAGS adds to Python's flags; a
@@ -93,11 +93,12 @@ def build_env(env: dict[str, str], temp: str) -> dict[str, str]:
     Args:
         env: This process's environment.
         temp: Empty folder for the objects.
+        include: Flags of the precompiled header.
     """
     Path(temp, 'setup.cfg').write_text(f'[build]\nbuild_base = {temp}/build\n')
     return {
         'DIST_EXTRA_CONFIG': f'{temp}/setup.cfg',
-        'CPPFLAGS': f'{env.get("CPPFLAGS", "")} -g0'.strip(),
+        'CPPFLAGS': ' '.join([env.get('CPPFLAGS', ''), '-g0', *include]).strip(),
         'MAX_JOBS': str(jobs(env)),
         'PYTHONUNBUFFERED': '1',
         'RUST_LOG': 'uv_build_frontend=debug',  # uv then prints the build's output
@@ -147,14 +148,15 @@ def problem(python: Path) -> str | None:
     raise SetupError(f'{last}\nStart afresh: rm -rf .venv && make setup')
 
 
-def watch(torch: Torch, cores: int, say: Callable[[str], None]) -> Callable[[str], str]:
-    """Follow a run of uv: check the compiler when it begins to build mmcv, then tell the time left."""
+def watch(torch: Torch, cores: int, say: Callable[[str], None], start: Callable[[], object]) -> Callable[[str], str]:
+    """Follow a run of uv: when it begins to build mmcv, check the tools and call ``start``; then tell the time left."""
     progress, began = BuildProgress(build_guess(torch.compile_cuda, cores)), 0.0
 
     def note(line: str) -> str:
         nonlocal began
         if re.match(r'\s*Building mmcv\b', line):
             check_tools(torch)
+            start()
             began = time.monotonic()
             say(f'compiling it, once: about {roughly(progress.guess)} on {cores} core{"s" * (cores > 1)}')
         if not began:
@@ -163,6 +165,26 @@ def watch(torch: Torch, cores: int, say: Callable[[str], None]) -> Callable[[str
         return progress.text(time.monotonic() - began)
 
     return note
+
+
+def run_build(torch: Torch, uv: Uv, arguments: Sequence[str]) -> str:
+    """Let uv install with these arguments, and help it if it compiles mmcv. Return its output."""
+    compiler, environment = machine.compiler_command(os.environ), dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix='swinv2_mm-') as temp:
+        plain = build_env(environment, temp)
+        env = build_env(environment, temp, precompiled.include_flags(Path(temp), compiler))
+        helpers = []
+
+        def start() -> None:
+            flags = precompiled.flags_of(uv.python, {**environment, **plain})
+            helpers.append(precompiled.precompile(Path(temp), compiler, flags))
+
+        try:
+            return uv.install(*arguments, env=env, note=watch(torch, int(env['MAX_JOBS']), uv.screen.say, start))
+        finally:
+            for helper in helpers:
+                helper.kill()
+                helper.wait()
 
 
 def install(torch: Torch, reinstall: bool, uv: Uv) -> None:
@@ -177,10 +199,7 @@ def install(torch: Torch, reinstall: bool, uv: Uv) -> None:
     """
     for attempt in range(2):
         again = ['--reinstall-package', 'mmcv'] if reinstall or attempt else []
-        with tempfile.TemporaryDirectory(prefix='swinv2_mm-') as temp:
-            env = build_env(dict(os.environ), temp)
-            note = watch(torch, int(env['MAX_JOBS']), uv.screen.say)
-            said = uv.install(*again, *cache_key(torch), 'torch', 'mmcv', env=env, note=note)
+        said = run_build(torch, uv, [*again, *cache_key(torch), 'torch', 'mmcv'])
         wrong = problem(uv.python)
         if wrong is None:
             return
