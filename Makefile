@@ -21,6 +21,7 @@ help: ## this list
 	@echo
 	@echo 'No GPU? The default index serves the CUDA build of torch (several GB). For the CPU build:'
 	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup'
+	@echo 'Another CUDA (cu126, ...), or the one that fits the driver (auto): UV_TORCH_BACKEND=auto make setup'
 
 setup: ## make .venv: pinned packages, mmcv compiled for this machine (minutes once, then nothing)
 	@$(or $(PYTHON),python3) tools/setup_env.py

@@ -263,4 +263,4 @@ def test_the_tested_versions_are_those_of_the_constraints():
     setup_env = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup_env)
     assert setup_env.SUPPORTED == doctor.PYTHON
-    assert VERSIONS['mmcv'] == setup_env.MMCV
+    assert VERSIONS['mmcv'] == setup_env.pinned('mmcv')

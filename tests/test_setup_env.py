@@ -1,35 +1,29 @@
-"""tools/setup_env.py and tools/cxx_pch.py: what they say when something is missing, and what they rebuild."""
+"""tools/setup_env.py and tools/environment: what they say when something is missing, and what they rebuild."""
 
-import importlib.util
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import setup_env
+from environment import machine, mmcv, precompiled, progress, uv
 
 ROOT = Path(__file__).resolve().parents[1]
+CPU = mmcv.Torch('2.13.0+cpu', '', False, '', '')
+GPU = mmcv.Torch('2.13.0+cu130', '13.0', True, '9.0', '/usr/local/cuda')
+UV = shutil.which('uv') or shutil.which('uv', path=Path(sys.executable).parent)
 
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-setup_env = load('setup_env')
-cxx_pch = load('cxx_pch')
-
-CPU = setup_env.Torch('2.13.0+cpu', '', False, '', '')
-GPU = setup_env.Torch('2.13.0+cu130', '13.0', True, '9.0', '/usr/local/cuda')
-
-needs_gcc = pytest.mark.skipif(
-    shutil.which('g++') is None or not setup_env.is_gcc(['g++']), reason='there is no GNU C++ compiler here'
-)
+needs_gcc = pytest.mark.skipif(not precompiled.is_gcc(['g++']), reason='there is no GNU C++ compiler here')
+needs_uv = pytest.mark.skipif(UV is None, reason='uv is not installed; `make setup` does')
 
 
 # --- one clear message for whatever is missing -----------------------------------------------------------------------
@@ -38,7 +32,7 @@ needs_gcc = pytest.mark.skipif(
 @pytest.mark.parametrize('version', [(3, 8, 0), (3, 9, 18), (3, 13, 0), (4, 11, 0), (2, 7, 18)])
 def test_other_pythons_are_refused_with_the_command_to_type(version):
     """Bug: pip fails an hour later in a source build of scipy, because there are no wheels for this Python."""
-    with pytest.raises(setup_env.SetupError, match=r'needs?|need 3\.10 to 3\.12') as error:
+    with pytest.raises(SystemExit, match=r'need 3\.10 to 3\.12') as error:
         setup_env.check_python(version)
     assert 'make setup PYTHON=python3.11' in str(error.value)
     assert f'Python {version[0]}.{version[1]} ' in str(error.value)
@@ -52,17 +46,17 @@ def test_supported_pythons_are_accepted(version):
 
 def test_missing_venv_module_names_the_debian_package():
     """Bug: Debian's Python has no ensurepip, and ``python -m venv`` prints a page without an environment."""
-    assert setup_env.missing_modules(['json', 'no_such_module']) == ['no_such_module']
-    with pytest.raises(setup_env.SetupError, match=r'apt-get install python3\.11-venv'):
-        setup_env.check_venv(['ensurepip'], (3, 11, 7))
-    setup_env.check_venv([], (3, 11, 7))
+    assert machine.missing_modules(['json', 'no_such_module']) == ['no_such_module']
+    with pytest.raises(machine.SetupError, match=r'apt-get install python3\.11-venv'):
+        machine.check_venv(['ensurepip'], (3, 11, 7))
+    machine.check_venv([], (3, 11, 7))
 
 
 def test_low_disk_is_told_before_anything_is_downloaded(tmp_path):
     """Bug: the download fills the disk and pip ends in a traceback."""
-    with pytest.raises(setup_env.SetupError, match=r'needs about 3 GB in .*, where 1\.0 GB are free'):
-        setup_env.check_disk(setup_env.GIB, 3, tmp_path, 'The environment', 'Free some space.')
-    setup_env.check_disk(3 * setup_env.GIB, 3, tmp_path, 'The environment', 'Free some space.')
+    with pytest.raises(machine.SetupError, match=r'needs about 3 GB in .*, where 1\.0 GB are free'):
+        machine.check_disk(machine.GIB, 3, tmp_path, 'The environment', 'Free some space.')
+    machine.check_disk(3 * machine.GIB, 3, tmp_path, 'The environment', 'Free some space.')
 
 
 @pytest.mark.parametrize(
@@ -74,81 +68,105 @@ def test_low_disk_is_told_before_anything_is_downloaded(tmp_path):
 )
 def test_missing_or_broken_compiler_names_the_package(compiler, told):
     """Bug: mmcv's build dies after a minute with ``command 'c++' failed``."""
-    with pytest.raises(setup_env.SetupError, match=told) as error:
-        setup_env.check_compiler(compiler, sysconfig.get_path('include'))
+    with pytest.raises(machine.SetupError, match=told) as error:
+        machine.check_compiler(compiler, sysconfig.get_path('include'))
     assert 'apt-get install build-essential python3-dev' in str(error.value)
 
 
 @needs_gcc
 def test_missing_python_headers_are_told_apart_from_a_missing_compiler(tmp_path):
     """Bug: "install a compiler" is said to somebody who has one and lacks python3-dev."""
-    with pytest.raises(setup_env.SetupError, match=r'Python\.h is missing'):
-        setup_env.check_compiler(['g++'], str(tmp_path))
+    with pytest.raises(machine.SetupError, match=r'Python\.h is missing'):
+        machine.check_compiler(['g++'], str(tmp_path))
 
 
-def test_gpu_without_a_matching_nvcc_is_told_before_the_build():
+def test_gpu_without_a_matching_nvcc_is_told_before_the_build(monkeypatch):
     """Bug: torch's build raises "CUDA_HOME is not set", or a version mismatch, at the end of a traceback."""
+    monkeypatch.setattr(machine, 'check_compiler', lambda *args: 'c++')
     for nvcc in (None, '12.4'):
-        with pytest.raises(setup_env.SetupError, match=r'Install the CUDA 13\.0 toolkit') as error:
-            setup_env.check_cuda_compiler(GPU, nvcc)
+        monkeypatch.setattr(machine, 'nvcc_version', lambda home, nvcc=nvcc: nvcc)
+        with pytest.raises(machine.SetupError, match=r'Install the CUDA 13\.0 toolkit') as error:
+            mmcv.check_tools(GPU)
         assert 'CUDA_VISIBLE_DEVICES= make setup' in str(error.value)
-    setup_env.check_cuda_compiler(GPU, '13.1')
-    setup_env.check_cuda_compiler(CPU, None)
+    monkeypatch.setattr(machine, 'nvcc_version', lambda home: '13.1')
+    mmcv.check_tools(GPU)
+    monkeypatch.setattr(machine, 'nvcc_version', lambda home: None)
+    mmcv.check_tools(CPU)
 
 
-NETWORK = """WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(': Failed to establish
- a new connection: [Errno -3] Temporary failure in name resolution')': /simple/torch/
-ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)
-ERROR: No matching distribution found for torch==2.13.0
+PIP_NETWORK = """WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(': Failed to
+ establish a new connection: [Errno -3] Temporary failure in name resolution')': /simple/uv/
+ERROR: Could not find a version that satisfies the requirement uv==0.13.9 (from versions: none)
+ERROR: No matching distribution found for uv==0.13.9
+"""
+UV_NETWORK = """error: Failed to fetch: http://pypi.invalid/simple/torch/
+  cause: error sending request for url (http://pypi.invalid/simple/torch/)
+  cause: client error (Connect)
+  cause: dns error
+"""
+UV_NO_VERSION = """error: No solution found when resolving dependencies
+  cause: Because there is no version of torch==2.13.0 and you require torch==2.13.0, we can conclude that your
+ requirements are unsatisfiable.
 """
 
 
 @pytest.mark.parametrize(
     ('output', 'told'),
     [
-        (NETWORK, 'cannot be reached'),
-        ('ERROR: No matching distribution found for torch==2.13.0\n', 'has no torch==2.13.0 for this machine'),
+        (PIP_NETWORK, 'cannot be reached'),
+        (UV_NETWORK, 'cannot be reached'),
+        ('error: Request failed after 1 retry\n  cause: tcp connect error\n  cause: Connection refused', 'be reached'),
+        ('ERROR: No matching distribution found for uv==0.13.9\n', 'has no uv==0.13.9 for this machine'),
+        (UV_NO_VERSION, 'has no torch==2.13.0 for this machine'),
+        ('  cause: Because torch was not found in the package registry and', 'has no torch for this machine'),
+        (
+            '  cause: torch==2.13.0 has no wheels with a matching Python ABI tag',
+            'has no torch==2.13.0 for this machine',
+        ),
         ('OSError: [Errno 28] No space left on device\n', 'disk is full'),
+        ('  cause: failed to write to file `_imaging.so`: No space left on device (os error 28)', 'disk is full'),
         ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]'))", 'global.cert'),
-        ('line\nERROR: something new\n', 'pip failed: ERROR: something new'),
-        ('', 'pip failed: it gave no reason'),
+        ('  cause: client error (Connect)\n  cause: invalid peer certificate: UnknownIssuer', 'global.cert'),
+        ("DEBUG error: command 'c++' failed: No such file or directory", 'apt-get install build-essential'),
+        ('line\nERROR: something new\n', 'failed: ERROR: something new'),
+        ('line\nerror: something new\n  cause: this\n  cause: that', 'failed: error: something new\n  cause: this'),
+        ('', 'failed: it gave no reason'),
     ],
 )
-def test_pips_failures_are_explained(output, told):
-    """Bug: without a network pip says "no matching distribution", and people look for another version."""
-    assert told in setup_env.explain_pip(output)
+def test_failures_of_pip_and_uv_are_explained(output, told):
+    """Bug: without a network the output says "no version of torch", and people look for another version."""
+    assert told in uv.explain(output)
 
 
-def test_a_build_out_of_memory_is_explained():
-    """Bug: "command 'ninja' failed" is shown when the kernel killed the compiler."""
-    text = setup_env.explain_build('FAILED: a.o\nc++: fatal error: Killed signal terminated program cc1plus\n')
+def test_a_failed_build_is_explained():
+    """Bug: "command 'ninja' failed" is shown when the kernel killed the compiler, or for an error in a source."""
+    text = uv.explain('FAILED: a.o\nc++: fatal error: Killed signal terminated program cc1plus\n')
     assert 'MAX_JOBS=1 make setup' in text
-    text = setup_env.explain_build('[1/3] ...\nnms.cpp:3:1: error: no such thing\nnote\nerror: later\n')
+    text = uv.explain('[1/3] ...\nDEBUG nms.cpp:3:1: error: no such thing\nnote\nerror: later\n')
     assert 'nms.cpp:3:1: error: no such thing' in text
 
 
 def copy_of_the_tools(directory):
     """A checkout small enough to run setup_env in, without an environment."""
-    for name in (
-        'constraints.txt',
-        'pyproject.toml',
-        'setup.py',
-        'swinv2_mm/models/kernels/csrc/window_attention.cpp',
-        'tools/setup_env.py',
-        'tools/cxx_pch.py',
-    ):
+    for name in ('constraints.txt', 'pyproject.toml', 'setup.py', 'tools/setup_env.py'):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
+    shutil.copytree(ROOT / 'tools/environment', directory / 'tools/environment')
     return directory
+
+
+def start_setup(directory, **env):
+    """Start the script as ``make setup`` does."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(('PIP_', 'UV_'))}
+    clean.update(XDG_CACHE_HOME=str(directory / 'cache'), PIP_CONFIG_FILE=os.devnull, **env)
+    command = [sys._base_executable, str(directory / 'tools' / 'setup_env.py')]
+    return subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def run_setup(directory, **env):
     """Run the script as ``make setup`` does; returns its exit status and all that it printed."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith('PIP_')}
-    clean.update(XDG_CACHE_HOME=str(directory / 'cache'), PIP_CONFIG_FILE=os.devnull, **env)
-    command = [sys._base_executable, str(directory / 'tools' / 'setup_env.py')]
-    done = subprocess.run(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode, done.stdout
+    process = start_setup(directory, **env)
+    return process.wait(), process.stdout.read()
 
 
 def test_without_a_compiler_the_script_stops_first(tmp_path):
@@ -162,15 +180,37 @@ def test_without_a_compiler_the_script_stops_first(tmp_path):
 
 
 @needs_gcc
-def test_without_a_network_the_script_stops_with_one_message(tmp_path):
-    """Bug: pip's fifteen lines of retries and a traceback, and nothing about the network."""
+@pytest.mark.parametrize('installer', ['pip', pytest.param('uv', marks=needs_uv)])
+def test_without_a_network_the_script_stops_with_one_message(installer, tmp_path):
+    """Bug: fifteen lines of retries and a traceback, and nothing about the network."""
     checkout = copy_of_the_tools(tmp_path)
+    path = [folder for folder in os.environ['PATH'].split(os.pathsep) if not Path(folder, 'uv').exists()]
+    if installer == 'uv':
+        path.insert(0, str(Path(UV).parent))
     # A closed port of this machine: refused at once.
-    status, output = run_setup(checkout, PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_RETRIES='1')
+    closed = dict(PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_RETRIES='0', PATH=os.pathsep.join(path))
+    status, output = run_setup(checkout, **closed)
     assert status == 1
     assert 'package index cannot be reached' in output
     assert 'Traceback' not in output
     assert re.search(r'setup\.log', output)
+
+
+@pytest.mark.parametrize('stopped', [False, True])
+def test_two_setups_of_a_checkout_wait_for_each_other(stopped, tmp_path):
+    """Bug: `make test` and `make train` in two terminals write the same environment."""
+    checkout = copy_of_the_tools(tmp_path)
+    handle = os.open(checkout, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    process = start_setup(checkout, PATH=str(tmp_path))
+    assert 'waiting for another `make setup`' in process.stdout.readline()
+    if stopped:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+    os.close(handle)
+    # Without a compiler on PATH it ends at its first check.
+    assert process.wait() == (143 if stopped else 1)
+    assert ('apt-get install' in process.stdout.read()) is not stopped
 
 
 def test_the_script_parses_on_old_pythons():
@@ -185,21 +225,6 @@ def test_the_script_parses_on_old_pythons():
 # --- what is kept, and what is made anew -----------------------------------------------------------------------------
 
 
-def test_wheels_are_kept_apart_by_all_that_they_depend_on():
-    """Bug: an mmcv that was compiled for another torch imports with undefined symbols."""
-    keys = [
-        setup_env.wheel_key(CPU, 'cp311', 'x86_64'),
-        setup_env.wheel_key(CPU._replace(version='2.12.0+cpu'), 'cp311', 'x86_64'),
-        setup_env.wheel_key(CPU._replace(version='2.13.0+cu130'), 'cp311', 'x86_64'),
-        setup_env.wheel_key(CPU, 'cp312', 'x86_64'),
-        setup_env.wheel_key(CPU, 'cp311', 'aarch64'),
-        setup_env.wheel_key(GPU, 'cp311', 'x86_64'),
-        setup_env.wheel_key(GPU._replace(archs='8.0;9.0'), 'cp311', 'x86_64'),
-    ]
-    assert len(set(keys)) == len(keys)
-    assert all(re.fullmatch(r'[\w.+-]+', key) for key in keys)  # each is a directory's name
-
-
 def stamp_of(venv):
     return {'inputs': 'abc', 'torch': '2.13.0+cpu', 'mmcv': '2.1.0 7 8', 'venv': str(venv)}
 
@@ -212,16 +237,16 @@ def stamp_of(venv):
         {'torch': None},
         {'mmcv': '2.1.0 9 9'},
         {'mmcv': None},
-        {'venv': Path('/moved/.venv')},
+        {'venv': '/moved/.venv'},
     ],
 )
 def test_any_change_of_the_environment_is_noticed(change, tmp_path):
     """Bug: torch is exchanged by hand and ``make test`` runs into undefined symbols."""
     stamp = stamp_of(tmp_path)
-    now = {**stamp, 'venv': tmp_path}
-    assert setup_env.up_to_date(stamp, **now)
-    assert not setup_env.up_to_date(stamp, **{**now, **change})
-    assert not setup_env.up_to_date({}, **now)
+    now = dict(stamp)
+    assert setup_env.up_to_date(stamp, now)
+    assert not setup_env.up_to_date(stamp, {**now, **change})
+    assert not setup_env.up_to_date({}, now)
 
 
 def make_site(directory, torch='2.13.0+cpu', mmcv='2.1.0', compiled=b'for this torch'):
@@ -270,172 +295,338 @@ def test_another_torch_brings_its_own_triton():
     assert len(kept.splitlines()) == len(pins.splitlines()) - 1
 
 
-def test_a_kept_wheel_that_does_not_run_is_compiled_anew_once(tmp_path, monkeypatch):
+def test_a_cached_build_that_does_not_run_is_compiled_again_once(monkeypatch):
     """Bug: a wheel in the cache that does not load (another libc, a half copy) is installed again and again."""
-    calls, problems = [], ['undefined symbol', None]
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    target = setup_env.wheels_dir(os.environ) / setup_env.wheel_key(
-        CPU, setup_env.python_tag(), setup_env.platform.machine()
+    calls, problems = [], []
+    fake = SimpleNamespace(
+        python='python',
+        log='setup.log',
+        screen=progress.Screen(steps=1),
+        forget=lambda package: calls.append(f'forget {package}'),
+        install=lambda *args, **kwargs: calls.append('install') or said.pop(0),
     )
-    target.mkdir(parents=True)
-    (target / 'mmcv-2.1.0-cp311.whl').touch()
-    monkeypatch.setattr(setup_env, 'prepare_build', lambda torch: None)
-    monkeypatch.setattr(setup_env, 'build_mmcv', lambda torch, target, screen: calls.append('build'))
-    monkeypatch.setattr(setup_env, 'pip', lambda screen, *args: calls.append('install'))
-    monkeypatch.setattr(setup_env, 'mmcv_problem', lambda: problems.pop(0))
-    setup_env.install_mmcv(CPU, setup_env.Screen())
-    assert calls == ['install', 'build', 'install']
+    monkeypatch.setattr(mmcv, 'problem', lambda python: problems.pop(0))
+    said, problems[:] = ['Installed 1 package', 'Building mmcv==2.1.0'], ['undefined symbol', None]
+    mmcv.install(CPU, False, fake)
+    assert calls == ['install', 'forget mmcv', 'install']
 
-    problems[:] = ['undefined symbol'] * 2
-    with pytest.raises(setup_env.SetupError, match='undefined symbol'):
-        setup_env.install_mmcv(CPU, setup_env.Screen())
+    said, problems[:] = ['Installed 1 package', 'Building mmcv==2.1.0'], ['undefined symbol'] * 2
+    with pytest.raises(machine.SetupError, match='undefined symbol'):
+        mmcv.install(CPU, False, fake)
+    said, problems[:] = ['Building mmcv==2.1.0'], ['undefined symbol']
+    with pytest.raises(machine.SetupError, match='undefined symbol'):
+        mmcv.install(CPU, False, fake)
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('line', ['[1/77] c++ -c a.cpp', '  [1/77] c++ -c a.cpp\n'])
+@pytest.mark.parametrize('line', ['[1/77] c++ -c a.cpp', '  [1/77] c++ -c a.cpp\n', 'DEBUG [1/77] c++ -c a.cpp'])
 def test_progress_is_read_from_what_ninja_prints(line):
-    """Bug: newer versions of pip indent the lines."""
-    progress = setup_env.BuildProgress(guess=100)
-    assert progress.text(1) == 'preparing'
-    progress.feed(line, 10)
-    assert (progress.done, progress.total) == (1, 77)
-    assert progress.left(30) == 70  # too early to measure: what the guess leaves
+    """Bug: uv puts its log level before the lines, and the bar never moves."""
+    build = progress.BuildProgress(guess=100)
+    assert build.text(1) == 'preparing'
+    build.feed(line, 10)
+    assert (build.done, build.total) == (1, 77)
+    assert build.left(30) == 70  # too early to measure: what the guess leaves
 
 
 @pytest.mark.parametrize('line', ['[nothing]', 'warning: x [1/7] y', '[notice] 3/4', '[1/7]: error', ''])
 def test_other_brackets_are_no_progress(line):
     """Bug: whatever a compiler prints in brackets moves the bar."""
-    progress = setup_env.BuildProgress(guess=100)
-    progress.feed(line, 10)
-    assert (progress.done, progress.total) == (0, 0)
+    build = progress.BuildProgress(guess=100)
+    build.feed(line, 10)
+    assert (build.done, build.total) == (0, 0)
 
 
 def test_the_estimate_follows_the_pace_of_the_last_files():
     """Bug: the slow beginning, when the header is made, makes the estimate too long until the end."""
-    progress = setup_env.BuildProgress(guess=100, window=20)
+    build = progress.BuildProgress(guess=100, window=20)
     for i in range(10):
-        progress.feed(f'[{i + 1}/81] c++', 30 * i)
+        build.feed(f'[{i + 1}/81] c++', 30 * i)
     for i in range(31):
-        progress.feed(f'[{i + 11}/81] c++', 300 + 2 * i)
-    assert progress.left(360) == pytest.approx(40 * 2, rel=0.1)
-    assert '41 of 81 files, about 1 minute left' in progress.text(360)
-    assert progress.left(400) > progress.left(360)  # nothing finished for 40 s: it is taking longer
+        build.feed(f'[{i + 11}/81] c++', 300 + 2 * i)
+    assert build.left(360) == pytest.approx(40 * 2, rel=0.1)
+    assert '41 of 81 files, about 1 minute left' in build.text(360)
+    assert build.left(400) > build.left(360)  # nothing finished for 40 s: it is taking longer
 
 
-# --- the compiler wrapper --------------------------------------------------------------------------------------------
+def test_the_time_left_is_shown_from_the_start_of_the_build(monkeypatch):
+    """Bug: uv prints nothing for three minutes, and people stop it."""
+    told = []
+    monkeypatch.setattr(mmcv, 'check_tools', lambda torch: told.append('checked'))
+    note = mmcv.watch(CPU, 2, told.append, lambda: told.append('started'))
+    assert note('Downloading numpy (16.0MiB)') == 'downloading numpy' and told == []
+    note('   Building mmcv==2.1.0')
+    assert told[:2] == ['checked', 'started']
+    assert re.fullmatch(r'compiling it, once: about \d minutes on 2 cores', told[2])
+    assert re.fullmatch(r'1 of 77 files, about \d minutes left', note('DEBUG [1/77] c++ -c a.cpp'))
 
 
-@pytest.mark.parametrize(
-    'args',
-    [
-        ['-dumpfullversion', '-dumpversion'],
-        ['-shared', 'a.o', '-o', 'a.so'],
-        ['-E', '-c', 'a.cpp'],
-        ['a.cpp', '-o', 'a.so'],
-        ['-x', 'c++-header', '-c', 'a.cpp', '-o', 'a.o'],
-        ['-c', 'a.c', '-o', 'a.o'],
-        ['-c', 'a.cpp', 'b.cpp'],
-        ['-c', '-include', 'mine.hpp', 'a.cpp'],
-        ['@arguments', '-c', 'a.cpp'],
-    ],
-)
-def test_only_the_compilation_of_one_file_gets_a_header(args):
-    """Bug: linking, preprocessing or a C file fails on a C++ header that nobody asked for."""
-    assert cxx_pch.header_flags(args) is None
+# --- uv --------------------------------------------------------------------------------------------------------------
+
+PIP_CONFIG = """:env:.find-links='/my wheels /more'
+global.find-links='/opt/wheels'
+global.index-url='https://mirror/simple'
+global.extra-index-url='file:///one\\nfile:///two'
+install.constraint='/etc/constraints.txt'
+global.cert='/etc/ca.pem'
+download.retries='7'
+"""
 
 
-def test_flags_of_the_header_are_those_of_the_call_without_its_files():
-    """Bug: the header is compiled with other flags, so that gcc silently ignores it; or it overwrites the object."""
-    args = '-MMD -MF a.o.d -O3 -DX=1 -D Y -I inc.cpp -isystem dir -c a.cpp -o a.o -std=c++17'.split()
-    assert cxx_pch.header_flags(args) == '-O3 -DX=1 -D Y -I inc.cpp -isystem dir -std=c++17'.split()
+def test_pips_settings_are_handed_to_uv():
+    """Bug: behind a mirror or on a cluster pip is configured, and uv goes to pypi.org and fails."""
+    found = uv.settings(PIP_CONFIG.replace('/my wheels', '/wheels'), {})
+    assert found == {
+        'UV_FIND_LINKS': '/wheels,/more',  # a variable wins over a file
+        'UV_DEFAULT_INDEX': 'https://mirror/simple',
+        'UV_INDEX': 'file:///one file:///two',
+        'UV_CONSTRAINT': '/etc/constraints.txt',
+        'SSL_CERT_FILE': '/etc/ca.pem',
+        'UV_INDEX_STRATEGY': 'unsafe-best-match',
+        'UV_SYSTEM_CERTS': '1',
+    }
+    assert 'UV_INDEX' not in uv.settings(PIP_CONFIG, {'UV_INDEX': 'https://mine'})
+    assert uv.settings("global.no-index='true'\n", {})['UV_OFFLINE'] == '1'
+    assert 'UV_OFFLINE' not in uv.settings("global.no-index='false'\n", {})
 
+
+def test_a_read_only_cache_is_done_without(tmp_path):
+    """Bug: in a container with a read-only home uv stops with "could not acquire lock"."""
+    (tmp_path / 'file').touch()
+    assert uv.cache({'UV_CACHE_DIR': str(tmp_path / 'file' / 'cache')}, tmp_path / 'own') == tmp_path / 'own'
+    assert uv.cache({'UV_CACHE_DIR': str(tmp_path / 'cache')}, tmp_path / 'own') == tmp_path / 'cache'
+    assert uv.cache({'XDG_CACHE_HOME': str(tmp_path)}, tmp_path / 'own') == tmp_path / 'uv'
+
+
+def test_an_interrupt_stops_the_compilers_too(tmp_path):
+    """Bug: after Ctrl-C a dozen compilers run on, and write into the environment."""
+    pids = []
+
+    def note(line):
+        if line.isdigit():
+            pids.append(int(line))
+            raise KeyboardInterrupt
+        return ''
+
+    with pytest.raises(KeyboardInterrupt):
+        command = ['sh', '-c', 'sleep 60 & echo $!; wait']
+        uv.run(command, progress.Screen(steps=1), tmp_path / 'log', dict(os.environ), note)
+    state = Path(f'/proc/{pids[0]}/stat')
+    assert not state.exists() or ' Z ' in state.read_text()  # gone, or waiting for init to collect it
+
+
+def test_output_without_a_final_newline_is_kept(tmp_path):
+    """Bug: the last line, which says what failed, is lost."""
+    screen = progress.Screen(steps=1)
+    status, output = uv.run(['sh', '-c', 'echo one; printf two; exit 3'], screen, tmp_path / 'log', dict(os.environ))
+    assert (status, output) == (3, 'one\ntwo')
+    assert (tmp_path / 'log').read_text().endswith('one\ntwo\n')
+
+
+BACKEND = """
+import os, zipfile
+import torch
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    with open(os.environ['BUILDS'], 'a') as log:
+        log.write('built\\n')
+    name = 'mmcv' if os.environ.get('MMCV_WITH_OPS') == os.environ['OPS'] else 'mmcv_lite'
+    info, wheel = f'{name}-2.1.0.dist-info', f'{name}-2.1.0-py3-none-any.whl'
+    with zipfile.ZipFile(os.path.join(directory, wheel), 'w') as out:
+        out.writestr('mmcv.py', f'TORCH = {torch.VERSION!r}\\n')
+        out.writestr(f'{info}/METADATA', f'Metadata-Version: 2.1\\nName: {name}\\nVersion: 2.1.0\\n')
+        out.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+        out.writestr(f'{info}/RECORD', '')
+    return wheel
+"""
+
+
+def fake_wheel(directory, name, version):
+    info = f'{name}-{version}.dist-info'
+    with zipfile.ZipFile(directory / f'{name}-{version}-py3-none-any.whl', 'w') as out:
+        out.writestr(f'{name}.py', f'VERSION = {version!r}\n')
+        out.writestr(f'{info}/METADATA', f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+        out.writestr(f'{info}/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        out.writestr(f'{info}/RECORD', '')
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """Offline: small packages by the names of the real ones, two versions of torch, and an mmcv to be built."""
+    links = tmp_path / 'links'
+    (links / 'mmcv-2.1.0').mkdir(parents=True)
+    for name in ('addict', 'mmengine', 'numpy', 'packaging', 'pillow', 'pyyaml', 'yapf'):
+        fake_wheel(links, name, '1.0')
+    (tmp_path / 'elsewhere').mkdir()
+    fake_wheel(links, 'torch', '1.0+cpu')
+    fake_wheel(tmp_path / 'elsewhere', 'torch', '2.0+cpu')
+    source = links / 'mmcv-2.1.0'
+    (source / 'backend.py').write_text(BACKEND)
+    (source / 'PKG-INFO').write_text('Metadata-Version: 1.0\nName: mmcv\nVersion: 2.1.0\n')
+    (source / 'pyproject.toml').write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    )
+    with tarfile.open(links / 'mmcv-2.1.0.tar.gz', 'w:gz') as out:
+        out.add(source, source.name)
+    for name in [name for name in os.environ if name.startswith(('PIP_', 'UV_'))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('UV_OFFLINE', '1')
+    monkeypatch.setenv('UV_FIND_LINKS', str(links))
+    monkeypatch.setenv('BUILDS', str(tmp_path / 'builds'))
+    monkeypatch.setenv('OPS', '1')
+    monkeypatch.setenv('PATH', str(Path(UV).parent), prepend=os.pathsep)
+    monkeypatch.setattr(mmcv, 'check_tools', lambda torch: None)
+    monkeypatch.setattr(mmcv, 'problem', lambda python: None)
+    fake_wheel(links, 'mmengine', '0.9')
+    return tmp_path
+
+
+def checkout(folder, name):
+    """An environment of its own that shares uv's cache, and how to tell which torch its mmcv was built for."""
+    subprocess.run([sys._base_executable, '-m', 'venv', '--without-pip', folder / name], check=True)
+    python = folder / name / 'bin' / 'python'
+    (folder / 'constraints.txt').write_text('mmengine==0.9\n')
+    made = uv.Uv(python, folder / 'constraints.txt', folder / 'cache', progress.Screen(steps=1), folder / 'log')
+    return made, lambda: subprocess.run(
+        [python, '-c', 'import mmcv; print(mmcv.TORCH)'], capture_output=True, text=True
+    )
+
+
+def builds(folder):
+    return len((folder / 'builds').read_text().splitlines())
+
+
+@needs_uv
+def test_mmcv_is_built_for_the_installed_torch_and_cached_for_each(fakes):
+    """Bug: an mmcv that was compiled for another torch imports with undefined symbols; or each clone compiles it."""
+    first, torch_of_first = checkout(fakes, 'first')
+    first.install('torch==1.0+cpu')
+    mmcv.install(CPU, False, first)
+    assert torch_of_first().stdout == '1.0+cpu\n' and builds(fakes) == 1
+    version = subprocess.run([first.python, '-c', 'import mmengine; print(mmengine.VERSION)'], capture_output=True)
+    assert version.stdout == b'0.9\n'  # the constraints hold
+
+    second, torch_of_second = checkout(fakes, 'second')
+    second.install('torch==1.0+cpu')
+    mmcv.install(CPU, False, second)
+    assert torch_of_second().stdout == '1.0+cpu\n' and builds(fakes) == 1
+
+    # By hand, from an index that setup does not know.
+    second.install('--find-links', fakes / 'elsewhere', 'torch==2.0+cpu')
+    mmcv.install(CPU, True, second)
+    assert torch_of_second().stdout == '2.0+cpu\n' and builds(fakes) == 2
+    second.install('torch==1.0+cpu')
+    mmcv.install(CPU, True, second)
+    assert torch_of_second().stdout == '1.0+cpu\n' and builds(fakes) == 2
+
+    mmcv.install(GPU, True, first)
+    assert builds(fakes) == 3
+    mmcv.install(GPU._replace(archs='8.0;9.0'), True, first)
+    assert builds(fakes) == 4
+    mmcv.install(GPU, True, first)
+    assert builds(fakes) == 4
+    assert torch_of_first().stdout == '1.0+cpu\n'
+
+
+@needs_uv
+def test_mmcv_without_operations_is_refused(fakes, monkeypatch):
+    """Bug: MMCV_WITH_OPS is lost, and mmcv-lite is installed, whose first operation fails in the middle of a run."""
+    monkeypatch.setenv('OPS', 'another value')
+    made, _ = checkout(fakes, 'venv')
+    made.install('torch==1.0+cpu')
+    with pytest.raises(machine.SetupError, match='mmcv-lite'):
+        mmcv.install(CPU, False, made)
+    assert setup_env.installed('mmcv', next((fakes / 'venv').glob('lib/python3*/site-packages'))) is None
+
+
+def test_mmcv_is_compiled_with_pythons_own_optimisation(tmp_path, monkeypatch):
+    """Bug: CFLAGS=-g0 replaces Python's -O3, and every operation of mmcv runs several times slower."""
+    from setuptools._distutils import ccompiler
+    from setuptools._distutils import sysconfig as flags
+
+    def command():
+        compiler = ccompiler.new_compiler()
+        flags.customize_compiler(compiler)
+        return [*compiler.compiler_so, '|', *getattr(compiler, 'compiler_so_cxx', [])]
+
+    monkeypatch.setenv('CPPFLAGS', '-DMINE')
+    before = command()
+    monkeypatch.setenv('CPPFLAGS', mmcv.build_env(dict(os.environ), str(tmp_path))['CPPFLAGS'])
+    after = command()
+    assert [flag for flag in after if flag != '-g0'] == before and '-DMINE' in before
+    assert after[after.index('-DMINE') + 1] == '-g0'
+    last = [flag for flag in after[: after.index('|')] if re.fullmatch(r'-g\d?', flag)][-1]
+    assert last == '-g0'
+
+
+def test_mmcv_is_compiled_in_a_fresh_folder(tmp_path, monkeypatch):
+    """Bug: uv builds a source where it built it before, and ninja links the objects of another torch."""
+    from setuptools import Distribution
+
+    monkeypatch.setenv('DIST_EXTRA_CONFIG', mmcv.build_env({}, str(tmp_path))['DIST_EXTRA_CONFIG'])
+    distribution = Distribution()
+    distribution.parse_config_files()
+    assert distribution.get_command_obj('build').build_base == f'{tmp_path}/build'
+
+
+# --- the precompiled header ------------------------------------------------------------------------------------------
 
 HEAVY = '#ifndef HEAVY\n#define HEAVY\n#include <vector>\ninline int twice(int x) { return 2 * x; }\n#endif\n'
 
 
-def test_mmcv_is_compiled_with_pythons_own_optimisation():
-    """Bug: CFLAGS=-g0 replaces Python's -O3, and every operation of mmcv runs several times slower."""
-    env = setup_env.build_env({'PATH': '/bin'}, '-DNDEBUG -g -O3')
-    assert env['CFLAGS'] == env['CXXFLAGS'] == '-DNDEBUG -g -O3 -g0'
-    assert setup_env.build_env({'CFLAGS': '-O1 -march=native'}, '-g -O3')['CFLAGS'] == '-O1 -march=native -g0'
-    assert env['MMCV_WITH_OPS'] == '1' and env['PATH'].endswith('/bin')
-
-
-@pytest.fixture
-def wrapped(tmp_path):
-    """A project of one file and one header, and the wrapper that precompiles the header."""
-    (tmp_path / 'heavy.hpp').write_text(HEAVY)
-    source = '#include <heavy.hpp>\nint run(int x) { return twice(x) + (int)std::vector<int>(SIZE).size(); }\n'
-    (tmp_path / 'a.cpp').write_text(source)
-    wrapper = setup_env.write_wrapper(tmp_path / 'compiler', ['g++'], 'heavy.hpp')
-    return tmp_path, str(wrapper)
-
-
-def compile_with(compiler, directory, output, size=3):
-    command = [compiler, '-O2', '-I', '.', f'-DSIZE={size}', '-MMD', '-MF', f'{output}.d', '-c', 'a.cpp', '-o', output]
+def compile_a(directory, output, *flags):
+    command = ['g++', '-O2', '-I', '.', *flags, '-c', 'a.cpp', '-o', output]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return (directory / output).read_bytes()
 
 
+@pytest.fixture
+def project(tmp_path):
+    """A project of one file and one header, and the flags that include the header."""
+    (tmp_path / 'heavy.hpp').write_text(HEAVY)
+    source = '#include <heavy.hpp>\nint run(int x) { return twice(x) + (int)std::vector<int>(SIZE).size(); }\n'
+    (tmp_path / 'a.cpp').write_text(source)
+    return tmp_path, precompiled.include_flags(tmp_path, ['g++'], '#include <heavy.hpp>\n')
+
+
 @needs_gcc
-def test_the_wrapper_compiles_to_the_same_object(wrapped):
-    """Bug: the precompiled header changes what is compiled."""
-    directory, wrapper = wrapped
-    first = compile_with(wrapper, directory, 'first.o')
-    assert (directory / 'compiler' / 'precompiled.hpp.gch').exists()
+def test_a_precompiled_header_compiles_to_the_same_object(project):
+    """Bug: the precompiled header changes what is compiled; or it is never used."""
+    directory, include = project
+    before = compile_a(directory, 'before.o', '-DSIZE=3', *include)  # nobody waits for the header
+    assert precompiled.precompile(directory, ['g++'], f'-O2 -I {directory} -DSIZE=3').wait() == 0
     # Whoever reads this text rather than the precompiled header has no HEAVY.
     (directory / 'heavy.hpp').write_text('#ifndef HEAVY\n#error read again\n#endif\n')
-    second = compile_with(wrapper, directory, 'second.o')
+    after = compile_a(directory, 'after.o', '-DSIZE=3', *include)
     (directory / 'heavy.hpp').write_text(HEAVY)
-    plain = compile_with('g++', directory, 'plain.o')
-    assert first == second == plain
+    assert before == after == compile_a(directory, 'plain.o', '-DSIZE=3')
 
 
 @needs_gcc
-def test_other_flags_do_without_the_header(wrapped):
+def test_other_flags_do_without_the_precompiled_header(project):
     """Bug: a header that was precompiled with other macros is used all the same."""
-    directory, wrapper = wrapped
-    compile_with(wrapper, directory, 'first.o')
-    other = compile_with(wrapper, directory, 'other.o', size=5)
-    assert other == compile_with('g++', directory, 'plain.o', size=5)
-    assert other != compile_with('g++', directory, 'plain3.o')
+    directory, include = project
+    precompiled.precompile(directory, ['g++'], f'-O2 -I {directory} -DSIZE=3').wait()
+    other = compile_a(directory, 'other.o', '-DSIZE=5', *include)
+    assert other == compile_a(directory, 'plain.o', '-DSIZE=5')
+    assert other != compile_a(directory, 'plain3.o', '-DSIZE=3')
 
 
 @needs_gcc
-def test_a_header_that_cannot_be_precompiled_is_done_without(tmp_path):
-    """Bug: the build fails because of a header that the sources do not need."""
-    (tmp_path / 'a.cpp').write_text('int run() { return SIZE; }\n')
-    wrapper = setup_env.write_wrapper(tmp_path / 'compiler', ['g++'], 'no/such/header.hpp')
-    assert compile_with(str(wrapper), tmp_path, 'a.o') == compile_with('g++', tmp_path, 'plain.o')
+def test_a_header_that_cannot_be_precompiled_is_read_as_text(project):
+    """Bug: the build fails, or uses half a header, because precompiling failed."""
+    directory, include = project
+    assert precompiled.precompile(directory, ['g++'], f'-I {directory} --no-such-flag').wait() != 0
+    assert not (directory / 'header.hpp.gch').exists()
+    assert compile_a(directory, 'a.o', '-DSIZE=3', *include) == compile_a(directory, 'plain.o', '-DSIZE=3')
 
 
-@needs_gcc
-def test_the_wrapper_passes_other_calls_and_their_status_through(wrapped):
-    """Bug: torch asks the wrapper for the compiler's version, or a failed compilation looks like a success."""
-    directory, wrapper = wrapped
-    version = [subprocess.run([name, '-dumpfullversion'], capture_output=True).stdout for name in (wrapper, 'g++')]
-    assert version[0] == version[1] != b''
-    (directory / 'bad.cpp').write_text('int run( {\n')
-    done = subprocess.run([wrapper, '-c', 'bad.cpp', '-o', 'bad.o'], cwd=directory, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert 'bad.cpp:1' in done.stderr
-
-
-@needs_gcc
-def test_while_one_call_makes_the_header_others_go_on_without_it(wrapped):
-    """Bug: all cores wait for one header, or two calls write it at once."""
-    import fcntl
-
-    directory, wrapper = wrapped
-    with open(directory / 'compiler' / 'lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        compile_with(wrapper, directory, 'a.o')
-        assert not (directory / 'compiler' / 'flags.json').exists()
-
-
-def test_no_wrapper_where_its_path_has_a_space(tmp_path):
-    """Bug: distutils splits CXX at the space and runs half a path."""
-    assert setup_env.write_wrapper(tmp_path / 'my files', ['g++'], 'vector') is None
+def test_no_precompiled_header_where_it_would_fail(tmp_path):
+    """Bug: distutils splits CPPFLAGS at the space of a path; clang rejects what g++ ignores."""
+    (tmp_path / 'my files').mkdir()
+    assert precompiled.include_flags(tmp_path / 'my files', ['g++']) == []
+    assert precompiled.include_flags(tmp_path, ['false']) == []
+    assert precompiled.include_flags(tmp_path, ['no-such-compiler']) == []

@@ -55,7 +55,7 @@ def tell_precision(asked: str | torch.dtype | None) -> None:
             'slower than float16 is'
             if device == 'cuda'
             else 'in which layers take 3 (AVX-512) to 80 times (AVX2) as long as in float32'
-        )  # see docs/training.md
+        )  # see docs/precision.md
         print_log(
             f'precision: {_name(asked)} as asked for, but {name} has no arithmetic for it and emulates it, {slower}. '
             f"{remedy}, or set optim_wrapper.dtype='auto'.",
