@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sysconfig
 import tempfile
@@ -183,7 +184,8 @@ def run_build(torch: Torch, uv: Uv, arguments: Sequence[str]) -> str:
             return uv.install(*arguments, env=env, note=watch(torch, int(env['MAX_JOBS']), uv.screen.say, start))
         finally:
             for helper in helpers:
-                helper.kill()
+                if helper.poll() is None:
+                    os.killpg(helper.pid, signal.SIGTERM)
                 helper.wait()
 
 

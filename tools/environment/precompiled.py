@@ -47,4 +47,4 @@ def precompile(folder: Path, compiler: list[str], flags: str) -> subprocess.Pope
     header = shlex.quote(f'{folder}/header.hpp')
     made = f'{shlex.join(compiler)} {flags} -x c++-header {header} -o {header}.tmp'
     quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    return subprocess.Popen(f'{made} && mv {header}.tmp {header}.gch', shell=True, **quiet)
+    return subprocess.Popen(f'{made} && mv {header}.tmp {header}.gch', shell=True, start_new_session=True, **quiet)
