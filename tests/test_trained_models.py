@@ -1,4 +1,4 @@
-"""A trained detector and segmentor work in torch alone, in inferencers, with adapters, and after resuming."""
+"""Trained models work in torch alone, in the frameworks' inferencers, with adapters, and after resuming."""
 
 import os
 import subprocess

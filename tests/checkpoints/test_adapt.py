@@ -1,4 +1,4 @@
-"""A patch embedding that is fitted to other images still does what it did."""
+"""An adapted patch embedding gives the same response as before."""
 
 import pytest
 import torch

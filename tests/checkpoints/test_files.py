@@ -1,4 +1,4 @@
-"""Reading a checkpoint runs nothing of it."""
+"""Reading a checkpoint runs no code from it."""
 
 import argparse
 import io

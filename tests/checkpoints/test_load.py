@@ -1,4 +1,4 @@
-"""Weights with the windows that belong to them, converted once per machine."""
+"""Every checkpoint gets the windows that belong to it, and is converted once per machine."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Writing a checkpoint leaves a whole file or none."""
+"""Writing a checkpoint leaves a complete file or none."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""tools/convert_ckpt.py: what it writes is read by everyone it is for; mistakes end in one paragraph and no file."""
+"""tools/convert_ckpt.py: every code base reads its files; a mistake ends in one paragraph and no file."""
 
 import json
 import math
