@@ -253,3 +253,10 @@ def test_files_and_functions_are_short():
                 long.add(f'{name}:{node.name}')
     assert long - LONGER.keys() == set()
     assert {name for name, reason in LONGER.items() if reason != TO_BE_SPLIT} - long == set()
+
+
+def test_the_page_names_every_file():
+    """Prevents: docs/architecture.md, where people look first, without a file that came later."""
+    page = (PACKAGE.parent / 'docs' / 'architecture.md').read_text()
+    files = [*FILES, *(PACKAGE.parent / 'tools').rglob('*.py'), *(PACKAGE.parent / 'benchmarks').glob('*.py')]
+    assert [str(path) for path in files if path.name != '__init__.py' and path.name not in page] == []
