@@ -7,11 +7,29 @@ Importing it also allows ``torch.load`` to read the logged numbers in mmengine's
 default.
 """
 
+from pickle import UnpicklingError
+from typing import Any
+
 from mmengine import registry as root
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch.serialization import add_safe_globals
 
-from swinv2_mm.checkpoints.safe_globals import OF_MMENGINE
+from swinv2_mm.checkpoints.safe_globals import of_numpy
+
+
+def _statistic(owner: type, name: str) -> object:
+    """Stand in for ``getattr``, by which a pickle names the methods of HistoryBuffer; it gives nothing else.
+
+    With the real ``getattr`` a file could reach any object from any class.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise UnpicklingError(f'Trying to load unsupported GLOBAL getattr({owner}, {name!r})')
+    return getattr(HistoryBuffer, name)
+
+
+OF_MMENGINE: list[Any] = [HistoryBuffer, (_statistic, 'builtins.getattr'), *of_numpy('int64', 'float64', 'float32')]
+"""For resuming: logged numbers and best scores. A test proves each entry necessary by removing it."""
 
 add_safe_globals(OF_MMENGINE)
 

@@ -1,11 +1,9 @@
-"""The one table of Python names that a checkpoint may use: inert stand-ins, and mmengine's logged numbers."""
+"""The Python names that a checkpoint of weights may use, each replaced by an inert stand-in; and those of NumPy."""
 
 from collections import OrderedDict
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
-from mmengine.logging import HistoryBuffer
 
 
 class _Ignored(dict):
@@ -61,17 +59,3 @@ def of_numpy(*kinds: str) -> list[Any]:
         *types,
         *((makers[name], place) for name, places in _NUMPY_MAKERS.items() for place in places),
     ]
-
-
-def _statistic(owner: type, name: str) -> object:
-    """Stand in for ``getattr``, by which a pickle names the methods of HistoryBuffer; it gives nothing else.
-
-    With the real ``getattr`` a file could reach any object from any class.
-    """
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise UnpicklingError(f'Trying to load unsupported GLOBAL getattr({owner}, {name!r})')
-    return getattr(HistoryBuffer, name)
-
-
-OF_MMENGINE: list[Any] = [HistoryBuffer, (_statistic, 'builtins.getattr'), *of_numpy('int64', 'float64', 'float32')]
-"""For resuming: logged numbers and best scores. A test proves each entry necessary by removing it."""

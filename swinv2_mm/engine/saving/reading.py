@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from swinv2_mm.checkpoints.files import read_file
-from swinv2_mm.checkpoints.safe_globals import OF_MMENGINE
 from swinv2_mm.engine.saving.plain_data import restore_log
 from swinv2_mm.errors import UserError, say
+from swinv2_mm.registry import OF_MMENGINE
 
 
 def protect_loading() -> None:

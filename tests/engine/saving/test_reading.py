@@ -9,10 +9,10 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from swinv2_mm.checkpoints.safe_globals import OF_MMENGINE
 from swinv2_mm.engine.saving import reading
 from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, protect_loading, read_checkpoint
 from swinv2_mm.errors import UserError
+from swinv2_mm.registry import OF_MMENGINE
 
 pytestmark = pytest.mark.usefixtures('own_process')
 
