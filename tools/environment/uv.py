@@ -200,7 +200,8 @@ class Uv:
         self.env['UV_BUILD_CONSTRAINT'] = pins
         self.program = next(filter(starts, (shutil.which('uv'), str(python.with_name('uv')))), None)
         if self.program is None:
-            self._checked([python, '-m', 'pip', 'install', '--progress-bar', 'off', '-c', constraints, 'uv'])
+            pinned = re.search(r'^uv==\S+', constraints.read_text(), re.M).group()
+            self._checked([python, '-m', 'pip', 'install', '--progress-bar', 'off', pinned])
             self.program = str(python.with_name('uv'))
 
     def _checked(self, command: list[object], env: dict[str, str] | None = None, note: Note = note_of) -> str:
