@@ -188,7 +188,7 @@ def test_without_a_network_the_script_stops_with_one_message(installer, tmp_path
     if installer == 'uv':
         path.insert(0, str(Path(UV).parent))
     # A closed port of this machine: refused at once.
-    closed = dict(PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_RETRIES='0', PATH=os.pathsep.join(path))
+    closed = dict(PIP_INDEX_URL='http://127.0.0.1:9/simple', PIP_RETRIES='1', PATH=os.pathsep.join(path))
     status, output = run_setup(checkout, **closed)
     assert status == 1
     assert 'package index cannot be reached' in output

@@ -1,8 +1,6 @@
 """Progress of the setup: numbered steps, and the time left while mmcv is compiled."""
 
 import re
-import shutil
-import sys
 import time
 
 
@@ -64,36 +62,25 @@ class BuildProgress:
 
 
 class Screen:
-    """Print numbered steps with their time. A terminal shows a live line, a log a plain line every 20 seconds."""
+    """Print numbered steps with their time, and every 20 seconds a note on the current one."""
 
-    PLAIN_EVERY = 20
+    EVERY = 20
 
     def __init__(self, steps: int) -> None:
-        self.live, self.steps = sys.stdout.isatty(), steps
-        self.number, self.title, self.began, self.said = 0, '', 0.0, 0.0
+        self.steps, self.number, self.began, self.said = steps, 0, 0.0, 0.0
 
     def step(self, title: str) -> None:
         self.number += 1
-        self.title, self.began, self.said = title, time.monotonic(), time.monotonic()
-        if not self.live:
-            print(f'[{self.number}/{self.steps}] {title}', flush=True)
-        self.tick('')
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.began
-
-    def tick(self, note: str) -> None:
-        if self.live:
-            line = f'[{self.number}/{self.steps}] {self.title} ... {minutes(self.elapsed())}{note and ", " + note}'
-            print('\r\033[K' + line[: shutil.get_terminal_size().columns - 1], end='', flush=True)
-        elif note and time.monotonic() - self.said >= self.PLAIN_EVERY:
-            self.said = time.monotonic()
-            print(f'      {minutes(self.elapsed())}: {note}', flush=True)
+        self.began = self.said = time.monotonic()
+        print(f'[{self.number}/{self.steps}] {title}', flush=True)
 
     def say(self, text: str) -> None:
-        print('\r\033[K' * self.live + f'      {text}', flush=True)
+        print(f'      {text}', flush=True)
+
+    def tick(self, note: str) -> None:
+        if note and time.monotonic() - self.said >= self.EVERY:
+            self.said = time.monotonic()
+            self.say(f'{minutes(self.said - self.began)}: {note}')
 
     def end(self, note: str = '') -> None:
-        if self.live:
-            print(f'\r\033[K[{self.number}/{self.steps}] {self.title}')
-        print(f'      {minutes(self.elapsed())}{note and ": " + note}', flush=True)
+        self.say(f'{minutes(time.monotonic() - self.began)}{note and ": " + note}')

@@ -4,7 +4,6 @@ import ast
 import os
 import platform
 import re
-import select
 import shlex
 import shutil
 import signal
@@ -127,51 +126,21 @@ def note_of(line: str) -> str:
 
 
 def run(
-    command: Sequence[object],
-    screen: Screen,
-    log: Path,
-    env: dict[str, str],
-    note: Note = note_of,
+    command: Sequence[object], screen: Screen, log: Path, env: dict[str, str], note: Note = note_of
 ) -> tuple[int, str]:
-    """Run a command with its output in the log. Return its exit status and its output.
-
-    Args:
-        command: Program and arguments.
-        screen: Shows progress.
-        log: File that the output is appended to.
-        env: Environment variables.
-        note: Called with each line of output, and with '' after a second without one. Returns the text to show; ''
-            keeps the last one.
-    """
-    output, rest, shown = [], b'', ''
-    command = [str(part) for part in command]
+    """Run a command with its output in the log, and show ``note`` of each line. Return its exit status and output."""
+    command, output = [str(part) for part in command], []
+    pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
     # A session of its own, so that an interrupt also stops the compilers below uv.
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        cwd=ROOT,
-        env=env,
-        start_new_session=True,
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
     with process, log.open('a') as writer:
         writer.write(f'\n$ {shlex.join(command)}\n')
         try:
-            while True:
-                silent = not select.select([process.stdout], [], [], 1)[0]
-                chunk = b'' if silent else os.read(process.stdout.fileno(), 65536)
-                ended = not silent and not chunk
-                *lines, rest = (rest + chunk + b'\n' * ended).split(b'\n')
-                for line in [raw.decode(errors='replace') for raw in lines] or ['']:
-                    if line:
-                        writer.write(line + '\n')
-                        output.append(line)
-                    shown = note(line) or shown
+            for line in (raw.decode(errors='replace').rstrip('\n') for raw in process.stdout):
+                writer.write(line + '\n')
                 writer.flush()
-                screen.tick(shown)
-                if ended:
-                    break
+                output.append(line)
+                screen.tick(note(line))
             process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)
@@ -200,7 +169,8 @@ class Uv:
         self.env['UV_BUILD_CONSTRAINT'] = pins
         self.program = next(filter(starts, (shutil.which('uv'), str(python.with_name('uv')))), None)
         if self.program is None:
-            self._checked([python, '-m', 'pip', 'install', '--progress-bar', 'off', '-c', constraints, 'uv'])
+            pinned = re.search(r'^uv==\S+', constraints.read_text(), re.M).group()
+            self._checked([python, '-m', 'pip', 'install', '--progress-bar', 'off', pinned])
             self.program = str(python.with_name('uv'))
 
     def _checked(self, command: list[object], env: dict[str, str] | None = None, note: Note = note_of) -> str:
