@@ -20,11 +20,7 @@ train_pipeline = (
     + _base_.train_pipeline[4:]
 )
 test_pipeline = (
-    _base_.test_pipeline[:1]
-    + [
-        dict(type='Resize', scale=(2560, 640), keep_ratio=True),
-    ]
-    + _base_.test_pipeline[2:]
+    _base_.test_pipeline[:1] + [dict(type='Resize', scale=(2560, 640), keep_ratio=True)] + _base_.test_pipeline[2:]
 )
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -203,6 +203,7 @@ class SwinTransformerV2(Conventions):
         TypeError: An argument is unknown; for one of Swin V1 or MMPretrain the message names the replacement.
 
     Example:
+        >>> import torch
         >>> backbone = SwinTransformerV2('tiny', window_size=8)
         >>> [tuple(f.shape) for f in backbone(torch.rand(1, 3, 100, 150))]
         [(1, 96, 25, 38), (1, 192, 13, 19), (1, 384, 7, 10), (1, 768, 4, 5)]
