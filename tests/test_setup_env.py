@@ -304,12 +304,13 @@ def test_a_cached_build_that_does_not_run_is_compiled_again_once(monkeypatch):
         log='setup.log',
         screen=progress.Screen(steps=1),
         forget=lambda package: calls.append(f'forget {package}'),
+        uninstall=lambda package: calls.append(f'uninstall {package}'),
         install=lambda *args, **kwargs: calls.append('install') or said.pop(0),
     )
     monkeypatch.setattr(mmcv, 'problem', lambda python: problems.pop(0))
     said, problems[:] = ['Installed 1 package', 'Building mmcv==2.1.0'], ['undefined symbol', None]
     mmcv.install(CPU, False, fake)
-    assert calls == ['install', 'forget mmcv', 'install']
+    assert calls == ['install', 'forget mmcv', 'uninstall mmcv', 'install']
 
     said, problems[:] = ['Installed 1 package', 'Building mmcv==2.1.0'], ['undefined symbol'] * 2
     with pytest.raises(machine.SetupError, match='undefined symbol'):

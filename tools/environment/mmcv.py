@@ -200,8 +200,9 @@ def install(torch: Torch, reinstall: bool, uv: Uv) -> None:
         uv: Runs uv.
     """
     for attempt in range(2):
-        again = ['--reinstall-package', 'mmcv'] if reinstall or attempt else []
-        said = run_build(torch, uv, [*again, *cache_key(torch), 'torch', 'mmcv'])
+        if reinstall or attempt:
+            uv.uninstall('mmcv')  # uv's --reinstall would look for a newer source, and compile it again
+        said = run_build(torch, uv, [*cache_key(torch), 'torch', 'mmcv'])
         wrong = problem(uv.python)
         if wrong is None:
             return

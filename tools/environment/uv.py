@@ -184,6 +184,9 @@ class Uv:
         command = [self.program, 'pip', 'install', '--python', self.python, '--no-build-isolation-package', 'mmcv']
         return self._checked([*command, *args], env, note)
 
+    def uninstall(self, package: str) -> None:
+        self._checked([self.program, 'pip', 'uninstall', '--python', self.python, package])
+
     def forget(self, package: str) -> None:
         """Remove a package's builds and downloads from the cache."""
         self._checked([self.program, 'cache', 'clean', package])
