@@ -15,7 +15,7 @@ import torch
 
 from swinv2_mm.checkpoints.catalog import RELEASES, Release, find
 from swinv2_mm.checkpoints.files import read_file, sha256
-from swinv2_mm.errors import UserError, say
+from swinv2_mm.errors import UserError, did_you_mean, say
 
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
@@ -111,7 +111,7 @@ def _nothing_there(name: str) -> str:
         else []
     )
     close = get_close_matches(name, [*RELEASES, *files], n=3, cutoff=0.7)
-    hint = f' Did you mean {" or ".join(close)}?' if close else f' Released are {", ".join(RELEASES)}.'
+    hint = did_you_mean(close) or f' Released are {", ".join(RELEASES)}.'
     return message + hint
 
 
