@@ -42,38 +42,23 @@ def check_python(version: Sequence[int]) -> None:
         )
 
 
-# --- what the environment holds, without importing it ----------------------------------------------------------------
-
-
-def site_packages() -> Optional[Path]:
-    """Where the environment keeps its packages; None before there is one."""
-    return next(iter(sorted(VENV.glob('lib/python3.*/site-packages'))), None)
-
-
-def installed(name: str, site: Optional[Path] = None) -> Optional[str]:
-    """Version of a package in the environment, from its dist-info."""
-    site = site or site_packages()
-    for info in site.glob('{}-*.dist-info'.format(name)) if site else ():
-        return info.name[len(name) + 1 : -len('.dist-info')]
-    return None
-
-
-def mmcv_installed(site: Optional[Path] = None) -> Optional[str]:
-    """The installed mmcv: its version, and the size and time of its compiled file.
-
-    The version alone does not change when ``pip install mmcv`` brings a wheel that was compiled for another torch.
-    """
-    site = site or site_packages()
-    compiled = next(iter(site.glob('mmcv/_ext*.so')), None) if site else None
-    if compiled is None:
-        return None
-    return '{} {} {}'.format(installed('mmcv', site), compiled.stat().st_size, compiled.stat().st_mtime_ns)
+# --- whether anything is left to do ----------------------------------------------------------------------------------
 
 
 def pinned(name: str) -> str:
     """Version of a package in constraints.txt."""
     found = re.search(r'^{}==(\S+)'.format(re.escape(name)), (ROOT / 'constraints.txt').read_text(), re.M)
     return found.group(1) if found else sys.exit('constraints.txt has no line {}==…'.format(name))
+
+
+def installed(name: str) -> Optional[str]:
+    """Version of a package in the environment, read without importing it, and when it was installed; None without it.
+
+    The version alone does not change when ``pip install mmcv`` brings a wheel that was compiled for another torch.
+    """
+    for info in VENV.glob('lib/python3.*/site-packages/{}-*.dist-info'.format(name)):
+        return '{} {}'.format(info.name, info.stat().st_mtime_ns)
+    return None
 
 
 def state() -> Dict[str, Any]:
@@ -83,7 +68,7 @@ def state() -> Dict[str, Any]:
     for pattern in (*names, 'swinv2_mm/**/*.cpp', 'swinv2_mm/**/*.h'):
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.read_bytes())
-    return {'inputs': digest.hexdigest(), 'torch': installed('torch'), 'mmcv': mmcv_installed(), 'venv': str(VENV)}
+    return {'inputs': digest.hexdigest(), 'torch': installed('torch'), 'mmcv': installed('mmcv'), 'venv': str(VENV)}
 
 
 def read_stamp() -> Dict[str, Any]:
@@ -96,7 +81,7 @@ def read_stamp() -> Dict[str, Any]:
 
 def up_to_date(stamp: Dict[str, Any], now: Dict[str, Any]) -> bool:
     """Whether nothing has changed since the last complete setup."""
-    return now['torch'] is not None and all(stamp.get(key) == value for key, value in now.items())
+    return stamp == now and PYTHON.exists()
 
 
 def usable(stamp: Dict[str, Any]) -> bool:
@@ -110,24 +95,16 @@ def usable(stamp: Dict[str, Any]) -> bool:
 # --- the steps -------------------------------------------------------------------------------------------------------
 
 
-def check_machine() -> None:
-    """Report what would stop the setup later, before anything is downloaded."""
-    from environment import machine
+def set_up(stamp: Dict[str, Any]) -> None:
+    """All steps. Each finds what an interrupted earlier run has done."""
+    from environment import machine, mmcv, uv
+    from environment.messages import say, stop
 
     machine.check_compiler(machine.compiler(), sysconfig.get_path('include'))
     if installed('torch') is None:
-        needed = VENV_CUDA_GIB if shutil.which('nvidia-smi') else VENV_GIB
-        machine.check_disk(needed, ROOT, 'Free some space.')
+        machine.check_disk(VENV_CUDA_GIB if shutil.which('nvidia-smi') else VENV_GIB, ROOT, 'Free some space.')
         remedy = 'Free some space, or name another place: TMPDIR=/some/where make setup'
         machine.check_disk(BUILD_GIB, Path(tempfile.gettempdir()), remedy)
-
-
-def set_up(stamp: Dict[str, Any]) -> None:
-    """All steps. Each finds what an interrupted earlier run has done."""
-    from environment import mmcv, uv
-    from environment.messages import say, stop
-
-    check_machine()
     if not usable(stamp):
         say('create .venv with Python {}.{}.{}'.format(*sys.version_info[:3]))
         uv.make_environment(VENV)
@@ -138,7 +115,7 @@ def set_up(stamp: Dict[str, Any]) -> None:
     packages.install('torch', 'setuptools', 'ninja')
     torch = mmcv.probe_torch(PYTHON)
     say('install mmcv {}; it is compiled once for torch {}, in minutes'.format(pinned('mmcv'), torch.version))
-    same = (stamp.get('torch'), stamp.get('mmcv')) == (installed('torch'), mmcv_installed())
+    same = (stamp.get('torch'), stamp.get('mmcv')) == (installed('torch'), installed('mmcv'))
     mmcv.install(torch, packages, reinstall=not same)
     say('install MMDetection, MMSegmentation, swinv2_mm and the rest')
     packages.install(*mmcv.cache_key(torch), '-e', EXTRAS)
@@ -165,7 +142,7 @@ def wait_for_others() -> None:
 
 def main() -> None:
     stamp = read_stamp()
-    if PYTHON.exists() and up_to_date(stamp, state()):
+    if up_to_date(stamp, state()):
         return
     if usable(stamp) and not os.path.samefile(sys.prefix, str(VENV)):
         os.execv(str(PYTHON), [str(PYTHON), *sys.argv])

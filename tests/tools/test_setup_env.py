@@ -102,63 +102,72 @@ def test_the_script_parses_on_old_pythons():
     assert '__future__' not in source  # `annotations` came with 3.7
 
 
-def stamp_of(venv):
-    return {'inputs': 'abc', 'torch': '2.13.0+cpu', 'mmcv': '2.1.0 7 8', 'venv': str(venv)}
-
-
-@pytest.mark.parametrize(
-    'change',
-    [
-        {'inputs': 'another constraints.txt'},
-        {'torch': '2.12.0+cpu'},
-        {'torch': None},
-        {'mmcv': '2.1.0 9 9'},
-        {'mmcv': None},
-        {'venv': '/moved/.venv'},
-    ],
-)
-def test_any_change_of_the_environment_is_noticed(change, tmp_path):
-    """Bug: torch is exchanged by hand and ``make test`` runs into undefined symbols."""
-    stamp = stamp_of(tmp_path)
-    now = dict(stamp)
-    assert setup_env.up_to_date(stamp, now)
-    assert not setup_env.up_to_date(stamp, {**now, **change})
-    assert not setup_env.up_to_date({}, now)
-
-
-def make_site(directory, torch='2.13.0+cpu', mmcv='2.1.0', compiled=b'for this torch'):
-    for name, version in (('torch', torch), ('mmcv', mmcv)):
-        (directory / f'{name}-{version}.dist-info').mkdir(parents=True)
-    (directory / 'mmcv').mkdir()
-    (directory / 'mmcv' / '_ext.cpython-311-x86_64-linux-gnu.so').write_bytes(compiled)
-    return directory
-
-
-def test_versions_are_read_without_importing(tmp_path):
-    """Bug: importing torch to learn its version makes every ``make`` two seconds slower. Or torchvision's is taken."""
-    site = make_site(tmp_path)
-    (site / 'torchvision-0.1.dist-info').mkdir()
-    assert setup_env.installed('torch', site) == '2.13.0+cpu'
-    assert setup_env.installed('scipy', site) is None
-
-
-def test_a_stale_mmcv_of_the_same_version_is_noticed(tmp_path):
-    """Bug: ``pip install mmcv`` brings a wheel from pip's cache that was compiled for another torch."""
-    right = setup_env.mmcv_installed(make_site(tmp_path / 'a'))
-    other = setup_env.mmcv_installed(make_site(tmp_path / 'b', compiled=b'for another torch'))
-    assert right.startswith('2.1.0 ')
-    assert right != other
-    (tmp_path / 'a' / 'mmcv' / '_ext.cpython-311-x86_64-linux-gnu.so').unlink()
-    assert setup_env.mmcv_installed(tmp_path / 'a') is None
-
-
-def test_a_broken_or_moved_environment_is_made_again(tmp_path, monkeypatch):
-    """Bug: Ctrl-C while ``python -m venv`` installs pip; or a moved checkout, whose scripts start another Python."""
+@pytest.fixture
+def venv(tmp_path, monkeypatch):
+    """The environment is this folder, with the metadata of torch and mmcv."""
     monkeypatch.setattr(setup_env, 'VENV', tmp_path)
     monkeypatch.setattr(setup_env, 'PYTHON', tmp_path / 'python')
+    for name in ('torch-2.13.0+cpu', 'mmcv-2.1.0', 'torchvision-0.1'):
+        site_packages(tmp_path).joinpath(f'{name}.dist-info').mkdir(parents=True)
+    write_python(tmp_path, 'exit 0')
+    return tmp_path
+
+
+def site_packages(venv):
+    return venv / 'lib/python3.11/site-packages'
+
+
+def write_python(venv, script):
+    (venv / 'python').write_text(f'#!/bin/sh\n{script}\n')
+    (venv / 'python').chmod(0o755)
+
+
+def test_versions_are_read_without_importing(venv):
+    """Bug: importing torch to learn its version makes every ``make`` two seconds slower. Or torchvision's is taken."""
+    assert setup_env.installed('torch').startswith('torch-2.13.0+cpu.dist-info ')
+    assert setup_env.installed('scipy') is None
+
+
+@pytest.mark.parametrize('key', ['inputs', 'torch', 'mmcv', 'venv'])
+def test_any_change_of_the_environment_is_noticed(key, venv):
+    """Bug: torch is exchanged by hand and ``make test`` runs into undefined symbols."""
+    stamp = setup_env.state()
+    assert setup_env.up_to_date(stamp, setup_env.state())
+    assert not setup_env.up_to_date(stamp, {**stamp, key: 'another'})
+    assert not setup_env.up_to_date(stamp, {**stamp, key: None})
+    assert not setup_env.up_to_date({}, stamp)
+    (venv / 'python').unlink()
+    assert not setup_env.up_to_date(stamp, stamp)
+
+
+def test_a_stale_mmcv_of_the_same_version_is_noticed(venv):
+    """Bug: ``pip install mmcv`` brings a wheel from pip's cache that was compiled for another torch."""
+    stamp, info = setup_env.state(), site_packages(venv) / 'mmcv-2.1.0.dist-info'
+    info.rmdir()
+    assert not setup_env.up_to_date(stamp, setup_env.state())
+    info.mkdir()
+    assert setup_env.installed('mmcv').startswith('mmcv-2.1.0.dist-info ')
+    assert not setup_env.up_to_date(stamp, setup_env.state())
+
+
+def test_changed_pins_and_kernels_are_noticed(tmp_path, monkeypatch):
+    """Bug: after ``git pull`` the environment has the packages and the kernels of before."""
+    monkeypatch.setattr(setup_env, 'ROOT', copy_of_the_tools(tmp_path))
+    kernel = tmp_path / 'swinv2_mm/models/kernels/csrc/vectors.h'
+    kernel.parent.mkdir(parents=True)
+    seen = []
+    for path in (kernel, tmp_path / 'constraints.txt', tmp_path / 'tools/environment/uv.py'):
+        with path.open('a') as file:
+            file.write('// changed')
+        seen.append(setup_env.state()['inputs'])
+    assert len(set(seen)) == 3
+
+
+def test_a_broken_or_moved_environment_is_made_again(venv):
+    """Bug: Ctrl-C while ``python -m venv`` installs pip; or a moved checkout, whose scripts start another Python."""
+    assert setup_env.usable({}) and setup_env.usable({'venv': str(venv)})
+    assert not setup_env.usable({'venv': '/moved/.venv'})
+    write_python(venv, 'exit 1')
     assert not setup_env.usable({})
-    for status in (0, 1):
-        (tmp_path / 'python').write_text(f'#!/bin/sh\nexit {status}\n')
-        (tmp_path / 'python').chmod(0o755)
-        assert setup_env.usable({}) is setup_env.usable(stamp_of(tmp_path)) is (status == 0)
-        assert not setup_env.usable(stamp_of('/moved/.venv'))
+    (venv / 'python').unlink()
+    assert not setup_env.usable({})

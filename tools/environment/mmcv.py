@@ -103,5 +103,5 @@ def install(torch: Torch, uv: Uv, reinstall: bool) -> None:
     with tempfile.TemporaryDirectory(prefix='swinv2_mm-') as folder:
         temp = Path(folder)
         env = {**os.environ, **build_env(temp)}
-        with precompiled.included(temp, machine.compiler(), uv.python, env) as include:
+        with precompiled.included(temp, uv.python, env) as include:
             uv.install(*cache_key(torch), 'torch', 'mmcv', env=build_env(temp, include))

@@ -66,20 +66,26 @@ def test_a_header_that_cannot_be_precompiled_is_read_as_text(project):
 def test_the_header_is_precompiled_with_the_flags_of_extensions(tmp_path, monkeypatch):
     """Bug: a flag is missing, and g++ reads the text without a word, for three minutes more. -H prints what it uses."""
     monkeypatch.setenv('CPPFLAGS', '-g0')
+    monkeypatch.setenv('CXX', 'g++')
     (tmp_path / 'a.cpp').write_text('int a;\n')
-    with precompiled.included(tmp_path, ['g++'], sys.executable, os.environ, '#include <vector>\n') as include:
+    with precompiled.included(tmp_path, sys.executable, os.environ, '#include <vector>\n') as include:
         header, end = tmp_path / 'header.hpp.gch', time.monotonic() + 60
         while not header.exists() and time.monotonic() < end:
             time.sleep(0.05)
-        command = ['g++', *precompiled.flags_of_mmcv(), *include, '-H', '-c', 'a.cpp', '-o', 'a.o']
+        command = [*precompiled.build_command(), *include, '-H', '-c', 'a.cpp', '-o', 'a.o']
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert f'! {header}' in done.stderr.splitlines()
 
 
 def test_no_precompiled_header_where_it_would_fail(tmp_path):
     """Bug: distutils splits CPPFLAGS at the space of a path; clang rejects what g++ ignores."""
-    (tmp_path / 'my files').mkdir()
-    for folder, compiler in ((tmp_path / 'my files', 'g++'), (tmp_path, 'false'), (tmp_path, 'no-such-compiler')):
-        with precompiled.included(folder, [compiler], sys.executable, os.environ) as include:
-            assert include == []
-    assert list(tmp_path.rglob('*.hpp')) == []
+    folder = tmp_path / 'my files'
+    folder.mkdir()
+    with precompiled.included(folder, sys.executable, os.environ) as include:
+        assert include == []
+    compiler = tmp_path / 'g++'
+    compiler.write_text('#!/bin/sh\nfor last; do true; done\nprintf "CPCH of clang" > "$last"\n')
+    compiler.chmod(0o755)
+    for command in (['false'], [str(compiler)]):
+        precompiled.precompile(tmp_path / 'header.hpp', command)
+    assert list(tmp_path.rglob('*.gch')) == []
