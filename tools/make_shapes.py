@@ -29,49 +29,32 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def terminate(signum: int, frame: object) -> None:
-    # SIGTERM ends Python on the spot; as an exception it lets the writer remove its temporary folder.
-    sys.exit(128 + signum)
-
-
-def write(spec: ShapesSpec, out: str, force: bool) -> bool:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return write_shapes(spec, out, force, print_tenth)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task('shapes', total=None)
-        return write_shapes(spec, out, force, lambda done, total: bar.update(task, completed=done, total=total))
-
-
-def print_tenth(done: int, total: int) -> None:
-    if done * 10 // total > (done - 1) * 10 // total:
-        print(f'{done} of {total} images', flush=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    signal.signal(signal.SIGTERM, terminate)
+    # SIGTERM ends Python on the spot; as an exception it lets the writer remove its temporary folder.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     start = time.perf_counter()
     try:
         classes = tuple(name.strip() for name in args.classes.split(',') if name.strip())
         spec = ShapesSpec(args.seed, args.size, args.num_train, args.num_val, classes)
-        written = write(spec, args.out, args.force)
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task('shapes', total=None)
+            written = write_shapes(
+                spec, args.out, args.force, lambda done, total: bar.update(task, completed=done, total=total)
+            )
     except (ValueError, OSError) as error:
-        if getattr(error, 'errno', None):  # the system refused, not write_shapes
-            print(f'error: cannot write {args.out}: {error}; nothing was left behind', file=sys.stderr)
-            return 1
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        refused = getattr(error, 'errno', None)  # by the system, not by write_shapes
+        print(
+            f'error: cannot write {args.out}: {error}; nothing was left behind' if refused else f'error: {error}',
+            file=sys.stderr,
+        )
+        return 1 if refused else 2
     except KeyboardInterrupt:
         print('error: interrupted; nothing was left behind', file=sys.stderr)
         return 130
-    if written:
-        print(
-            f'wrote {spec.num_train} training and {spec.num_val} validation images to {args.out} '
-            f'in {time.perf_counter() - start:.1f} s'
-        )
-    else:
-        print(f'{args.out} is already there')
+    counts = f'{spec.num_train} training and {spec.num_val} validation images'
+    done = f'wrote {counts} to {args.out} in {time.perf_counter() - start:.1f} s'
+    print(done if written else f'{args.out} is already there')
     return 0
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from swinv2_mm.checkpoints.load import plain
+from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.engine.checks.model import build_model
 from swinv2_mm.engine.config import read_config
 from swinv2_mm.engine.costs import check_backbone, image_shape
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> None:
-    """Print the costs of the config's window and of others, fixed and balanced, and advice."""
+    """Print the costs of the config's window and of others, fixed and balanced."""
     model = build_model({**cfg, 'init_cfg': None}, 'model.backbone')  # counting needs no weights
-    own, own_fit = model.window_size, cfg.get('window_fit', 'fixed')
+    own = model.window_size
     title = f'{shape[0]} x {shape[1]} pixels: tokens computed per real one, by stage, and multiply-adds of one image'
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
     for column in ('window', 'fixed', 'GMAC', 'balanced', 'GMAC', 'balanced windows, by stage'):
@@ -60,28 +60,8 @@ def print_report(cfg: dict, shape: tuple[int, int], windows: Sequence[int]) -> N
     console.width = max(console.width, 130)
     console.print(table)
     saved = 1 - work[own, 'balanced'] / work[own, 'fixed']
-    if own_fit == 'fixed' and saved > 0.005:
+    if cfg.get('window_fit', 'fixed') == 'fixed' and saved > 0.005:
         console.print(f"window_fit='balanced' with the window of the config computes {saved:.0%} less.")
-    model.set_window_size(own)
-    model.set_window_fit(own_fit)
-    rows, cols = (best_side(model, shape, axis) for axis in (0, 1))
-    console.print(
-        f'For images of one size: near this one, {rows} rows and {cols} columns waste least on padding with '
-        'the window of the config.'
-    )
-
-
-def best_side(model, shape: tuple[int, int], axis: int) -> int:
-    """The multiple of 32 within an eighth of a side where the least of the work is spent on padding."""
-
-    def padding(side: int) -> float:
-        size = (side, shape[1]) if axis == 0 else (shape[0], side)
-        work, costs = model.multiply_adds(size), model.padding_cost(size)
-        return sum(count * (1 - 1 / cost) for count, cost in zip(work, costs, strict=True)) / sum(work)
-
-    side = shape[axis]
-    sides = [s for s in range(32, 2 * side + 33, 32) if abs(s - side) <= max(side / 8, 32)]
-    return min(sides, key=lambda s: (round(padding(s), 3), abs(s - side)))
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ def test_the_tool_writes_says_so_and_does_not_repeat_itself(tmp_path):
     arguments = [tmp_path / 'a/set', '--size', 32, '--num-train', 3, '--num-val', 2]
     first, second = run_make_shapes(*arguments), run_make_shapes(*arguments)
     assert first.returncode == second.returncode == 0 and first.stderr == second.stderr == ''
-    assert '5 of 5 images' in first.stdout and 'wrote 3 training and 2 validation images' in first.stdout
+    assert first.stdout.startswith('wrote 3 training and 2 validation images')
     assert '\x1b' not in first.stdout
     assert second.stdout == f'{tmp_path / "a/set"} is already there\n'
     assert not write_shapes(TINY, tmp_path / 'a/set')  # the tool's arguments reach the package
