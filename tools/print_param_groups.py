@@ -25,7 +25,9 @@ from swinv2_mm.engine.recipe.layer_decay import check_layer_decay
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
 
-PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.(?:downsample|blocks\.\d+)|norm\d)\.')
+# The part of the backbone that a parameter is in, or the module beside it; and what it is.
+PART = re.compile(r'(?:backbone\.)?(stages\.\d+\.(?:downsample|blocks\.\d+)|\w+)')
+KIND = re.compile(r'cpb_mlp|logit_scale|bias$|$')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,21 +54,18 @@ def build(cfg: Config) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def print_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Print a line for all parameters that have the same learning rate and weight decay, and are of the same layer."""
+    table = Table('layer', 'modules', 'parameters', box=box.SIMPLE_HEAD)
+    for column in ('number', 'lr scale', 'lr', 'weight decay'):
+        table.add_column(column, justify='right')
     rows: dict[tuple, list[Tensor]] = {}
     for group in optimizer.param_groups:
         layer = re.sub('_(no_)?decay$', '', group.get('group_name', ''))
         rows.setdefault((layer, group['lr'], group['weight_decay']), []).extend(group['params'])
-    trained = {parameter for parameters in rows.values() for parameter in parameters}
-    frozen = [parameter for parameter in model.parameters() if parameter not in trained]
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ('layer', 'modules', 'parameters'):
-        table.add_column(column)
-    for column in ('number', 'lr scale', 'lr', 'weight decay'):
-        table.add_column(column, justify='right')
     for (layer, lr, decay), parameters in rows.items():
         scale = lr / optimizer.defaults['lr']
         table.add_row(layer, *contents(model, parameters), f'{scale:.4g}', f'{lr:.4g}', f'{decay:g}')
+    trained = {parameter for parameters in rows.values() for parameter in parameters}
+    frozen = [parameter for parameter in model.parameters() if parameter not in trained]
     if frozen:
         table.add_row('frozen', *contents(model, frozen))
     console = Console(highlight=False)
@@ -75,28 +74,16 @@ def print_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def contents(model: nn.Module, parameters: Sequence[Tensor]) -> tuple[str, str, str]:
-    """Say in which modules parameters are, of which kind they are, and how many numbers they hold."""
+    """Say in which modules parameters are, of which kinds they are, and how many numbers they hold."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    norms = {
-        parameter
-        for module in model.modules()
-        if 'norm' in type(module).__name__.lower()
-        for parameter in module.parameters(recurse=False)
-    }
-    modules: dict[str, dict[str, None]] = {}
-    kinds = {}
-    for parameter in parameters:
-        name = names[parameter]
-        part = PART.match(name)
-        modules.setdefault(name.split('.')[0], {})[part[1] if part else ''] = None
-        other = 'biases' if name.endswith('bias') else 'weights'
-        special = next((kind for kind in ('cpb_mlp', 'logit_scale') if kind in name), other)
-        kinds['norms' if parameter in norms else special] = None
-    where = [
-        place for module, parts in modules.items() for place in (parts if all(parts) and len(parts) < 5 else [module])
-    ]
+    norms = [module for module in model.modules() if 'norm' in type(module).__name__.lower()]
+    kinds = {p: (KIND.search(name)[0] or 'weights').replace('bias', 'biases') for p, name in names.items()}
+    kinds |= {parameter: 'norms' for norm in norms for parameter in norm.parameters(recurse=False)}
+    modules = dict.fromkeys(names[parameter].split('.')[0] for parameter in parameters)
+    parts = dict.fromkeys(PART.match(names[parameter])[1] for parameter in parameters)
+    found = dict.fromkeys(kinds[parameter] for parameter in parameters)
     count = sum(parameter.numel() for parameter in parameters)
-    return ', '.join(where), ', '.join(kinds), f'{count:,}'
+    return ', '.join(parts if len(parts) <= 8 else modules), ', '.join(found), f'{count:,}'
 
 
 if __name__ == '__main__':
