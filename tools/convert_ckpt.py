@@ -89,12 +89,9 @@ def verify(loaded: Loaded) -> Difference:
 
 def write(loaded: Loaded, dst: Path, target: str | None) -> list[str]:
     """Write DST; return our names that have no place in the layout of another code base."""
-    weights, lost, container = loaded.state(), [], 'state_dict'
-    if target is not None:
-        weights, lost = export_state_dict(weights, target)
-        container = LAYOUTS[target].container
+    weights, lost = (loaded.state(), []) if target is None else export_state_dict(loaded.state(), target)
     try:
-        write_file(weights, dst, loaded.meta(), container)
+        write_file(weights, dst, loaded.meta(), LAYOUTS[target or 'openmmlab'].container)
     except OSError as error:
         raise UserError(f'{dst} cannot be written: {error}. Nothing was left behind.') from error
     return lost

@@ -35,10 +35,8 @@ def check_python(version: Sequence[int]) -> None:
     low, high = SUPPORTED
     if not low <= tuple(version[:2]) <= high:
         sys.exit(
-            '\nsetup stopped. Python {}.{} cannot be used: the packages need 3.{} to 3.{}.\n'
-            'Install one of those and name it, for example: make setup PYTHON=python3.11'.format(
-                version[0], version[1], low[1], high[1]
-            )
+            f'\nsetup stopped. Python {version[0]}.{version[1]} cannot be used: the packages need 3.{low[1]} to '
+            f'3.{high[1]}.\nInstall one of those and name it, for example: make setup PYTHON=python3.11'
         )
 
 
@@ -47,8 +45,7 @@ def check_python(version: Sequence[int]) -> None:
 
 def pinned(name: str) -> str:
     """Version of a package in constraints.txt."""
-    found = re.search(r'^{}==(\S+)'.format(re.escape(name)), (ROOT / 'constraints.txt').read_text(), re.M)
-    return found.group(1) if found else sys.exit('constraints.txt has no line {}==…'.format(name))
+    return re.search(rf'^{name}==(\S+)', (ROOT / 'constraints.txt').read_text(), re.M).group(1)
 
 
 def installed(name: str) -> Optional[str]:
@@ -56,9 +53,8 @@ def installed(name: str) -> Optional[str]:
 
     The version alone does not change when ``pip install mmcv`` brings a wheel that was compiled for another torch.
     """
-    for info in VENV.glob('lib/python3.*/site-packages/{}-*.dist-info'.format(name)):
-        return '{} {}'.format(info.name, info.stat().st_mtime_ns)
-    return None
+    found = next(VENV.glob(f'lib/python3.*/site-packages/{name}-*.dist-info'), None)
+    return found and f'{found.name} {found.stat().st_mtime_ns}'
 
 
 def state() -> Dict[str, Any]:
@@ -111,10 +107,10 @@ def set_up(stamp: Dict[str, Any]) -> None:
     LOG.write_text('')
     packages = uv.Uv(PYTHON, ROOT / 'constraints.txt', LOG)
     packages.bootstrap(pinned('uv'))
-    say('install torch {} and what compiling needs'.format(pinned('torch')))
+    say(f'install torch {pinned("torch")} and what compiling needs')
     packages.install('torch', 'setuptools', 'ninja')
     torch = mmcv.probe_torch(PYTHON)
-    say('install mmcv {}; it is compiled once for torch {}, in minutes'.format(pinned('mmcv'), torch.version))
+    say(f'install mmcv {pinned("mmcv")}; it is compiled once for torch {torch.version}, in minutes')
     same = (stamp.get('torch'), stamp.get('mmcv')) == (installed('torch'), installed('mmcv'))
     mmcv.install(torch, packages, reinstall=not same)
     say('install MMDetection, MMSegmentation, swinv2_mm and the rest')
@@ -122,8 +118,8 @@ def set_up(stamp: Dict[str, Any]) -> None:
     say('check the environment')
     report = subprocess.run([str(PYTHON), '-m', 'swinv2_mm.doctor'], cwd=str(ROOT), stdout=subprocess.PIPE)
     if report.returncode:
-        afresh = '{} cache clean mmcv && rm -rf .venv && make setup'.format(os.path.relpath(str(packages.program)))
-        stop('The environment cannot train:\n{}\nStart afresh: {}'.format(report.stdout.decode(), afresh))
+        afresh = f'{os.path.relpath(packages.program)} cache clean mmcv && rm -rf .venv && make setup'
+        stop(f'The environment cannot train:\n{report.stdout.decode()}\nStart afresh: {afresh}')
     STAMP.write_text(json.dumps(state(), indent=1) + '\n')
     say('ready: make test, make train, . .venv/bin/activate')
 

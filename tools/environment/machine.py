@@ -6,11 +6,19 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from environment.messages import APT_COMPILER, stop
+from environment.messages import stop
 
 GIB = 2**30
+APT = 'On Debian and Ubuntu: apt-get install build-essential python3-dev'
+
+
+def ask(command: Sequence[object]) -> tuple[int, str]:
+    """Run a command; return its exit status and what it prints on both streams."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
+    return done.returncode, done.stdout.strip() or 'no output'
 
 
 def check_disk(needed_gib: float, where: Path, remedy: str) -> None:
@@ -28,26 +36,22 @@ def compiler() -> list[str]:
 def check_compiler(command: list[str], include: str) -> None:
     """Stop unless a small extension that includes Python.h compiles and links."""
     if shutil.which(command[0]) is None:
-        stop(f'mmcv must be compiled, and there is no C++ compiler ({command[0]}).\n{APT_COMPILER}')
+        stop(f'mmcv must be compiled, and there is no C++ compiler ({command[0]}).\n{APT}')
     with tempfile.TemporaryDirectory() as temp:
         source = Path(temp, 'probe.cpp')
         source.write_text('#include <vector>\n#include <Python.h>\nint probe() { return std::vector<int>(1)[0]; }\n')
-        call = [*command, '-shared', '-fPIC', f'-I{include}', str(source), '-o', f'{temp}/probe.so']
-        done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    if done.returncode and 'Python.h' in done.stdout:
-        stop(f'mmcv must be compiled, and Python.h is missing in {include}.\n{APT_COMPILER}')
-    if done.returncode:
-        last = (done.stdout.strip().splitlines() or ['no output'])[-1]
-        stop(f'{command[0]} cannot compile a small C++ program: {last}\n{APT_COMPILER}')
+        status, said = ask([*command, '-shared', '-fPIC', f'-I{include}', source, '-o', f'{temp}/probe.so'])
+    if status and 'Python.h' in said:
+        stop(f'mmcv must be compiled, and Python.h is missing in {include}.\n{APT}')
+    if status:
+        stop(f'{command[0]} cannot compile a small C++ program: {said.splitlines()[-1]}\n{APT}')
 
 
 def nvcc_version(home: str) -> str | None:
     """CUDA version of the nvcc in a toolkit, or on PATH for ``''``; None if there is none."""
     nvcc = shutil.which('nvcc', path=f'{home}/bin' if home else None)
-    if nvcc is None:
-        return None
-    found = re.search(r'release (\d+\.\d+)', subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout)
-    return found and found.group(1)
+    found = nvcc and re.search(r'release (\d+\.\d+)', ask([nvcc, '--version'])[1])
+    return found.group(1) if found else None
 
 
 def jobs() -> int:

@@ -7,7 +7,6 @@ import time
 from typing import NoReturn
 
 BEGAN = time.monotonic()
-APT_COMPILER = 'On Debian and Ubuntu: apt-get install build-essential python3-dev'
 
 # A pattern in the output of uv, pip or a compiler, and its meaning. The first match is reported.
 FAILURES = (
@@ -42,7 +41,6 @@ FAILURES = (
         'The package index has no {what} for this machine ({machine}), or cannot be reached. Check the network; '
         'another Python may have one: make setup PYTHON=python3.11',
     ),
-    (r"command '\S*(?:c\+\+|g\+\+|gcc|cc)' failed: No such file", 'There is no C++ compiler.\n' + APT_COMPILER),
 )
 
 

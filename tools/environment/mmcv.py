@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +35,10 @@ print('PROBE' + json.dumps([torch.__version__, torch.version.cuda or '', archs, 
 
 def probe_torch(python: Path) -> Torch:
     """Ask the environment's torch; stop if it does not import."""
-    call = [python, '-c', PROBE_TORCH]
-    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    found = re.search('^PROBE(.*)$', done.stdout, re.M)
+    _, said = machine.ask([python, '-c', PROBE_TORCH])
+    found = re.search('^PROBE(.*)$', said, re.M)
     if not found:
-        last = (done.stdout.strip().splitlines() or ['no output'])[-1]
-        stop(f'torch does not import: {last}\nStart afresh: rm -rf .venv && make setup')
+        stop(f'torch does not import: {said.splitlines()[-1]}\nStart afresh: rm -rf .venv && make setup')
     return Torch(*json.loads(found.group(1)))
 
 
@@ -51,10 +48,7 @@ def check_nvcc(torch: Torch) -> None:
     if nvcc is None:
         problem = 'There is a GPU, but no nvcc to compile mmcv for it.'
     elif nvcc.split('.')[0] != torch.cuda.split('.')[0]:
-        problem = (
-            f'nvcc has CUDA {nvcc}, and torch {torch.version} has CUDA {torch.cuda}: mmcv cannot be compiled for the '
-            'GPU.'
-        )
+        problem = f'mmcv cannot be compiled for the GPU: nvcc has CUDA {nvcc}, torch {torch.version} CUDA {torch.cuda}.'
     else:
         return
     stop(
@@ -74,10 +68,6 @@ def build_env(temp: Path, include: Sequence[str] = ()) -> dict[str, str]:
     Debug symbols take half of the time, and Python compiles extensions with ``-g``. CPPFLAGS adds to Python's flags; a
     CFLAGS variable would replace them, ``-O3`` included. Objects go to a fresh folder: uv compiles every build of a
     source in the same place, where ninja would find the objects of another torch up to date.
-
-    Args:
-        temp: Empty folder for the objects.
-        include: Flags of the precompiled header.
     """
     (temp / 'setup.cfg').write_text(f'[build]\nbuild_base = {temp}/build\n')
     return {
@@ -92,10 +82,7 @@ def build_env(temp: Path, include: Sequence[str] = ()) -> dict[str, str]:
 def install(torch: Torch, uv: Uv, reinstall: bool) -> None:
     """Install mmcv for this torch: uv takes the build from its cache, or compiles it.
 
-    Args:
-        torch: The installed torch.
-        uv: The environment's.
-        reinstall: Replace an installed mmcv, which may have been compiled for another torch.
+    ``reinstall`` replaces an installed mmcv, which may have been compiled for another torch.
     """
     check_nvcc(torch)
     if reinstall:

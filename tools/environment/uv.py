@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from environment.machine import ask
 from environment.messages import explain, say, stop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,29 +35,20 @@ SETTINGS = (
 
 def make_environment(folder: Path) -> None:
     """Create an environment of this Python, with pip, in the place of what is there."""
-    call = [sys.executable, '-m', 'venv', '--clear', folder]
-    done = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace')
-    if done.returncode:
+    status, said = ask([sys.executable, '-m', 'venv', '--clear', folder])
+    if status:
         version = '{}.{}'.format(*sys.version_info[:2])
-        missing = re.search('ensurepip|No module named', done.stdout)  # Debian ships it in a package of its own
+        missing = re.search('ensurepip|No module named', said)  # Debian ships it in a package of its own
         remedy = f'\nOn Debian and Ubuntu: apt-get install python{version}-venv' if missing else ''
-        stop(f'Python {version} cannot create the environment {folder}:\n{done.stdout.strip()}{remedy}')
+        stop(f'Python {version} cannot create the environment {folder}:\n{said}{remedy}')
 
 
 def settings(pip_config: str, env: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables that hand pip's settings to uv; those that ``env`` has already are left out.
-
-    Args:
-        pip_config: Output of ``pip config list``, which includes the PIP_ variables as section ``:env:``.
-        env: The environment of this process.
-    """
-    found = re.findall(r'^(\S+)\.([\w-]+)=(.*)$', pip_config, re.M)
-    merged = {
-        name: str(ast.literal_eval(value))
-        for wanted in ('global', 'install', ':env:')  # the last one wins
-        for section, name, value in found
-        if section == wanted
-    }
+    """Variables that hand the output of ``pip config list`` to uv; those that ``env`` has already are left out."""
+    merged: dict[str, str] = {}
+    for section in ('global', 'install', ':env:'):  # the last one, of the PIP_ variables, wins
+        found = re.findall(rf'^{section}\.([\w-]+)=(.*)$', pip_config, re.M)
+        merged.update({name: str(ast.literal_eval(value)) for name, value in found})
     # pip takes the best version of all indexes and trusts the system's certificates.
     ours = {'UV_INDEX_STRATEGY': 'unsafe-best-match', 'UV_SYSTEM_CERTS': '1'}
     ours.update({variable: by.join(merged[name].split()) for name, variable, by in SETTINGS if merged.get(name)})
@@ -98,36 +90,32 @@ def run(command: Sequence[object], log: Path, env: Mapping[str, str]) -> tuple[i
 
 
 class Uv:
-    """uv for one environment. A call that fails stops the setup and says why.
+    """uv for the environment of a Python, with a file of pinned versions; the log gets all output.
 
-    Args:
-        python: The environment's interpreter.
-        constraints: File with the pinned versions.
-        log: File that all output is appended to.
+    A call that fails stops the setup and says why.
     """
 
     def __init__(self, python: Path, constraints: Path, log: Path) -> None:
         self.python, self.log, self.program = python, log, python.with_name('uv')
-        config = subprocess.run([python, '-m', 'pip', 'config', 'list'], capture_output=True, text=True).stdout
-        self.env = {**os.environ, **settings(config, os.environ)}
+        self.env = {**os.environ, **settings(ask([python, '-m', 'pip', 'config', 'list'])[1], os.environ)}
         pins = os.path.relpath(constraints, ROOT)  # uv splits these variables at spaces, which ROOT may have
         self.env['UV_CONSTRAINT'] = f'{pins} {self.env.get("UV_CONSTRAINT", "")}'.strip()
         self.env['UV_BUILD_CONSTRAINT'] = pins
 
-    def _call(self, command: Sequence[object], env: Mapping[str, str] | None = None) -> None:
+    def _call(self, *command: object, env: Mapping[str, str] | None = None) -> None:
         status, output = run(command, self.log, {**self.env, **(env or {})})
         if status:
             stop(f'{explain(output)}\nThe whole output is in {self.log}')
 
     def bootstrap(self, version: str) -> None:
         """Have pip install this version of uv into the environment."""
-        self._call([self.python, '-m', 'pip', 'install', '--progress-bar', 'off', f'uv=={version}'])
+        self._call(self.python, '-m', 'pip', 'install', '--progress-bar', 'off', f'uv=={version}')
 
     def install(self, *arguments: object, env: Mapping[str, str] | None = None) -> None:
         """Install into the environment, with more variables if something is to be built."""
-        command = [self.program, 'pip', 'install', '--python', self.python, '--no-build-isolation-package', 'mmcv']
-        self._call([*command, *arguments], env)
+        options = ['--python', self.python, '--no-build-isolation-package', 'mmcv']
+        self._call(self.program, 'pip', 'install', *options, *arguments, env=env)
 
     def uninstall(self, package: str) -> None:
         """Remove a package, if it is there."""
-        self._call([self.program, 'pip', 'uninstall', '--python', self.python, package])
+        self._call(self.program, 'pip', 'uninstall', '--python', self.python, package)

@@ -38,7 +38,6 @@ UV_NO_VERSION = """error: No solution found when resolving dependencies
         ('error: Could not acquire lock\n  cause: Read-only file system', 'UV_CACHE_DIR='),
         ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]'))", 'global.cert'),
         ('  cause: client error (Connect)\n  cause: invalid peer certificate: UnknownIssuer', 'global.cert'),
-        ("DEBUG error: command 'c++' failed: No such file or directory", 'apt-get install build-essential'),
         ('line\nERROR: something new\n', 'failed: ERROR: something new'),
         ('line\nerror: something new\n  cause: this\n  cause: that', 'failed: error: something new\n  cause: this'),
         ('requests.exceptions.ProxyError: 407 Proxy Authentication Required', 'set HTTPS_PROXY'),
