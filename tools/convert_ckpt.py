@@ -24,26 +24,20 @@ TARGETS = ('microsoft', 'timm', 'huggingface')
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'src', help='a file or folder, a URL, a released name (docs/checkpoints.md), or hf://owner/name'
-    )
+    parser.add_argument('src', help='a file, folder, URL, released name (docs/checkpoints.md), or hf://owner/name')
     parser.add_argument('dst', help='the file to write: .safetensors, or .pth')
     parser.add_argument('--source', choices=['auto', *LAYOUTS], default='auto', help='layout of SRC; default auto')
     parser.add_argument('--prefix', help="the text before the backbone's keys, as backbone. in a detector")
     parser.add_argument('--ema', action='store_true', help='take the running average of the weights')
+    windows = 'windows of the first pre-training, one per stage or one for all, where SRC does not tell them'
+    parser.add_argument('--pretrained-window-sizes', type=int, nargs='+', metavar='W', help=windows)
     parser.add_argument(
-        '--pretrained-window-sizes',
-        type=int,
-        nargs='+',
-        metavar='W',
-        help='windows of the first pre-training, one per stage or one for all, where SRC does not tell them',
+        '--to',
+        choices=TARGETS,
+        help='write the layout of another code base instead of our own',
     )
-    parser.add_argument('--to', choices=TARGETS, help='write the layout of another code base instead of our own')
-    parser.add_argument(
-        '--verify',
-        action='store_true',
-        help="build the backbone, load strictly, run it, and compare with the source's own package if it is installed",
-    )
+    verified = "build the backbone, load strictly, run it, and compare with the source's own package if it is installed"
+    parser.add_argument('--verify', action='store_true', help=verified)
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     parser.add_argument('--json', action='store_true', help='report as JSON')
     args = parser.parse_args(argv)
@@ -53,13 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f'{dst}: name a file that ends in .pth or .safetensors.')
     if dst.exists() and not args.force:
         raise UserError(f'{dst} exists and is kept; choose another name, or give --force to replace it.')
-    loaded = open_checkpoint(
-        args.src,
-        layout=None if args.source == 'auto' else args.source,
-        prefix=args.prefix,
-        ema=args.ema,
-        pretrained_window_sizes=args.pretrained_window_sizes,
-    )
+    layout = None if args.source == 'auto' else args.source
+    options = dict(prefix=args.prefix, ema=args.ema, pretrained_window_sizes=args.pretrained_window_sizes)
+    loaded = open_checkpoint(args.src, layout=layout, **options)
     if loaded.pretrained_window_sizes is None:
         raise UserError(
             f'{args.src} does not tell the windows of its first pre-training, which its position bias is normalised '

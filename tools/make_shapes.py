@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'error: {message}\n')
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
     default = ShapesSpec()
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('out', help='folder to write: absent, empty, or an earlier set')
@@ -26,11 +26,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--num-val', type=int, default=default.num_val, help='validation images')
     parser.add_argument('--classes', default=','.join(default.classes), help=f'out of {", ".join(OUTLINES)}')
     parser.add_argument('--force', action='store_true', help='replace an earlier set made with other arguments')
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     # SIGTERM ends Python on the spot; as an exception it lets the writer remove its temporary folder.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     start = time.perf_counter()

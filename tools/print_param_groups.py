@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from rich import box
@@ -39,17 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if 'optimizer' not in (cfg.get('optim_wrapper') or {}):
         raise UserError(f'{args.config} has no optim_wrapper.optimizer: it does not describe a training.')
     check_layer_decay(cfg)
-    print_groups(*build(cfg))
-
-
-def build(cfg: Config) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Build the model and the optimizer of a config, without memory for either."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     MMLogger.get_instance('print_param_groups').setLevel('ERROR')  # the table says what mmengine would log
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = build_model(cfg.model)
-        return model, build_optimizer(cfg.optim_wrapper, model).optimizer
+        model = build_model(cfg.model)  # without memory
+        print_groups(model, build_optimizer(cfg.optim_wrapper, model).optimizer)
 
 
 def print_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

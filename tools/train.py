@@ -13,21 +13,14 @@ from swinv2_mm.errors import say
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--amp',
-        choices=PRECISIONS,
-        metavar='TYPE',
-        help='train in mixed precision: bf16 or fp16, or fp32 to switch it off; without a value, or auto, what the '
-        'config says, else bf16 where the device has arithmetic for it; elsewhere fp32 on a CPU, fp16 on a GPU',
+    precision = (
+        'train in mixed precision: bf16 or fp16, or fp32 to switch it off; without a value, or auto, what the config '
+        'says, else bf16 where the device has arithmetic for it; elsewhere fp32 on a CPU, fp16 on a GPU'
     )
+    parser.add_argument('--amp', choices=PRECISIONS, metavar='TYPE', help=precision)
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='go on from this checkpoint; without a value, from the latest in the work dir, if there is one',
-    )
+    resume = 'go on from this checkpoint; without a value, from the latest in the work dir, if there is one'
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help=resume)
     add_common_arguments(parser)
     argv = with_value(sys.argv[1:] if argv is None else argv, '--amp', PRECISIONS, 'auto')
     runner = train(prepare_training(**parse(parser, argv)))

@@ -18,9 +18,9 @@ HEADER = '#include <torch/types.h>\n'
 
 @contextmanager
 def included(folder: Path, python: Path, env: Mapping[str, str], text: str = HEADER) -> Iterator[list[str]]:
-    """Write a header, precompile it in the background, and give the flags that include it.
+    """Precompile a header in the background, for builds with the variables ``env``; give the flags that include it.
 
-    Files that are compiled before it is complete read its text. ``env`` has the variables that mmcv is compiled with.
+    Files that are compiled before it is complete read its text.
     """
     if ' ' in str(folder):  # distutils splits CPPFLAGS at spaces
         yield []
