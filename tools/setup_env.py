@@ -96,7 +96,7 @@ def set_up(stamp: Dict[str, Any]) -> None:
     from environment import machine, mmcv, uv
     from environment.messages import say, stop
 
-    machine.check_compiler(machine.compiler(), sysconfig.get_path('include'))
+    machine.check_compiler(sysconfig.get_path('include'))
     if installed('torch') is None:
         machine.check_disk(VENV_CUDA_GIB if shutil.which('nvidia-smi') else VENV_GIB, ROOT, 'Free some space.')
         remedy = 'Free some space, or name another place: TMPDIR=/some/where make setup'

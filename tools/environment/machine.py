@@ -28,13 +28,9 @@ def check_disk(needed_gib: float, where: Path, remedy: str) -> None:
         stop(f'The setup needs about {needed_gib:g} GB in {where}, where {free:.1f} GB are free.\n{remedy}')
 
 
-def compiler() -> list[str]:
-    """The C++ compiler that torch's build calls."""
-    return shlex.split(os.environ.get('CXX', '')) or ['c++']
-
-
-def check_compiler(command: list[str], include: str) -> None:
+def check_compiler(include: str) -> None:
     """Stop unless a small extension that includes Python.h compiles and links."""
+    command = shlex.split(os.environ.get('CXX', '')) or ['c++']  # as torch's build
     if shutil.which(command[0]) is None:
         stop(f'mmcv must be compiled, and there is no C++ compiler ({command[0]}).\n{APT}')
     with tempfile.TemporaryDirectory() as temp:
