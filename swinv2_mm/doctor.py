@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import re
 import shlex
 import shutil
@@ -73,13 +72,11 @@ def package(name: str, rows: dict[str, Row]) -> Row:
     deep = rows.get(OPERATIONS, Row('')).status == OK
     modules = (line.modules or (name,))[: None if deep else 1]
     problem = next(filter(None, map(import_problem, modules)), None)
-    why = f' ({line.why})' if line.why else ''
-    remedy = install('pip install ' + shlex.quote(f'{name}=={line.tested}'))
-    if problem and found is None:
-        return Row('missing', line.bad, remedy + why, False)
     if problem:
-        hints = (hint for names, text, hint in HINTS if name in names and re.search(text, problem))
-        return Row(f'{found}, does not import: {problem}', line.bad, next(hints, remedy) + why, False)
+        hints = [hint for names, text, hint in HINTS if name in names and re.search(text, problem)] if found else []
+        remedy = hints[0] if hints else install('pip install ' + shlex.quote(f'{name}=={line.tested}'))
+        why = f' ({line.why})' if line.why else ''
+        return Row(f'{found}, does not import: {problem}' if found else 'missing', line.bad, remedy + why, False)
     if found is None and (headless := version_of(f'{name}-headless')):
         return Row(f'{headless} (headless)', WARNING, f'works; mmengine requires {name} by name')
     if found is None:  # a fork by another name, or a checkout on the path
@@ -109,7 +106,7 @@ def load_operations() -> subprocess.CompletedProcess:
 def operations(*_: object) -> Row:
     build = install(
         'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary mmcv '
-        f'mmcv=={TABLE["mmcv"].tested}'
+        f'mmcv=={TABLE["mmcv"].tested}, with a C++ compiler (apt-get install build-essential python3-dev)'
     )
     if version_of('mmcv') is None and version_of('mmcv-lite'):
         return Row('mmcv-lite has no compiled operations', ERROR, f'pip uninstall mmcv-lite, then {build}')
@@ -131,24 +128,13 @@ def gpu(*_: object) -> Row:
     import torch
 
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Row(f'{len(names)} x {names[0]}, CUDA {torch.version.cuda}')
+        return Row(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}')
     if shutil.which('nvidia-smi') and subprocess.run(['nvidia-smi', '-L'], capture_output=True).returncode == 0:
         remedy = f'the driver is too old for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPU'
         if torch.version.cuda is None:
             remedy = 'torch is a CPU build: see https://pytorch.org/get-started/locally, then compile mmcv again'
         return Row('present, but torch cannot use it', WARNING, remedy)
     return Row('none: training runs on the CPU')
-
-
-def compiler(_: str, rows: dict[str, Row]) -> Row:
-    """A C++ compiler is only missed where mmcv must still be compiled."""
-    command = shlex.split(os.environ.get('CXX', '')) or ['c++']
-    if shutil.which(command[0]) is None:
-        needed = rows[OPERATIONS].status != OK
-        return Row('none', WARNING, 'apt-get install build-essential python3-dev') if needed else Row('none')
-    done = subprocess.run([*command, '-dumpfullversion', '-dumpversion'], capture_output=True, text=True)
-    return Row(f'{command[0]} {done.stdout.strip()}')
 
 
 def kernels(*_: object) -> Row:
@@ -187,21 +173,13 @@ def model(*_: object) -> Row:
 
 
 class Line(NamedTuple):
-    """What is checked, and how.
+    """What is checked, and how."""
 
-    Attributes:
-        tested: The version that the tests run with, as in constraints.txt (an installed package does not carry it).
-        bad: Status if it is missing or broken.
-        why: What does not work without it.
-        modules: What to import, if not the name itself. A second one is skipped where mmcv's operations do not load.
-        check: Takes the item and the rows before it.
-    """
-
-    tested: str = ''
-    bad: str = ERROR
-    why: str = ''
-    modules: tuple[str, ...] = ()
-    check: Callable[[str, dict[str, Row]], Row] = package
+    tested: str = ''  # as in constraints.txt, which an installed package does not carry
+    bad: str = ERROR  # the status if it is missing or broken
+    why: str = ''  # what does not work without it
+    modules: tuple[str, ...] = ()  # if not the name itself; a second one is skipped where mmcv's operations do not load
+    check: Callable[[str, dict[str, Row]], Row] = package  # takes the item and the rows before it
 
 
 OPERATIONS = 'mmcv._ext'
@@ -224,7 +202,6 @@ TABLE = {
     'safetensors': Line('0.8.0'),
     'rich': Line('15.0.0', WARNING),
     'GPU': Line('none needed', WARNING, check=gpu),
-    'C++ compiler': Line('gcc 12', WARNING, check=compiler),
     'kernels on CPU': Line('', WARNING, check=kernels),
     'swinv2_mm': Line('', check=model),
 }

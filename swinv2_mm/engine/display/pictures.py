@@ -16,7 +16,7 @@ from swinv2_mm.registry import HOOKS
 class PicturesHook(Hook):
     """Draw every test image into one folder, ground truth left and prediction right, under the image's own name.
 
-    MMSegmentation's own hook nests folders and adds counters; MMDetection's joins a relative folder to the work dir once
+    MMSegmentation's hook nests folders and adds counters; MMDetection's joins a relative folder to the work dir once
     per batch. The visualizers draw in rank 0 only: of a distributed test they show the images of that process.
 
     Args:
