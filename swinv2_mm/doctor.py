@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +30,6 @@ class Row(NamedTuple):
     status: str = OK
     remedy: str = ''
     usable: bool = True
-    item: str = ''
-    tested: str = ''
 
 
 def version_of(distribution: str) -> str | None:
@@ -218,34 +216,32 @@ HINTS = (
 
 def check(name: str, rows: dict[str, Row]) -> Row:
     """Run one check; a check that raises is a row like any other."""
-    line = TABLE[name]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            row = line.check(name, rows)
+            return TABLE[name].check(name, rows)
     except (Exception, SystemExit) as error:
-        row = Row(in_one_line(error), line.bad, 'fix the rows above first', False)
-    return row._replace(item=name, tested=line.tested)
+        return Row(in_one_line(error), TABLE[name].bad, 'fix the rows above first', False)
 
 
-def examine() -> list[Row]:
+def examine() -> dict[str, Row]:
     """All rows. Without both detection and segmentation nothing can be trained: then both are errors."""
     rows: dict[str, Row] = {}
     for name in TABLE:
         rows[name] = check(name, rows)
     if not any(rows[name].usable for name in FRAMEWORKS):
         rows |= {name: rows[name]._replace(status=ERROR) for name in FRAMEWORKS}
-    return list(rows.values())
+    return rows
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: dict[str, Row]) -> str:
     """The rows as plain text, to print without any package and to paste into an issue, and a verdict."""
     lines = []
-    for row in rows:
-        tested = f'  (tested: {row.tested})' if row.tested else ''
-        lines.append(f'{row.status:8} {row.item:15} {row.found}{tested}')
+    for name, row in rows.items():
+        tested = f'  (tested: {TABLE[name].tested})' if TABLE[name].tested else ''
+        lines.append(f'{row.status:8} {name:15} {row.found}{tested}')
         lines += [f'{"":8} -> {row.remedy}'] if row.remedy else []
-    errors, warned = (sum(row.status == status for row in rows) for status in (ERROR, WARNING))
+    errors, warned = (sum(row.status == status for row in rows.values()) for status in (ERROR, WARNING))
     ready = 'ready to train' + (f'; warnings: {warned}' if warned else '')
     return '\n'.join((*lines, f'not ready to train: {errors} to fix' if errors else ready))
 
@@ -253,7 +249,7 @@ def report(rows: Sequence[Row]) -> str:
 def main() -> int:
     rows = examine()
     print(report(rows))
-    return int(any(row.status == ERROR for row in rows))
+    return int(any(row.status == ERROR for row in rows.values()))
 
 
 if __name__ == '__main__':

@@ -99,17 +99,15 @@ def _to_write(spec: ShapesSpec, out: Path, force: bool) -> bool:
         raise FileExistsError(f'{out} is a file, not a folder: choose another name')
     if not out.exists() or not any(out.iterdir()):
         return True
-    there = {}
     try:
         there = json.loads((out / 'shapes.json').read_text())
         files = set(_files(ShapesSpec(**there['parameters'])))
-        foreign = there['generator'] != _GENERATOR
+        if there['generator'] != _GENERATOR:
+            raise ValueError('the marker of something else')
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
-        foreign = True
-    if foreign:
         raise FileExistsError(
             f'{out} is not empty and holds no shapes data set: choose another folder, or empty this one yourself'
-        )
+        ) from None
     present = {path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_symlink() or not path.is_dir()}
     missing, added, wanted = files - present, present - files, _marker(spec)
     if not missing and all(there.get(key) == value for key, value in wanted.items()):

@@ -59,11 +59,10 @@ def task_of(cfg: Config, model: dict) -> str:
 
 
 def prediction_size(cfg: Config) -> tuple[int, int] | None:
-    """Rows and columns that a model of a config predicts at once.
+    """Rows and columns that a model of a config predicts at once, if the config says so.
 
-    Returns:
-        For segmentation a crop of the sliding window's size, or of the training's; otherwise the largest image, lying,
-        that the test pipeline resizes to. None if the config does not say.
+    For segmentation a crop of the sliding window's size, or of the training's; otherwise the largest image, lying, that
+    the test pipeline resizes to.
     """
     if cfg.model.get('data_preprocessor', {}).get('size'):
         return tuple(cfg.model.test_cfg.get('crop_size') or cfg.model.data_preprocessor.size)

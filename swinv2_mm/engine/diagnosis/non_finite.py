@@ -46,9 +46,10 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._runner = runner
+        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         # Accumulated gradients may have become bad in any of their steps.
         self._steps: deque[Step] = deque(maxlen=runner.cfg.optim_wrapper.get('accumulative_counts', 1))
-        _unwrapped(runner).data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
+        self._model.data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
         wrapper = runner.optim_wrapper
         for part in wrapper.values() if hasattr(wrapper, 'values') else [wrapper]:
             if isinstance(part.optimizer, torch.optim.Optimizer):
@@ -78,7 +79,7 @@ class NonFiniteHook(Hook):
     def explain(self, error: Exception) -> None:
         """Stop as for a bad loss, if the step that raised an exception has a module whose output is not finite."""
         try:
-            bad = any(step.repeat(_unwrapped(self._runner)) for step in list(self._steps)[-1:])
+            bad = any(step.repeat(self._model) for step in list(self._steps)[-1:])
         except Exception:  # the step's own, with another cause
             return
         if bad:
@@ -89,9 +90,8 @@ class NonFiniteHook(Hook):
         here = f'training has stopped at {self._steps[-1].where if self._steps else _place(self._runner)}: {what}.'
         if not self._steps:  # the model prepares batches in its own way
             raise UserError(f'{here} {_REMEDIES}')
-        steps = list(self._steps)  # repeating one notes it again
-        told = [(step.repeat(_unwrapped(self._runner)), step) for step in steps]
-        found, step = next((pair for pair in told if pair[0]), ('', steps[-1]))
+        told = [(step.repeat(self._model), step) for step in list(self._steps)]  # repeating one notes it again
+        found, step = next((pair for pair in told if pair[0]), told[-1])
         files = ', '.join(files_in(step.batch)) or 'it names no files'
         mine = found, f'{f" of process {get_rank()}" if get_world_size() > 1 else ""}, {step.where}: {files}'
         everywhere = all_gather_object(mine)
@@ -135,10 +135,6 @@ def _place(runner: Runner) -> str:
         length = len(runner.train_dataloader)
         return f'epoch {runner.epoch + 1}, iteration {runner.iter % length + 1} of {length}'
     return f'iteration {runner.iter + 1} of {runner.max_iters}'
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _gradient_norm(wrapper: OptimWrapper) -> float:

@@ -24,12 +24,8 @@ class Lines:
     """Progress lines: after the first iteration, ten seconds later, then at doubling intervals.
 
     mmengine logs every so many iterations: on a slow machine the first line takes many minutes, and a shorter interval
-    would flood a fast one. These lines are few in a run of any length, and the first one comes early.
-
-    Args:
-        total: Iterations of the run.
-        done: Iterations that were done before it started.
-        clock: Returns seconds.
+    would flood a fast one. These lines are few in a run of any length, and the first one comes early. Of all ``total``
+    iterations some may be ``done`` already; ``clock`` returns seconds.
     """
 
     def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:

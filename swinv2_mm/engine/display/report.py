@@ -34,13 +34,8 @@ _STYLE = {
 }
 
 
-def draw_report(runs: Sequence[Run], out: str | Path) -> None:
-    """Draw runs on the same axes into one picture, crash-safe: it appears complete or not at all.
-
-    Args:
-        runs: One, with all that it logged, or several, with the numbers that compare them.
-        out: A ``.png``, ``.svg`` or ``.pdf``.
-    """
+def draw_report(runs: Sequence[Run], out: Path) -> None:
+    """Draw one run, or the numbers that compare several, into a picture that appears complete or not at all."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,16 +60,12 @@ def draw_report(runs: Sequence[Run], out: str | Path) -> None:
             top.set_xlabel('epoch', fontsize=9)
             top.tick_params(labelsize=9)
         figure.suptitle('\n'.join(map(_headline, runs)), fontsize=12, x=0.01, ha='left')
-        with replacing(Path(out)) as file:
-            figure.savefig(file, dpi=100, format=Path(out).suffix[1:].lower())
+        with replacing(out) as file:
+            figure.savefig(file, dpi=100, format=out.suffix[1:].lower())
 
 
 def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
-    """Draw the picture of one run, or the comparison of several; return its path.
-
-    Args:
-        work_dirs: Their work dirs.
-        out: The picture; by default ``report.png`` in the work dir, of a single run.
+    """Draw the picture of one run, by default ``report.png`` in its work dir, or of several; return its path.
 
     Raises:
         UserError: A folder holds no log of a training, or ``out`` cannot be a picture.
@@ -192,15 +183,7 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
 def _curves(
     axis: Any, title: str, wanted: Sequence[tuple[str, Run, str]], smooth: bool = True, legend: bool = True
 ) -> None:
-    """Draw series by iteration: thin as logged, thick as a running median, on a log scale where they span a decade.
-
-    Args:
-        axis: Where.
-        title: Of the panel.
-        wanted: Label, run and name of each series.
-        smooth: Whether these are noisy.
-        legend: Whether to name them.
-    """
+    """Draw series (label, run, name): thin as logged, thick as a median, on a log scale where they span a decade."""
     axis.set_title(title, loc='left')
     low, high = math.inf, 0.0
     for index, (label, run, name) in enumerate(wanted):
