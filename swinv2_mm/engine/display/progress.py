@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from operator import attrgetter
 from typing import Any
@@ -14,10 +14,22 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.display.run_log import metrics_of
+from swinv2_mm.engine.mmengine_internals import filtered_screen
 from swinv2_mm.registry import HOOKS
 
 _SECONDS = 0.5  # between two updates of the bars
 _FIRST_WAIT = 10.0  # seconds between the first two lines
+# How mmengine begins messages of hundreds of lines, after line breaks and dashes.
+_DUMPS = ('System environment:', 'Config:', 'Hooks will be executed in the following order:', 'paramwise_options -- ')
+
+
+def dumps_in_file_only() -> AbstractContextManager[None]:
+    """Keep mmengine's dumps off the screen, for the loggers that runners build in this context."""
+
+    def is_no_dump(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.INFO or not str(record.msg).lstrip('\n-').startswith(_DUMPS)
+
+    return filtered_screen(is_no_dump)
 
 
 class Lines:
