@@ -208,8 +208,7 @@ MMCV = install(f'pip install mmcv=={TABLE["mmcv"].tested}')
 HINTS = (
     (('setuptools',), 'pkg_resources', "pip install 'setuptools<81' (mmengine imports pkg_resources, gone in 82)"),
     (('opencv-python',), 'libGL|libgthread|libglib', 'apt-get install libgl1 libglib2.0-0'),
-    (('mmsegmentation',), "'ftfy'", 'install ftfy first'),
-    (('mmsegmentation',), "'regex'", 'install regex first'),
+    (('mmsegmentation',), "'(ftfy|regex)'", 'install ftfy and regex first'),
     (FRAMEWORKS, '', f'it insists on mmcv<2.2.0 and mmengine<1.0: {MMCV}'),
 )
 

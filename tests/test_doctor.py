@@ -124,7 +124,7 @@ def test_what_mmseg_imports_without_requiring_is_named(machine):
     """Bug: "mmsegmentation is broken" where only ftfy is missing."""
     status, rows = machine(absent=['ftfy'], problem={'mmseg': "ModuleNotFoundError: No module named 'ftfy'"})
     assert status == 0
-    assert 'install ftfy first' in rows['mmsegmentation'].remedy
+    assert 'install ftfy and regex first' in rows['mmsegmentation'].remedy
     assert rows['ftfy'].status == doctor.WARNING
 
 

@@ -55,9 +55,7 @@ class NonFiniteHook(Hook):
             if isinstance(part.optimizer, torch.optim.Optimizer):
                 part.optimizer.register_step_pre_hook(partial(self._before_update, part))
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, outputs: dict | None = None, **_: Any) -> None:
         # The model's loss, as the log has read it: reading it from the device again would wait for the device.
         bad = 'loss' in (outputs or {}) and not math.isfinite(runner.message_hub.get_scalar('train/loss').current())
         everywhere = torch.tensor(float(bad))

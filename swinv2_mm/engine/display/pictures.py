@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -28,9 +29,7 @@ class PicturesHook(Hook):
         self.out_dir = Path(out_dir)
         self.options = {} if score_thr is None else {'pred_score_thr': score_thr}
 
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Sequence | None = None
-    ) -> None:
+    def after_test_iter(self, runner: Runner, outputs: Sequence, **_: Any) -> None:
         import mmcv
 
         for sample in outputs:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from operator import attrgetter
@@ -86,9 +86,7 @@ class ProgressHook(Hook):
         if runner.max_epochs > 1:  # otherwise the epoch is the whole run, as in a loop that counts iterations
             self._part(f'epoch {runner.epoch + 1}/{runner.max_epochs}', len(runner.train_dataloader))
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, **_: Any) -> None:
         loss = runner.message_hub.log_scalars.get('train/loss')
         note = f'loss {loss.current():#.4g}' if loss else ''
         self._draw('update', self.whole, completed=runner.iter + 1, note=note)
@@ -98,9 +96,7 @@ class ProgressHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         self._part('validation', len(runner.val_dataloader))
 
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
-    ) -> None:
+    def after_val_iter(self, runner: Runner, **_: Any) -> None:
         self._advance()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -117,9 +113,7 @@ class ProgressHook(Hook):
         self._start(runner, total)
         self.part = self._draw('add_task', 'test', total=total, note='')
 
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence | None = None
-    ) -> None:
+    def after_test_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self._advance()
         if batch_idx + 1 == len(runner.test_dataloader):
             self.stop()  # the metrics are logged next

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -75,12 +76,10 @@ def metrics_of(record: dict[str, Any]) -> dict[str, float]:
 def _records(path: Path) -> Iterator[dict]:
     """The lines of a log, without a line that is being written or was cut off when the run was killed."""
     for line in path.read_text(errors='replace').splitlines():
-        try:
+        with suppress(ValueError):
             record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
+            if isinstance(record, dict):
+                yield record
 
 
 def _epoch_length(train: Sequence[dict]) -> float | None:

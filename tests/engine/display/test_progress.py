@@ -255,7 +255,7 @@ def test_bars_know_the_time_left_after_one_iteration(monkeypatch):
     hook = ProgressHook()
     hook.before_train(runner)
     clock.now += 30
-    hook.after_train_iter(runner, 0)
+    hook.after_train_iter(runner, batch_idx=0)
     assert hook.bars.tasks[hook.whole].time_remaining == 300
 
 
@@ -271,6 +271,6 @@ def test_a_terminal_that_goes_away_ends_no_training(monkeypatch):
 
     hook = ProgressHook()
     hook.bars, hook.part, hook.handlers = Gone(), 0, []
-    hook.after_val_iter(None, 0)
+    hook.after_val_iter(None, batch_idx=0)
     assert hook.bars is None
-    hook.after_val_iter(None, 1)
+    hook.after_val_iter(None, batch_idx=1)
