@@ -103,15 +103,11 @@ class ShapesSpec:
     classes: tuple[str, ...] = ('disk', 'ring', 'star')
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ('seed', 0, None),
-            ('size', 32, MAX_SIZE),
-            ('num_train', 1, None),
-            ('num_val', 1, None),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least or (most and value > most):
-                raise ValueError(f'{name}={value!r}: give an integer from {least}' + (f' to {most}' if most else ''))
+        for name, least in (('seed', 0), ('size', 32), ('num_train', 1), ('num_val', 1)):
+            value, limited = getattr(self, name), name == 'size'
+            if not isinstance(value, int) or value < least or (limited and value > MAX_SIZE):
+                most = f' to {MAX_SIZE}' if limited else ''
+                raise ValueError(f'{name}={value!r}: give an integer from {least}{most}')
         known = ', '.join(OUTLINES)
         if isinstance(self.classes, str) or not self.classes:
             raise ValueError(f'classes={self.classes!r}: give a tuple of at least one name out of {known}')
