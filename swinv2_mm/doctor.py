@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +30,6 @@ class Row(NamedTuple):
     status: str = OK
     remedy: str = ''
     usable: bool = True
-    item: str = ''
-    tested: str = ''
 
 
 def version_of(distribution: str) -> str | None:
@@ -73,13 +70,11 @@ def package(name: str, rows: dict[str, Row]) -> Row:
     deep = rows.get(OPERATIONS, Row('')).status == OK
     modules = (line.modules or (name,))[: None if deep else 1]
     problem = next(filter(None, map(import_problem, modules)), None)
-    why = f' ({line.why})' if line.why else ''
-    remedy = install('pip install ' + shlex.quote(f'{name}=={line.tested}'))
-    if problem and found is None:
-        return Row('missing', line.bad, remedy + why, False)
     if problem:
-        hints = (hint for names, text, hint in HINTS if name in names and re.search(text, problem))
-        return Row(f'{found}, does not import: {problem}', line.bad, next(hints, remedy) + why, False)
+        hints = [hint for names, text, hint in HINTS if name in names and re.search(text, problem)] if found else []
+        remedy = hints[0] if hints else install('pip install ' + shlex.quote(f'{name}=={line.tested}'))
+        why = f' ({line.why})' if line.why else ''
+        return Row(f'{found}, does not import: {problem}' if found else 'missing', line.bad, remedy + why, False)
     if found is None and (headless := version_of(f'{name}-headless')):
         return Row(f'{headless} (headless)', WARNING, f'works; mmengine requires {name} by name')
     if found is None:  # a fork by another name, or a checkout on the path
@@ -109,7 +104,7 @@ def load_operations() -> subprocess.CompletedProcess:
 def operations(*_: object) -> Row:
     build = install(
         'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall --no-binary mmcv '
-        f'mmcv=={TABLE["mmcv"].tested}'
+        f'mmcv=={TABLE["mmcv"].tested}, with a C++ compiler (apt-get install build-essential python3-dev)'
     )
     if version_of('mmcv') is None and version_of('mmcv-lite'):
         return Row('mmcv-lite has no compiled operations', ERROR, f'pip uninstall mmcv-lite, then {build}')
@@ -131,24 +126,13 @@ def gpu(*_: object) -> Row:
     import torch
 
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Row(f'{len(names)} x {names[0]}, CUDA {torch.version.cuda}')
+        return Row(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}')
     if shutil.which('nvidia-smi') and subprocess.run(['nvidia-smi', '-L'], capture_output=True).returncode == 0:
         remedy = f'the driver is too old for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPU'
         if torch.version.cuda is None:
             remedy = 'torch is a CPU build: see https://pytorch.org/get-started/locally, then compile mmcv again'
         return Row('present, but torch cannot use it', WARNING, remedy)
     return Row('none: training runs on the CPU')
-
-
-def compiler(_: str, rows: dict[str, Row]) -> Row:
-    """A C++ compiler is only missed where mmcv must still be compiled."""
-    command = shlex.split(os.environ.get('CXX', '')) or ['c++']
-    if shutil.which(command[0]) is None:
-        needed = rows[OPERATIONS].status != OK
-        return Row('none', WARNING, 'apt-get install build-essential python3-dev') if needed else Row('none')
-    done = subprocess.run([*command, '-dumpfullversion', '-dumpversion'], capture_output=True, text=True)
-    return Row(f'{command[0]} {done.stdout.strip()}')
 
 
 def kernels(*_: object) -> Row:
@@ -187,21 +171,13 @@ def model(*_: object) -> Row:
 
 
 class Line(NamedTuple):
-    """What is checked, and how.
+    """What is checked, and how."""
 
-    Attributes:
-        tested: The version that the tests run with, as in constraints.txt (an installed package does not carry it).
-        bad: Status if it is missing or broken.
-        why: What does not work without it.
-        modules: What to import, if not the name itself. A second one is skipped where mmcv's operations do not load.
-        check: Takes the item and the rows before it.
-    """
-
-    tested: str = ''
-    bad: str = ERROR
-    why: str = ''
-    modules: tuple[str, ...] = ()
-    check: Callable[[str, dict[str, Row]], Row] = package
+    tested: str = ''  # as in constraints.txt, which an installed package does not carry
+    bad: str = ERROR  # the status if it is missing or broken
+    why: str = ''  # what does not work without it
+    modules: tuple[str, ...] = ()  # if not the name itself; a second one is skipped where mmcv's operations do not load
+    check: Callable[[str, dict[str, Row]], Row] = package  # takes the item and the rows before it
 
 
 OPERATIONS = 'mmcv._ext'
@@ -224,7 +200,6 @@ TABLE = {
     'safetensors': Line('0.8.0'),
     'rich': Line('15.0.0', WARNING),
     'GPU': Line('none needed', WARNING, check=gpu),
-    'C++ compiler': Line('gcc 12', WARNING, check=compiler),
     'kernels on CPU': Line('', WARNING, check=kernels),
     'swinv2_mm': Line('', check=model),
 }
@@ -233,42 +208,39 @@ MMCV = install(f'pip install mmcv=={TABLE["mmcv"].tested}')
 HINTS = (
     (('setuptools',), 'pkg_resources', "pip install 'setuptools<81' (mmengine imports pkg_resources, gone in 82)"),
     (('opencv-python',), 'libGL|libgthread|libglib', 'apt-get install libgl1 libglib2.0-0'),
-    (('mmsegmentation',), "'ftfy'", 'install ftfy first'),
-    (('mmsegmentation',), "'regex'", 'install regex first'),
+    (('mmsegmentation',), "'(ftfy|regex)'", 'install ftfy and regex first'),
     (FRAMEWORKS, '', f'it insists on mmcv<2.2.0 and mmengine<1.0: {MMCV}'),
 )
 
 
 def check(name: str, rows: dict[str, Row]) -> Row:
     """Run one check; a check that raises is a row like any other."""
-    line = TABLE[name]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            row = line.check(name, rows)
+            return TABLE[name].check(name, rows)
     except (Exception, SystemExit) as error:
-        row = Row(in_one_line(error), line.bad, 'fix the rows above first', False)
-    return row._replace(item=name, tested=line.tested)
+        return Row(in_one_line(error), TABLE[name].bad, 'fix the rows above first', False)
 
 
-def examine() -> list[Row]:
+def examine() -> dict[str, Row]:
     """All rows. Without both detection and segmentation nothing can be trained: then both are errors."""
     rows: dict[str, Row] = {}
     for name in TABLE:
         rows[name] = check(name, rows)
     if not any(rows[name].usable for name in FRAMEWORKS):
         rows |= {name: rows[name]._replace(status=ERROR) for name in FRAMEWORKS}
-    return list(rows.values())
+    return rows
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: dict[str, Row]) -> str:
     """The rows as plain text, to print without any package and to paste into an issue, and a verdict."""
     lines = []
-    for row in rows:
-        tested = f'  (tested: {row.tested})' if row.tested else ''
-        lines.append(f'{row.status:8} {row.item:15} {row.found}{tested}')
+    for name, row in rows.items():
+        tested = f'  (tested: {TABLE[name].tested})' if TABLE[name].tested else ''
+        lines.append(f'{row.status:8} {name:15} {row.found}{tested}')
         lines += [f'{"":8} -> {row.remedy}'] if row.remedy else []
-    errors, warned = (sum(row.status == status for row in rows) for status in (ERROR, WARNING))
+    errors, warned = (sum(row.status == status for row in rows.values()) for status in (ERROR, WARNING))
     ready = 'ready to train' + (f'; warnings: {warned}' if warned else '')
     return '\n'.join((*lines, f'not ready to train: {errors} to fix' if errors else ready))
 
@@ -276,7 +248,7 @@ def report(rows: Sequence[Row]) -> str:
 def main() -> int:
     rows = examine()
     print(report(rows))
-    return int(any(row.status == ERROR for row in rows))
+    return int(any(row.status == ERROR for row in rows.values()))
 
 
 if __name__ == '__main__':

@@ -85,15 +85,7 @@ ROOMS = {
     ),
     'engine/diagnosis': (
         {'torch', 'mmengine', 'numpy'},
-        {
-            'checkpoints',
-            'engine/config',
-            'engine/mmengine_internals',
-            'engine/recipe',
-            'engine/sharding',
-            'errors',
-            'registry',
-        },
+        {'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
     ),
     'engine/costs': (
         {'torch', 'mmengine'},

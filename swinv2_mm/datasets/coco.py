@@ -10,13 +10,7 @@ from swinv2_mm.datasets.drawing import Instance
 
 
 def annotation(instance: Instance, number: int, image: int) -> dict[str, Any]:
-    """An instance as an entry of COCO's ``annotations``.
-
-    Args:
-        instance: The shape.
-        number: Its id, from 1: COCOeval takes the id 0 for "unmatched".
-        image: The id of its image.
-    """
+    """An entry of COCO's ``annotations``, of the image with this id. COCOeval takes the number 0 for "unmatched"."""
     return {
         'id': number,
         'image_id': image,

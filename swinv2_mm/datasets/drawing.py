@@ -1,9 +1,6 @@
 """Draw the images of the shapes data set: overlapping shapes on smooth textures, with their visible masks."""
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import cv2
 import numpy as np
@@ -61,22 +58,25 @@ def _polygon(corners: int, radii: tuple[float, ...] = (1.0,)) -> ndarray:
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
 
 
-def _cross() -> ndarray:
-    """A plus sign whose arms are as long as they are wide, ``(12, 2)``."""
-    return np.array(
-        [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)],
-        dtype=float,
-    )
+def _scaled(*polygons: ndarray) -> list[ndarray]:
+    """An outline of an area of 1, so that size says nothing about the class."""
+    area = sum(np.sum(p[:, 0] * np.roll(p[:, 1], -1) - p[:, 1] * np.roll(p[:, 0], -1)) / 2 for p in polygons)
+    return [p / np.sqrt(abs(area)) for p in polygons]
 
 
+# A plus sign whose arms are as long as they are wide.
+_CROSS = np.array(
+    [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)],
+    dtype=float,
+)
 # An outline is a list of closed polygons, filled by the even-odd rule; a hole turns the other way round.
-OUTLINES: dict[str, Callable[[], list[ndarray]]] = {
-    'disk': lambda: [_polygon(96)],
-    'square': lambda: [_polygon(4)],
-    'triangle': lambda: [_polygon(3)],
-    'star': lambda: [_polygon(10, (1.0, 0.42))],
-    'ring': lambda: [_polygon(96), 0.55 * _polygon(96)[::-1]],
-    'cross': lambda: [_cross()],
+OUTLINES = {
+    'disk': _scaled(_polygon(96)),
+    'square': _scaled(_polygon(4)),
+    'triangle': _scaled(_polygon(3)),
+    'star': _scaled(_polygon(10, (1.0, 0.42))),
+    'ring': _scaled(_polygon(96), 0.55 * _polygon(96)[::-1]),
+    'cross': _scaled(_CROSS),
 }
 
 
@@ -86,13 +86,13 @@ class ShapesSpec:
 
     Args:
         seed: Any integer from 0.
-        size: Side of the square images, in pixels, at least 32.
-        num_train: Number of training images, at least 1. A larger set keeps the images of a smaller one.
-        num_val: Number of validation images, at least 1.
+        size: Side of the square images, in pixels, from 32 to ``MAX_SIZE``.
+        num_train: Number of training images. A larger set keeps the images of a smaller one.
+        num_val: Number of validation images.
         classes: Names out of ``OUTLINES``, in the order of the labels.
 
     Raises:
-        ValueError: A number is too small or not an integer, or a class is unknown or listed twice.
+        ValueError: A number is out of range or not an integer, or a class is unknown or listed twice.
     """
 
     seed: int = 0
@@ -104,21 +104,14 @@ class ShapesSpec:
 
     def __post_init__(self) -> None:
         for name, least in (('seed', 0), ('size', 32), ('num_train', 1), ('num_val', 1)):
-            try:
-                value = operator.index(getattr(self, name))
-            except TypeError:
-                raise ValueError(f'{name}={getattr(self, name)!r} is not an integer: give one from {least}') from None
-            if value < least:
-                raise ValueError(f'{name}={value} is too small: give at least {least}')
-            if name == 'size' and value > MAX_SIZE:  # drawn at four times the size
-                raise ValueError(f'size={value} is too large: give at most {MAX_SIZE}')
-            object.__setattr__(self, name, value)
+            value, limited = getattr(self, name), name == 'size'
+            if not isinstance(value, int) or value < least or (limited and value > MAX_SIZE):
+                most = f' to {MAX_SIZE}' if limited else ''
+                raise ValueError(f'{name}={value!r}: give an integer from {least}{most}')
         known = ', '.join(OUTLINES)
-        if isinstance(self.classes, str):
-            raise ValueError(f'classes={self.classes!r} is one string: give a tuple of names out of {known}')
+        if isinstance(self.classes, str) or not self.classes:
+            raise ValueError(f'classes={self.classes!r}: give a tuple of at least one name out of {known}')
         object.__setattr__(self, 'classes', tuple(self.classes))
-        if not self.classes:
-            raise ValueError(f'classes={self.classes!r} is empty: give at least one of {known}')
         for index, name in enumerate(self.classes):
             if name not in OUTLINES:
                 raise ValueError(f'classes has the unknown name {name!r}: choose from {known}')
@@ -131,44 +124,27 @@ class ShapesSpec:
 
 @dataclass(frozen=True)
 class Instance:
-    """One shape in an image.
+    """One shape in an image."""
 
-    Attributes:
-        label: Index into the specification's classes.
-        mask: Visible region, bool, ``(H, W)``.
-        visible_share: Visible part of the whole shape, including what lies beyond the border, in (0, 1].
-    """
-
-    label: int
-    mask: ndarray
-    visible_share: float
+    label: int  # index into the specification's classes
+    mask: ndarray  # visible region, bool, (H, W)
+    visible_share: float  # visible part of the whole shape, with what lies beyond the border, in (0, 1]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its annotations.
+    """An image and its annotations."""
 
-    Attributes:
-        image: RGB, uint8, ``(H, W, 3)``.
-        semantic: 1 for background, ``2 + label`` for shapes, uint8, ``(H, W)``.
-        instances: At least one, back to front; their masks are disjoint.
-    """
-
-    image: ndarray
-    semantic: ndarray
-    instances: tuple[Instance, ...]
+    image: ndarray  # RGB, uint8, (H, W, 3)
+    semantic: ndarray  # 1 for background, 2 + label for shapes, uint8, (H, W)
+    instances: tuple[Instance, ...]  # at least one, back to front; their masks are disjoint
 
 
 def render(spec: ShapesSpec, split: str, index: int) -> Sample:
     """Draw one image, a pure function of its split, its index, and the specification's seed, size and classes.
 
-    Args:
-        spec: The parameters.
-        split: One of ``SPLITS``.
-        index: Number of the image in its split, from 0.
-
     Raises:
-        ValueError: The split is unknown or the index is negative.
+        ValueError: The split is none of ``SPLITS``, or the index is negative.
     """
     if split not in SPLITS:
         raise ValueError(f'split={split!r} is unknown: choose from {", ".join(SPLITS)}')
@@ -230,16 +206,8 @@ def _place(rng: np.random.Generator, spec: ShapesSpec) -> list[_Shape]:
 
 def _shape(rng: np.random.Generator, spec: ShapesSpec, label: int, center: ndarray, size: float) -> _Shape:
     """Rasterise a shape, rotated at random, without occlusion."""
-    alpha = _coverage(_outline(spec.classes[label]), center, size, rng.uniform(0, 2 * np.pi), spec.size)
+    alpha = _coverage(OUTLINES[spec.classes[label]], center, size, rng.uniform(0, 2 * np.pi), spec.size)
     return _Shape(label, center, size, alpha, alpha >= 0.5)
-
-
-@cache
-def _outline(name: str) -> list[ndarray]:
-    """A class's polygons, scaled to an area of 1, so that size says nothing about the class."""
-    polygons = OUTLINES[name]()
-    area = sum(np.sum(p[:, 0] * np.roll(p[:, 1], -1) - p[:, 1] * np.roll(p[:, 0], -1)) / 2 for p in polygons)
-    return [p / np.sqrt(abs(area)) for p in polygons]
 
 
 def _coverage(polygons: list[ndarray], center: ndarray, size: float, angle: float, side: int) -> ndarray:
@@ -274,13 +242,11 @@ def _paint(rng: np.random.Generator, side: int, shapes: list[_Shape]) -> ndarray
 
 def _colour(rng: np.random.Generator, ground: ndarray, others: list[ndarray]) -> ndarray:
     """A random colour that stands out from the background and from the colours already used, ``(3,)``."""
+    apart = [(ground, DIFFICULTY.background_contrast), *((other, DIFFICULTY.shape_contrast) for other in others)]
     best, best_margin = ground, -np.inf
     for _ in range(50):
         colour = rng.uniform(0.05, 0.95, 3)
-        margin = min(
-            [np.linalg.norm(colour - ground) - DIFFICULTY.background_contrast]
-            + [np.linalg.norm(colour - other) - DIFFICULTY.shape_contrast for other in others]
-        )
+        margin = min(np.linalg.norm(colour - other) - distance for other, distance in apart)
         if margin >= 0:
             return colour
         if margin > best_margin:

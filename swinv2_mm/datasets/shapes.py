@@ -14,12 +14,9 @@ regions: polygons, or run lengths where the region has a hole. MMDetection reads
 """
 
 import dataclasses
-import glob
 import json
-import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +38,7 @@ def write_shapes(
     """Write a data set.
 
     The files are made in a folder ``.OUT.tmp-*`` beside ``out`` and moved there in one step; any exception, also
-    Ctrl-C, removes that folder. If a run is killed, a later one removes its folder, after an hour at the earliest.
+    Ctrl-C, removes that folder.
 
     Args:
         spec: The parameters.
@@ -62,7 +59,6 @@ def write_shapes(
     if out == Path.cwd() or out in Path.cwd().parents:
         raise FileExistsError(f'{out} is the current folder, which cannot be replaced: choose a folder inside it')
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
     temporary = _temporary(out)
     try:
         _fill(spec, temporary, progress)
@@ -93,59 +89,47 @@ def _files(spec: ShapesSpec) -> Iterator[str]:
             yield f'annotations/{split}/{index:06d}.png'
 
 
-def _compare(spec: ShapesSpec, out: Path) -> str:
-    """Say 'nothing' for an absent or empty ``out``, 'same', or in words how the data set there differs.
-
-    Raises:
-        FileExistsError: It holds files that :func:`write_shapes` did not write.
-    """
-    if not out.exists():
-        return 'nothing'
-    if not out.is_dir():
-        raise FileExistsError(f'{out} is a file, not a folder: choose another name')
-    if not any(out.iterdir()):
-        return 'nothing'
-    foreign = f'{out} is not empty and holds no shapes data set: choose another folder, or empty this one yourself'
-    try:
-        there = json.loads((out / 'shapes.json').read_text())
-        if there['generator'] != _GENERATOR:
-            raise FileExistsError(foreign)
-        other = ShapesSpec(**there['parameters'])
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
-        raise FileExistsError(foreign) from None
-    present = {path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_symlink() or not path.is_dir()}
-    missing = set(_files(other)) - present
-    wanted = _marker(spec)
-    if not missing and all(there.get(key) == value for key, value in wanted.items()):
-        return 'same'
-    added = sorted(present - set(_files(other)))
-    if added:
-        raise FileExistsError(
-            f'{out} holds another shapes data set, and files beside it ({added[0]}): move those '
-            'away, or choose another folder'
-        )
-    if missing:
-        return f'with {len(missing)} of its files missing ({min(missing)})'
-    changes = [
-        f'{name}={value!r}, not {wanted["parameters"][name]!r}'
-        for name, value in there['parameters'].items()
-        if value != wanted['parameters'][name]
-    ]
-    return 'made with ' + ('; '.join(changes) or 'another version of the generator')
-
-
 def _to_write(spec: ShapesSpec, out: Path, force: bool) -> bool:
     """Whether ``out`` lacks the data set.
 
     Raises:
         FileExistsError: Something else is there that must not be replaced.
     """
-    found = _compare(spec, out)
-    if found not in ('nothing', 'same') and not force:
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f'{out} is a file, not a folder: choose another name')
+    if not out.exists() or not any(out.iterdir()):
+        return True
+    try:
+        there = json.loads((out / 'shapes.json').read_text())
+        files = set(_files(ShapesSpec(**there['parameters'])))
+        if there['generator'] != _GENERATOR:
+            raise ValueError('the marker of something else')
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+        raise FileExistsError(
+            f'{out} is not empty and holds no shapes data set: choose another folder, or empty this one yourself'
+        ) from None
+    present = {path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_symlink() or not path.is_dir()}
+    missing, added, wanted = files - present, present - files, _marker(spec)
+    if not missing and all(there.get(key) == value for key, value in wanted.items()):
+        return False
+    if added:
+        raise FileExistsError(
+            f'{out} holds another shapes data set, and files beside it ({min(added)}): move those away, or choose '
+            'another folder'
+        )
+    changes = [
+        f'{name}={value!r}, not {wanted["parameters"][name]!r}'
+        for name, value in there['parameters'].items()
+        if value != wanted['parameters'][name]
+    ]
+    found = 'made with ' + ('; '.join(changes) or 'another version of the generator')
+    if missing:
+        found = f'with {len(missing)} of its files missing ({min(missing)})'
+    if not force:
         raise FileExistsError(
             f'{out} holds a shapes data set {found}: pass force=True (--force) to replace it, or choose another folder'
         )
-    return found != 'same'
+    return True
 
 
 def _fill(spec: ShapesSpec, folder: Path, progress: Callable[[int, int], None] | None) -> None:
@@ -189,37 +173,21 @@ def _publish(spec: ShapesSpec, folder: Path, out: Path, force: bool) -> None:
     """Rename a finished folder to ``out``, replacing an empty folder or an older data set."""
     try:
         folder.rename(out)  # replaces an empty folder, refuses any other
-        return
     except OSError:
         if not out.is_dir() or not any(out.iterdir()):
             raise
-    if not _to_write(spec, out, force):  # checked again: another run may have been faster
+        old = _temporary(out)
+        if _to_write(spec, out, force):  # checked again: another run may have been faster
+            out.rename(old)
+            try:
+                folder.rename(out)
+            except BaseException:
+                old.rename(out)
+                raise
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
-        return
-    old = _temporary(out)
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _temporary(out: Path) -> Path:
     """A new name beside ``out``. ``tempfile.mkdtemp`` would make a folder that other users cannot read."""
     return out.with_name(f'.{out.name}.tmp-{secrets.token_hex(4)}')
-
-
-def _remove_leftovers(out: Path, hours: float = 1) -> None:
-    """Delete temporary folders in which no run has made a file for some time.
-
-    Their age decides, not a process number: the other run may be on another machine that shares the disk.
-    """
-    for folder in out.parent.glob(f'.{glob.escape(out.name)}.tmp-' + 8 * '[0-9a-f]'):
-        try:
-            newest = max(os.stat(path).st_mtime for path, _, _ in os.walk(folder))
-        except (OSError, ValueError):  # its run has just finished
-            continue
-        if time.time() - newest > 3600 * hours:
-            shutil.rmtree(folder, ignore_errors=True)

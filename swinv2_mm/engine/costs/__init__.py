@@ -21,30 +21,20 @@ LARGEST = 2**16  # pixels on a side
 
 @dataclass(frozen=True)
 class Complexity:
-    """The parameters and multiply-adds of a model.
+    """The parameters of a model, and its multiply-adds for one image."""
 
-    Attributes:
-        size: Rows and columns of the image that enters the backbone, in pixels, with the padding of a batch.
-        parameters: Of the whole model, heads that only train included.
-        backbone_parameters: Of the backbone.
-        stages: Multiply-adds of each stage of the backbone, see ``SwinTransformerV2.multiply_adds``.
-        heads: Multiply-adds of everything behind it; None if that cannot be counted without memory.
-    """
-
-    size: Pair
-    parameters: int
+    size: Pair  # of the image that enters the backbone, with the padding of a batch
+    parameters: int  # of the whole model, heads that only train included
     backbone_parameters: int
-    stages: tuple[int, ...]
-    heads: int | None
+    stages: tuple[int, ...]  # multiply-adds, see `SwinTransformerV2.multiply_adds`
+    heads: int | None  # multiply-adds of everything behind the backbone; None if they cannot be counted
 
     @property
     def backbone(self) -> int:
-        """Multiply-adds of the backbone."""
         return sum(self.stages)
 
     @property
     def total(self) -> int | None:
-        """Multiply-adds of a prediction."""
         return None if self.heads is None else self.backbone + self.heads
 
 
@@ -77,11 +67,7 @@ def image_shape(asked: Sequence[int] | None, default: Pair | None) -> Pair:
 
 
 def build_on_meta(model: dict, scope: str) -> nn.Module:
-    """Build a model without memory for its parameters.
-
-    Args:
-        model: The ``model`` of a config.
-        scope: The config's ``default_scope``.
+    """Build the ``model`` of a config, in its ``default_scope``, without memory for its parameters.
 
     Raises:
         UserError: Its backbone is not ours, or it cannot be built.
@@ -100,8 +86,7 @@ def complexity(model: nn.Module, size: Pair) -> Complexity:
     mask heads as many boxes, as the test settings allow at most. Auxiliary heads take no part in a prediction.
 
     Args:
-        model: From :func:`build_on_meta`. It cannot be used afterwards: its backbone and its proposals are
-            replaced.
+        model: From :func:`build_on_meta`. It cannot be used afterwards: its backbone and proposals are replaced.
         size: ``(H, W)`` of the image, in pixels.
     """
     multiple = getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
@@ -111,17 +96,11 @@ def complexity(model: nn.Module, size: Pair) -> Complexity:
     except Exception as error:  # a head of any code base, which may need values
         say(f'warning: the heads of {type(model).__name__} cannot be counted without memory: {error}')
         heads = None
-    return Complexity(
-        size,
-        count_parameters(model),
-        count_parameters(model.backbone),
-        tuple(model.backbone.multiply_adds(size)),
-        heads,
-    )
+    stages = tuple(model.backbone.multiply_adds(size))
+    return Complexity(size, count_parameters(model), count_parameters(model.backbone), stages, heads)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -129,18 +108,12 @@ def _heads(model: nn.Module, size: Pair) -> int:
     """Multiply-adds behind the backbone, as PyTorch's counter sees them on the meta device."""
     with FlopCounterMode(display=False) as counter:
         forward_on_meta(model, size)
-    flops = counter.get_total_flops()
+    flops, regions = counter.get_total_flops(), {}
     if hasattr(model, 'roi_head'):
-        for name, count in (
-            ('bbox_head', model.test_cfg.rpn.max_per_img),
-            ('mask_head', model.test_cfg.rcnn.max_per_img),
-        ):
-            own = _of_module(counter, f'{type(model).__name__}.roi_head.{name}')
-            flops += own * count // ROIS - own
+        regions = {'bbox_head': model.test_cfg.rpn.max_per_img, 'mask_head': model.test_cfg.rcnn.max_per_img}
+    for head, count in regions.items():
+        name, counts = f'{type(model).__name__}.roi_head.{head}', counter.get_flop_counts()
+        names = [name] if name in counts else [key for key in counts if key.rpartition('.')[0] == name]  # a list
+        own = sum(sum(counts[key].values()) for key in names)
+        flops += own * count // ROIS - own
     return flops // 2
-
-
-def _of_module(counter: FlopCounterMode, name: str) -> int:
-    counts = counter.get_flop_counts()
-    names = [name] if name in counts else [key for key in counts if key.rpartition('.')[0] == name]  # a list of heads
-    return sum(sum(counts[key].values()) for key in names)

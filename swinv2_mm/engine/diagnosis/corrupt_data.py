@@ -24,8 +24,6 @@ from swinv2_mm.engine.mmengine_internals import failed_dataset, set_dataloader, 
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import TRANSFORMS
 
-_HOPELESS = 100  # So many corrupt samples in a row: the data set or the disk is at fault, not single files.
-
 
 class DamagedSample(UserError):
     """A sample that cannot be used; the message names the file."""
@@ -33,6 +31,10 @@ class DamagedSample(UserError):
     def __init__(self, text: str) -> None:
         # An exception in a data worker is raised again in the main process, with the traceback in front of its text.
         super().__init__(text.rsplit(f'{type(self).__qualname__}: ', 1)[-1].strip())
+
+
+class _Damage(Exception):
+    """A message on what is wrong with a sample."""
 
 
 @TRANSFORMS.register_module()
@@ -47,7 +49,7 @@ class CheckedLoading:
         ignore_index: The ignored label.
 
     Raises:
-        DamagedSample: A sample is corrupt and not skipped, or too many are.
+        DamagedSample: A sample is corrupt and not skipped.
     """
 
     def __init__(
@@ -56,77 +58,58 @@ class CheckedLoading:
         self.loading = ROOT_TRANSFORMS.build(loading)
         self.skip = on_damage == 'skip'
         self.labels = num_classes, ignore_index
-        self._in_a_row = 0
         # A bit per file, by hash, which the data workers share; they end with every epoch.
         self._logged = torch.zeros(2**20 if self.skip else 0, dtype=torch.bool).share_memory_()
 
     def __call__(self, results: dict) -> dict | None:
-        file, without_image = _file(results, self.loading), 'img' not in results
+        file, without_image = self._file(results), 'img' not in results
         try:
-            check_raw_masks(results, self.loading)
+            if getattr(self.loading, 'with_mask', False):
+                check_raw_masks(results)
             results = self.loading(results)
             if results is not None:
                 if without_image:
                     check_image(results)
                 check_annotations(results, *self.labels)
+            return results
         except Exception as error:  # whatever decoders raise
-            self._report(f'{file} cannot be used: {_reason(error)}.', file)
-            return None
-        self._in_a_row = 0
-        return results
-
-    def _report(self, problem: str, file: str) -> None:
-        self._in_a_row += 1
-        if not self.skip:
-            raise DamagedSample(
-                f'{problem} Repair it, or take it out of the data set. Training can go on with other '
-                'samples, by --cfg-options bad_data=skip; an evaluation cannot.'
-            )
-        if self._in_a_row == _HOPELESS:
-            raise DamagedSample(
-                f'{problem} It is the last of {_HOPELESS} in a row that cannot, so the data set or the '
-                'disk is at fault rather than single files.'
-            )
+            problem = f'{file} cannot be used: {_reason(error)}.'
+            if not self.skip:
+                raise DamagedSample(
+                    f'{problem} Repair it, or take it out of the data set. Training can go on with other samples, by '
+                    '--cfg-options bad_data=skip; an evaluation cannot.'
+                ) from error
         place = crc32(file.encode()) % len(self._logged)
         if not self._logged[place]:
             self._logged[place] = True
             # Processes other than the first show errors alone.
             print_log(f'{problem} It is skipped; {int(self._logged.sum())} so far.', 'current', logging.ERROR)
+        return None
 
-
-class _Damage(Exception):
-    """A message on what is wrong with a sample."""
+    def _file(self, results: dict) -> str:
+        image = str(results.get('img_path') or f'image {results.get("img_id", results.get("sample_idx"))}')
+        of_map = getattr(self.loading, 'with_seg', False) and results.get('seg_map_path')
+        return f'{results["seg_map_path"]} (of {image})' if of_map else image
 
 
 def _reason(error: Exception) -> str:
     text = ' '.join(str(error).split()).rstrip('.')
-    if isinstance(error, _Damage):
-        return text
     if isinstance(error, FileNotFoundError):
         return 'there is no such file'
     if 'failed to load image' in text or 'buf.empty()' in text:  # of mmcv and OpenCV
         return 'it is empty, incomplete or no image'
-    return f'{type(error).__name__}: {text}'
+    return text if isinstance(error, _Damage) else f'{type(error).__name__}: {text}'
 
 
-def _file(results: dict, loading: Any) -> str:
-    image = str(results.get('img_path') or f'image {results.get("img_id", results.get("sample_idx"))}')
-    of_map = getattr(loading, 'with_seg', False) and results.get('seg_map_path')
-    return f'{results["seg_map_path"]} (of {image})' if of_map else image
-
-
-def check_raw_masks(results: dict, loading: Any) -> None:
+def check_raw_masks(results: dict) -> None:
     """Check masks before they are decoded: decoding trusts the size that they state."""
-    if not getattr(loading, 'with_mask', False):
-        return
     height, width = results['ori_shape']
-    for index, instance in enumerate(results.get('instances', ())):
-        mask, whose = instance.get('mask'), f'the mask of object {index + 1}'
+    for index, instance in enumerate(results.get('instances', ()), 1):
+        mask, whose = instance.get('mask'), f'the mask of object {index}'
         if isinstance(mask, dict):
-            if mask.get('size') and list(mask['size']) != [height, width]:
-                raise _Damage(
-                    f'{whose} is for {mask["size"][1]} x {mask["size"][0]} pixels, the image has {width} x {height}'
-                )
+            rows, columns = mask.get('size') or (height, width)
+            if (rows, columns) != (height, width):
+                raise _Damage(f'{whose} is for {columns} x {rows} pixels, the image has {width} x {height}')
             counts = mask.get('counts')
             if isinstance(counts, list) and sum(counts) != height * width:
                 raise _Damage(f'the run lengths of {whose} add up to {sum(counts)} pixels, not to {height * width}')
@@ -148,26 +131,22 @@ def check_image(results: dict) -> None:
     if said != (height, width):
         turned = '; its EXIF orientation may turn it' if said == (width, height) else ''
         raise _Damage(f'it has {width} x {height} pixels, its annotations are for {said[1]} x {said[0]}{turned}')
-    check_end(Path(str(results.get('img_path'))))
+    path = Path(str(results.get('img_path')))
+    if path.is_file():
+        check_end(path)
 
 
 def check_end(path: Path) -> None:
-    """Check that a JPEG file is complete: OpenCV 4.10 fills a missing rest with grey.
-
-    Raises:
-        OSError: It is not.
-    """
-    if not path.is_file():
-        return
+    """Raise OSError if a JPEG file is incomplete: OpenCV 4.10 fills a missing rest with grey."""
     with path.open('rb') as file:
         start = file.read(2)
         file.seek(-2, 2)
-        if start != b'\xff\xd8' or file.read() == b'\xff\xd9':
-            return
-    from PIL import Image  # it is incomplete, or something else follows the image
+        ends = file.read() == b'\xff\xd9'
+    if start == b'\xff\xd8' and not ends:
+        from PIL import Image
 
-    with Image.open(path) as image:
-        image.load()
+        with Image.open(path) as image:  # it is incomplete, or something else follows the image
+            image.load()
 
 
 def check_annotations(results: dict, num_classes: int | None, ignore_index: int) -> None:
@@ -181,10 +160,10 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
         x1, y1, x2, y2 = boxes.unbind(1)
         # Written so that NaN is bad.
         good = (x1 < x2) & (y1 < y2) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0) & boxes.isfinite().all(1)
-        for box in boxes[kept & ~good][:1].tolist():
+        for x1, y1, x2, y2 in boxes[kept & ~good].tolist():
             raise _Damage(
-                f'the box from ({box[0]:g}, {box[1]:g}) to ({box[2]:g}, {box[3]:g}) covers nothing of the '
-                f'image, which has {width} x {height} pixels'
+                f'the box from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}) covers nothing of the image, which has '
+                f'{width} x {height} pixels'
             )
     masks = getattr(results.get('gt_masks'), 'masks', None)
     if isinstance(masks, np.ndarray) and masks.size and masks.max() > 1:
@@ -195,13 +174,12 @@ def check_annotations(results: dict, num_classes: int | None, ignore_index: int)
     if labels.shape != (height, width):
         size = ' x '.join(map(str, [*labels.shape[1::-1], *labels.shape[2:]]))
         raise _Damage(f'the map is {size}, the image {width} x {height}')
-    if num_classes is not None:
-        beyond = labels[(labels >= num_classes) & (labels != ignore_index)]
-        if beyond.size:
-            raise _Damage(
-                f'it has {beyond.size} pixels with labels from {beyond.min()} to {beyond.max()}, and the '
-                f'model has {num_classes} classes, counted from 0'
-            )
+    beyond = labels[(labels >= num_classes) & (labels != ignore_index)] if num_classes else labels[:0]
+    if beyond.size:
+        raise _Damage(
+            f'it has {beyond.size} pixels with labels from {beyond.min()} to {beyond.max()}, and the model has '
+            f'{num_classes} classes, counted from 0'
+        )
 
 
 def watch_loading(runner: Runner) -> None:
@@ -218,18 +196,19 @@ def watch_loading(runner: Runner) -> None:
 
 
 def check_samples(cfg: Config, splits: Sequence[str]) -> None:
-    """Make data sets check the samples that they load.
+    """Make the data sets of these splits check the samples that they load, as ``bad_data`` says.
 
     Args:
         cfg: Edited in place; see :func:`~swinv2_mm.engine.config.form.policy_of`.
-        splits: Those of ``'train'``, ``'val'``, ``'test'`` to edit.
+        splits: Out of ``'train'``, ``'val'``, ``'test'``.
     """
     policy, model = policy_of(cfg), cfg.get('model') or {}
-    model = model.get('module', model)  # of test-time augmentation
-    heads = model.get('decode_head') or {}
+    if policy is None:
+        return
+    heads = model.get('module', model).get('decode_head') or {}  # the module is that of test-time augmentation
     head = heads[-1] if isinstance(heads, list) else heads
     labels = {'num_classes': head.get('num_classes'), 'ignore_index': head.get('ignore_index', 255)}
-    for split in splits if policy else ():
+    for split in splits:
         loader = cfg[f'{split}_dataloader']
         loader.dataset = _checked(loader.dataset, {'on_damage': policy if split == 'train' else 'stop', **labels})
 
@@ -241,8 +220,7 @@ def _checked(node: Any, settings: dict) -> Any:
     if not isinstance(node, dict):
         return node
     kind = node.get('type')
-    name = getattr(kind, '__name__', str(kind)).split('.')[-1]
-    if name.startswith('Load'):
+    if getattr(kind, '__name__', str(kind)).split('.')[-1].startswith('Load'):
         return {'type': 'swinv2_mm.CheckedLoading', 'loading': node, **settings}
     return type(node)((key, _checked(value, settings)) for key, value in node.items())
 

@@ -5,18 +5,15 @@ gradients by their norm, which clipping computes before every update. Without cl
 here. Several processes exchange one number per iteration.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -25,20 +22,23 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from swinv2_mm.engine.diagnosis.step_dump import Step, write_step
-from swinv2_mm.engine.diagnosis.watching import Trace
-from swinv2_mm.engine.sharding.fsdp2 import gather
+from swinv2_mm.engine.diagnosis.watching import Step
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
+
+_REMEDIES = (
+    'Usual causes are a learning rate that is too high or rises too fast (optim_wrapper.optimizer.lr, param_scheduler),'
+    ' gradients that are not clipped (optim_wrapper.clip_grad), float16 where --amp bf16 would do, and corrupt data.'
+)
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
     """Stop training if the loss, or the gradient before an update, becomes NaN or infinite.
 
-    The step is repeated once with the same batch, weights and random numbers, to find the first bad module. It is saved
-    as ``non_finite_iter_N.pth`` for ``tools/replay_step.py``. With a loss scale (float16) infinite gradients are part
-    of the search for the scale, which skips such updates; they do not stop training.
+    The step is repeated once with the same batch, weights and random numbers, to find the first bad module. With a loss
+    scale (float16) infinite gradients are part of the search for the scale, which skips such updates; they do not stop
+    training.
     """
 
     # After the hook that logs the loss, before those that average or save weights.
@@ -46,17 +46,16 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._runner = runner
+        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         # Accumulated gradients may have become bad in any of their steps.
         self._steps: deque[Step] = deque(maxlen=runner.cfg.optim_wrapper.get('accumulative_counts', 1))
-        _unwrapped(runner).data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
+        self._model.data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
         wrapper = runner.optim_wrapper
         for part in wrapper.values() if hasattr(wrapper, 'values') else [wrapper]:
             if isinstance(part.optimizer, torch.optim.Optimizer):
                 part.optimizer.register_step_pre_hook(partial(self._before_update, part))
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, outputs: dict | None = None, **_: Any) -> None:
         # The model's loss, as the log has read it: reading it from the device again would wait for the device.
         bad = 'loss' in (outputs or {}) and not math.isfinite(runner.message_hub.get_scalar('train/loss').current())
         everywhere = torch.tensor(float(bad))
@@ -68,7 +67,7 @@ class NonFiniteHook(Hook):
         """Record the step that begins: preparing the batch is the first thing that it does."""
         batch, training = (*args, *kwargs.values(), False)[:2]  # `training` has a default
         if training:
-            self._steps.append(Step.now(_place(self._runner), batch))
+            self._steps.append(Step(_place(self._runner), batch))
 
     def _before_update(self, wrapper: OptimWrapper, *_: Any) -> None:
         scaler = getattr(wrapper, 'loss_scaler', None)
@@ -78,36 +77,25 @@ class NonFiniteHook(Hook):
     def explain(self, error: Exception) -> None:
         """Stop as for a bad loss, if the step that raised an exception has a module whose output is not finite."""
         try:
-            bad = any(step.repeat(_unwrapped(self._runner)).module is not None for step in list(self._steps)[-1:])
+            bad = any(step.repeat(self._model) for step in list(self._steps)[-1:])
         except Exception:  # the step's own, with another cause
             return
         if bad:
             self._stop(f'{type(error).__name__}: {error}')
 
     def _stop(self, what: str) -> None:
-        """Search the step, save it and report; called by every process, before the same update."""
-        runner, model = self._runner, _unwrapped(self._runner)
-        here = f'training has stopped at {self._steps[-1].where if self._steps else _place(runner)}: {what}.'
+        """Search the step and report; called by every process, before the same update."""
+        here = f'training has stopped at {self._steps[-1].where if self._steps else _place(self._runner)}: {what}.'
         if not self._steps:  # the model prepares batches in its own way
             raise UserError(f'{here} {_REMEDIES}')
-        steps = list(self._steps)  # repeating one notes it again
-        traces = [step.repeat(model) for step in steps]
-        bad = [index for index, trace in enumerate(traces) if trace.module is not None]
-        mine = (get_rank(), steps[bad[0]], traces[bad[0]]) if bad else None
-        nothing = (get_rank(), steps[-1], Trace())
-        rank, step, trace = next((found for found in all_gather_object(mine) if found), nothing)
-        weights = dict(model.state_dict())
-        gather(weights, keep=get_rank() == 0)
-        path = Path(runner.work_dir, f'non_finite_iter_{runner.iter + 1}.pth')
-        if get_rank() == 0:
-            write_step(path, step, weights, runner.cfg)
-        barrier()  # the launcher ends all processes when one has ended
-        whose = f' of process {rank}' if get_world_size() > 1 else ''
+        told = [(step.repeat(self._model), step) for step in list(self._steps)]  # repeating one notes it again
+        found, step = next((pair for pair in told if pair[0]), told[-1])
         files = ', '.join(files_in(step.batch)) or 'it names no files'
-        raise UserError(
-            f'{here} {describe(trace)} The batch{whose}, {step.where}: {files}. No checkpoint knows of this step. To '
-            f'repeat it: python tools/replay_step.py {path}. {_REMEDIES}'
-        )
+        mine = found, f'{f" of process {get_rank()}" if get_world_size() > 1 else ""}, {step.where}: {files}'
+        everywhere = all_gather_object(mine)
+        found, batch = next((pair for pair in everywhere if pair[0]), everywhere[0])
+        found = found or 'Repeated, the step was finite, so that no module can be named.'
+        raise UserError(f'{here} {found} The batch{batch}. No checkpoint knows of this step. {_REMEDIES}')
 
 
 @contextmanager
@@ -128,15 +116,6 @@ def blamed_on_numbers(runner: Runner) -> Iterator[None]:
         raise
 
 
-def describe(trace: Trace) -> str:
-    """Describe in a sentence which module was the first bad one."""
-    terms = ', '.join(f'{name} {value}' for name, value in trace.losses.items() if not math.isfinite(value))
-    terms = f' The loss: {terms}.' if terms else ''
-    if trace.module is None:
-        return f'Repeated, the step was finite, so that no module can be named.{terms}'
-    return f'The first bad module is {trace.module or "the model itself"}, which {trace.reason}.{terms}'
-
-
 def files_in(batch: Any) -> Iterator[str]:
     """The image files of a batch that its data samples name."""
     if isinstance(batch, BaseDataElement):
@@ -149,21 +128,11 @@ def files_in(batch: Any) -> Iterator[str]:
             yield from files_in(item)
 
 
-_REMEDIES = (
-    'Usual causes are a learning rate that is too high or rises too fast (optim_wrapper.optimizer.lr, param_scheduler),'
-    ' gradients that are not clipped (optim_wrapper.clip_grad), float16 where --amp bf16 would do, and corrupt data.'
-)
-
-
 def _place(runner: Runner) -> str:
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
         length = len(runner.train_dataloader)
         return f'epoch {runner.epoch + 1}, iteration {runner.iter % length + 1} of {length}'
     return f'iteration {runner.iter + 1} of {runner.max_iters}'
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _gradient_norm(wrapper: OptimWrapper) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -16,9 +17,8 @@ from swinv2_mm.registry import HOOKS
 class PicturesHook(Hook):
     """Draw every test image into one folder, ground truth left and prediction right, under the image's own name.
 
-    The frameworks' own hooks are of no use here: MMSegmentation's can only draw through the visualizer's back ends,
-    which nest folders and add counters; MMDetection's joins a relative folder to the work dir once per batch. The
-    visualizers draw in rank 0 only: of a distributed test they show the images of that process.
+    MMSegmentation's hook nests folders and adds counters; MMDetection's joins a relative folder to the work dir once
+    per batch. The visualizers draw in rank 0 only: of a distributed test they show the images of that process.
 
     Args:
         out_dir: The folder.
@@ -29,9 +29,7 @@ class PicturesHook(Hook):
         self.out_dir = Path(out_dir)
         self.options = {} if score_thr is None else {'pred_score_thr': score_thr}
 
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: Sequence | None = None
-    ) -> None:
+    def after_test_iter(self, runner: Runner, outputs: Sequence, **_: Any) -> None:
         import mmcv
 
         for sample in outputs:
@@ -41,28 +39,22 @@ class PicturesHook(Hook):
 
 
 def draw_predictions(cfg: Config, show: bool = False, show_dir: str | None = None, wait_time: float = 2.0) -> None:
-    """Make a test show or save its predictions.
-
-    Args:
-        cfg: Edited in place.
-        show: Open a window for each image.
-        show_dir: Save the pictures in this folder.
-        wait_time: How long a window stays, in seconds.
+    """Make a test show its predictions in windows, ``wait_time`` seconds each, or save them in a folder.
 
     Raises:
         UserError: The config belongs to neither framework that can draw.
     """
     if not show and show_dir is None:
         return
-    detects = cfg.get('default_scope') == 'mmdet'
-    if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+    types = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook'}
+    if cfg.get('default_scope') not in types:
         raise UserError('--show and --show-dir need a config with default_scope mmdet or mmseg.')
     hooks = cfg.get('default_hooks') or {}
-    hook = hooks.get('visualization') or {'type': 'DetVisualizationHook' if detects else 'SegVisualizationHook'}
+    hook = hooks.get('visualization') or {'type': types[cfg.default_scope]}
     if show:
         hook = dict(hook, draw=True, interval=1, show=True, wait_time=wait_time)
         cfg.default_hooks = dict(hooks, visualization=hook)
     if show_dir is not None:
         folder = str(Path(show_dir).expanduser().absolute())
-        score_thr = hook.get('score_thr', 0.3) if detects else None
+        score_thr = hook.get('score_thr', 0.3) if cfg.default_scope == 'mmdet' else None
         add_hook(cfg, 'swinv2_mm.PicturesHook', out_dir=folder, score_thr=score_thr)

@@ -20,62 +20,52 @@ from swinv2_mm.registry import HOOKS
 
 # Okabe and Ito's colours, for colour-blind people, without the yellow, which is too light for a line.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
-_STYLES = ('-', '--', ':', '-.')
+_LINES = ('-', '--', ':', '-.')
 _SUFFIXES = ('.png', '.svg', '.pdf')
 _WINDOW = 101  # the longest running median, in log records
+_STYLE = {
+    'font.size': 10,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.grid': True,
+    'grid.alpha': 0.3,
+    'legend.fontsize': 9,
+    'legend.framealpha': 0.8,
+}
 
 
-def draw_report(runs: Sequence[Run], out: str | Path) -> None:
-    """Draw runs on the same axes into one picture, crash-safe: it appears complete or not at all.
-
-    Args:
-        runs: One, with all that it logged, or several, with the numbers that compare them.
-        out: A ``.png``, ``.svg`` or ``.pdf``.
-    """
+def draw_report(runs: Sequence[Run], out: Path) -> None:
+    """Draw one run, or the numbers that compare several, into a picture that appears complete or not at all."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    out = Path(out)
-    style = {
-        'font.size': 10,
-        'axes.spines.right': False,
-        'axes.spines.top': False,
-        'axes.grid': True,
-        'grid.alpha': 0.3,
-        'legend.fontsize': 9,
-        'legend.framealpha': 0.8,
-    }
-    with rc_context(style):
+    with rc_context(_STYLE):
         panels = _panels(runs)
         rows = math.ceil(len(panels) / 2)
         figure = Figure(figsize=(13, 0.8 + 3.1 * rows), layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, 2, sharex=True, squeeze=False).flat
         for axis, panel in zip(axes, panels, strict=False):
-            panel(axis, runs)
+            panel(axis)
             axis.tick_params(labelbottom=True)
         axes[0].set_xlim(left=0)
         for axis in axes[len(panels) :]:
             axis.remove()
         for axis in axes[max(0, len(panels) - 2) : len(panels)]:
             axis.set_xlabel('iteration')
-        if len(runs) == 1:
-            _show_epochs(axes[:2], runs[0])
+        length = runs[0].epoch_length if len(runs) == 1 else None
+        for axis in axes[:2] if length else ():
+            top = axis.secondary_xaxis('top', functions=(lambda i: i / length, lambda epoch: epoch * length))
+            top.set_xlabel('epoch', fontsize=9)
+            top.tick_params(labelsize=9)
         figure.suptitle('\n'.join(map(_headline, runs)), fontsize=12, x=0.01, ha='left')
         with replacing(out) as file:
             figure.savefig(file, dpi=100, format=out.suffix[1:].lower())
 
 
 def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
-    """Draw the picture of one run, or the comparison of several.
-
-    Args:
-        work_dirs: Their work dirs.
-        out: The picture; by default ``report.png`` in the work dir, of a single run.
-
-    Returns:
-        The picture.
+    """Draw the picture of one run, by default ``report.png`` in its work dir, or of several; return its path.
 
     Raises:
         UserError: A folder holds no log of a training, or ``out`` cannot be a picture.
@@ -112,12 +102,9 @@ class ReportHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         # A validation on its own has no training around it.
         if hasattr(self, 'began') and self.spent <= 0.01 * (monotonic() - self.began):
-            self._draw(runner)
+            self.after_train(runner)
 
     def after_train(self, runner: Runner) -> None:
-        self._draw(runner)
-
-    def _draw(self, runner: Runner) -> None:
         if not is_main_process():
             return
         began = monotonic()
@@ -130,16 +117,29 @@ class ReportHook(Hook):
         self.spent += monotonic() - began
 
 
-def _panels(runs: Sequence[Run]) -> list[Callable]:
+def _panels(runs: Sequence[Run]) -> list[Callable[[Any], None]]:
     """The panels to draw; numbers that every run should have get a panel even if they are missing."""
-    panels = [_draw_loss, _draw_metrics, _draw_rate, _draw_time]
-    if len(runs) == 1 and _parts(runs[0]):
-        panels.insert(2, _draw_parts)
+    one = runs[0] if len(runs) == 1 else None
     logged = set().union(*(run.train[-1] for run in runs))
+
+    def of_all(name: str) -> list[tuple[str, Run, str]]:
+        return [(run.name, run, name) for run in runs]
+
+    rates = [(name, run, name) for run in runs for name in sorted(run.train[-1]) if f'.{name}'.endswith('.lr')]
+    times = [('iteration', one, 'time'), ('of it waiting for data', one, 'data_time')] if one else of_all('time')
+    panels = [partial(_draw_loss, runs=runs), partial(_draw_metrics, runs=runs)]
+    if one and (parts := _parts(one)):
+        shown = parts[: len(_COLOURS)]
+        some = '' if shown == parts else f'the largest {len(shown)} of {len(parts)} '
+        panels.append(partial(_curves, title=f'{some}parts of the loss', wanted=[(name, one, name) for name in shown]))
+    legend = one is not None and len(rates) > 1
+    panels.append(partial(_curves, title='learning rate', wanted=rates, smooth=False, legend=legend))
     if 'grad_norm' in logged:
-        panels.insert(-1, partial(_draw_number, title='norm of the gradient', name='grad_norm', smooth=True))
+        panels.append(partial(_curves, title='norm of the gradient', wanted=of_all('grad_norm'), legend=False))
+    panels.append(partial(_curves, title='seconds per iteration', wanted=times, legend=one is not None))
     if 'memory' in logged:
-        panels.append(partial(_draw_number, title='largest memory of the GPU, MB', name='memory', smooth=False))
+        title = 'largest memory of the GPU, MB'
+        panels.append(partial(_curves, title=title, wanted=of_all('memory'), smooth=False, legend=False))
     return panels
 
 
@@ -149,14 +149,8 @@ def _draw_loss(axis: Any, runs: Sequence[Run]) -> None:
         x, y = series(run.train, 'loss')
         lost = x[~np.isfinite(y)]
         if lost.size:
-            axis.plot(
-                lost,
-                np.full(lost.size, 0.97),
-                'x',
-                color='red',
-                transform=axis.get_xaxis_transform(),
-                label=f'not finite, from iteration {lost[0]:.0f} on',
-            )
+            high, label = np.full(lost.size, 0.97), f'not finite, from iteration {lost[0]:.0f} on'
+            axis.plot(lost, high, 'x', color='red', transform=axis.get_xaxis_transform(), label=label)
             axis.legend()
 
 
@@ -164,26 +158,20 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
     axis.set_title('validation', loc='left')
     low = 0.0
     for index, run in enumerate(runs):
-        found = validations(run)
+        found, name_of_run = validations(run), ''
         if len(runs) > 1:
+            name_of_run = f'{run.name}: '
             found = {name: found[name] for name in MAIN if name in found} or dict([*found.items()][:1])
         for number, (name, (x, y)) in enumerate(found.items()):
             colour, style = (number, index) if len(runs) == 1 else (index, number)
-            label = f'{run.name}: {name}' if len(runs) > 1 else name
+            colour, style = _COLOURS[colour % len(_COLOURS)], _LINES[style % len(_LINES)]
             low = min([low, *y[np.isfinite(y)]])
             known = name in METRICS and np.isfinite(y).any()
             at = int(np.nanargmax(y)) if known else len(y) - 1
-            (line,) = axis.plot(
-                x,
-                y,
-                marker='o',
-                ms=4,
-                color=_COLOURS[colour % len(_COLOURS)],
-                ls=_STYLES[style % len(_STYLES)],
-                label=f'{label}: {"best" if known else "last"} {_number(y[at])}',
-            )
+            label = f'{name_of_run}{name}: {"best" if known else "last"} {_number(y[at])}'
+            axis.plot(x, y, marker='o', ms=4, color=colour, ls=style, label=label)
             if known:
-                axis.plot(x[at], y[at], marker='*', ms=14, color=line.get_color(), mec='white', zorder=3)
+                axis.plot(x[at], y[at], marker='*', ms=14, color=colour, mec='white', zorder=3)
     if axis.lines:
         axis.margins(y=0.1)
         axis.set_ylim(bottom=0 if low >= 0 else None)
@@ -192,45 +180,10 @@ def _draw_metrics(axis: Any, runs: Sequence[Run]) -> None:
         _say_nothing(axis, 'no validation yet')
 
 
-def _draw_parts(axis: Any, runs: Sequence[Run]) -> None:
-    names, (run,) = _parts(runs[0]), runs
-    shown = names[: len(_COLOURS)]
-    title = 'parts of the loss' if shown == names else f'the largest {len(shown)} of {len(names)} parts of the loss'
-    _curves(axis, title, [(name, run, name) for name in shown])
-
-
-def _draw_rate(axis: Any, runs: Sequence[Run]) -> None:
-    wanted = []
-    for run in runs:
-        names = sorted(name for name in run.train[-1] if name == 'lr' or name.endswith('.lr'))
-        for name in names:
-            label = name if len(runs) == 1 else run.name if len(names) == 1 else f'{run.name}: {name}'
-            wanted.append((label, run, name))
-    _curves(axis, 'learning rate', wanted, smooth=False, legend=len(wanted) > 1 and len(runs) == 1)
-
-
-def _draw_time(axis: Any, runs: Sequence[Run]) -> None:
-    names = {'time': 'iteration', 'data_time': 'of it waiting for data'} if len(runs) == 1 else {'time': ''}
-    wanted = [(label, run, name) for run in runs for name, label in names.items()]
-    _curves(axis, 'seconds per iteration', wanted, legend=len(runs) == 1)
-
-
-def _draw_number(axis: Any, runs: Sequence[Run], title: str, name: str, smooth: bool) -> None:
-    _curves(axis, title, [(run.name, run, name) for run in runs], smooth, legend=False)
-
-
 def _curves(
     axis: Any, title: str, wanted: Sequence[tuple[str, Run, str]], smooth: bool = True, legend: bool = True
 ) -> None:
-    """Draw series by iteration: thin as logged, thick as a running median, on a log scale where they span a decade.
-
-    Args:
-        axis: Where.
-        title: Of the panel.
-        wanted: Label, run and name of each series.
-        smooth: Whether these are noisy.
-        legend: Whether to name them.
-    """
+    """Draw series (label, run, name): thin as logged, thick as a median, on a log scale where they span a decade."""
     axis.set_title(title, loc='left')
     low, high = math.inf, 0.0
     for index, (label, run, name) in enumerate(wanted):
@@ -239,7 +192,7 @@ def _curves(
         if not finite.size:
             continue
         middle = running_median(y) if smooth else y
-        colour, style = _COLOURS[index % len(_COLOURS)], _STYLES[index // len(_COLOURS) % len(_STYLES)]
+        colour, style = _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
         axis.plot(x, np.where(np.isfinite(y), y, np.nan), color=colour, lw=0.8, alpha=0.35)
         axis.plot(x, middle, color=colour, ls=style, lw=1.8, label=label, marker='o' if len(x) == 1 else None)
         low, high = min(low, finite.min()), max(high, finite.max())
@@ -270,14 +223,12 @@ def running_median(values: np.ndarray) -> np.ndarray:
 
 def _parts(run: Run) -> list[str]:
     """The parts of the loss, the largest first, without those of a decoder's inner layers (``d0.loss_cls``)."""
-    names = {name for record in run.train[:1] + run.train[-1:] for name in record}
-    names = {
-        name
-        for name in names
+    sizes = {
+        name: -float(np.nan_to_num(np.median(series(run.train, name)[1])))
+        for name in {*run.train[0], *run.train[-1]}
         if 'loss' in name and name not in ('loss', 'loss_scale') and not re.match(r'd\d+\.', name)
     }
-    sizes = {name: series(run.train, name)[1] for name in names}
-    return sorted(names, key=lambda name: (-float(np.nan_to_num(np.median(sizes[name]))), name))
+    return sorted(sizes, key=lambda name: (sizes[name], name))
 
 
 def _say_nothing(axis: Any, words: str) -> None:
@@ -287,26 +238,15 @@ def _say_nothing(axis: Any, words: str) -> None:
     axis.text(0.5, 0.5, words, transform=axis.transAxes, ha='center', va='center', color='0.35')
 
 
-def _show_epochs(axes: Sequence[Any], run: Run) -> None:
-    if run.epoch_length:
-        for axis in axes:
-            top = axis.secondary_xaxis(
-                'top', functions=(lambda i: i / run.epoch_length, lambda e: e * run.epoch_length)
-            )
-            top.set_xlabel('epoch', fontsize=9)
-            top.tick_params(labelsize=9)
-
-
 def _headline(run: Run) -> str:
     last = run.train[-1]
-    where = f'iteration {last["iter"]}' + (f', epoch {last["epoch"]}' if run.epoch_length else '')
-    best = []
+    parts = [f'iteration {last["iter"]}' + (f', epoch {last["epoch"]}' if run.epoch_length else '')]
     for name, (x, y) in validations(run).items():
         if name in MAIN and np.isfinite(y).any():
             at = x[int(np.nanargmax(y))]
             when = f'epoch {at / run.epoch_length:.0f}' if run.epoch_length else f'iteration {at:.0f}'
-            best.append(f'best {name} {_number(np.nanmax(y))} ({when})')
-    return f'{run.name}: ' + ', '.join([where, *best])
+            parts.append(f'best {name} {_number(np.nanmax(y))} ({when})')
+    return f'{run.name}: {", ".join(parts)}'
 
 
 def _number(value: float) -> str:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,21 +21,13 @@ _NO_METRICS = ('step', 'iter', 'epoch', 'iteration', 'time', 'data_time', 'memor
 
 @dataclass
 class Run:
-    """The log of a run and of its continuations by ``--resume``.
-
-    Args:
-        name: The name of its work dir.
-        train: The records of training, by iteration.
-        val: The records of validation, in order, each with the ``iteration`` that it followed.
-        resumed: The first iteration of each continuation.
-        epoch_length: Iterations of an epoch, if the log shows it.
-    """
+    """The log of a run, named by its work dir, and of its continuations by ``--resume``."""
 
     name: str
-    train: list[dict]
-    val: list[dict]
-    resumed: list[int]
-    epoch_length: float | None
+    train: list[dict]  # by iteration
+    val: list[dict]  # each with the `iteration` that it followed
+    resumed: list[int]  # the first iteration of each continuation
+    epoch_length: float | None  # in iterations, if the log shows it
 
 
 def read_run(work_dir: str | Path) -> Run:
@@ -59,8 +53,7 @@ def read_run(work_dir: str | Path) -> Run:
                 train.append(record)
                 after = record['iter']
             elif metrics_of(record):
-                epoch = train[-1].get('epoch') if after else None
-                val.append(dict(record, after=after, last_epoch=epoch))
+                val.append(dict(record, after=after, last_epoch=train[-1].get('epoch') if after else None))
     if not train:
         hint = 'name a work dir, as in work_dirs/<config>' if Path(work_dir).is_dir() else 'it does not exist'
         raise UserError(f'{work_dir} holds no log of a training: {hint}.')
@@ -83,12 +76,10 @@ def metrics_of(record: dict[str, Any]) -> dict[str, float]:
 def _records(path: Path) -> Iterator[dict]:
     """The lines of a log, without a line that is being written or was cut off when the run was killed."""
     for line in path.read_text(errors='replace').splitlines():
-        try:
+        with suppress(ValueError):
             record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
+            if isinstance(record, dict):
+                yield record
 
 
 def _epoch_length(train: Sequence[dict]) -> float | None:
@@ -97,8 +88,7 @@ def _epoch_length(train: Sequence[dict]) -> float | None:
     for record in train:
         if 'epoch' in record:
             first.setdefault(record['epoch'], record['iter'])
-    pairs = zip([*first.items()], [*first.items()][1:], strict=False)
-    lengths = [(i - j) / (e - f) for (f, j), (e, i) in pairs if e > f]
+    lengths = [(i - j) / (e - f) for (f, j), (e, i) in pairwise(first.items()) if e > f]
     return median(lengths) if lengths else None
 
 

@@ -7,7 +7,6 @@ first; and persistent workers keep their streams across epochs. ``EpochSeedHook`
 
 import random
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,28 +23,6 @@ def seed_everything(*entropy: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(words[1])
     torch.manual_seed(int(words[2]) << 32 | int(words[3]))
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of every generator, as tensors and plain numbers, without waiting for a device."""
-    kind, keys, *position = np.random.get_state()
-    return {
-        'python': random.getstate(),
-        'numpy': [kind, torch.from_numpy(keys.astype(np.int64)), *position],
-        'torch': torch.get_rng_state(),
-        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore the state from :func:`random_state`; a GPU's only if there is one."""
-    version, keys, gauss = state['python']
-    random.setstate((version, tuple(keys), gauss))
-    kind, keys, *position = state['numpy']
-    np.random.set_state((kind, keys.numpy(), *position))
-    torch.set_rng_state(state['torch'])
-    if state['cuda'] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'])
 
 
 @FUNCTIONS.register_module()

@@ -15,8 +15,7 @@ from swinv2_mm.engine.checks.weights import starts_from_noise
 from swinv2_mm.engine.config import read_config
 from swinv2_mm.engine.diagnosis.corrupt_data import named_annotations, watch_loading
 from swinv2_mm.engine.diagnosis.non_finite import blamed_on_numbers
-from swinv2_mm.engine.display.progress import screen_given_back
-from swinv2_mm.engine.display.screen import dumps_in_file_only
+from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
 from swinv2_mm.engine.runs.complete import complete, complete_test, complete_training
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, told

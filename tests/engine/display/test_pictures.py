@@ -45,7 +45,7 @@ def test_draws_into_exactly_that_folder(task, tmp_path):
     for index in range(3):
         cv2.imwrite(str(tmp_path / f'{index}.jpg'), np.full((32, 32, 3), 128, np.uint8))
         sample.set_metainfo({'img_path': str(tmp_path / f'{index}.jpg')})
-        hook.after_test_iter(runner, index, None, [sample])
+        hook.after_test_iter(runner, batch_idx=index, data_batch=None, outputs=[sample])
     assert sorted(path.name for path in (tmp_path / 'a folder').rglob('*')) == ['0.jpg', '1.jpg', '2.jpg']
     picture = cv2.imread(str(tmp_path / 'a folder' / '0.jpg')).astype(int)
     truth, prediction = np.split(picture, 2, axis=1)
