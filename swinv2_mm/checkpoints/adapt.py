@@ -1,7 +1,5 @@
 """Adapt the patch embedding to another number of channels or another patch size."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +11,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     A single channel gets the sum over the colours, so a grey image gives the same response as in RGB. More channels
     take the colours in turn, scaled by ``3 / channels``, as timm's ``adapt_input_conv`` does.
 
-    Args:
-        weight: ``(C, 3, h, w)``.
-        channels: The number wanted.
-
-    Returns:
-        ``(C, channels, h, w)``.
+    ``weight`` is ``(C, 3, h, w)``, the result ``(C, channels, h, w)``.
     """
     colours = weight.shape[1]
     if channels == 1:
@@ -33,16 +26,11 @@ def adapt_patch(weight: Tensor, side: int) -> Tensor:
     With ``B`` the matrix that resizes patches bicubically, the new kernel is the least-squares solution of
     ``<B x, new> = <x, old>`` for all patches ``x``, as in timm's ``resample_patch_embed``.
 
-    Args:
-        weight: ``(C, channels, h, h)``.
-        side: Side of the new patches, in pixels.
-
-    Returns:
-        ``(C, channels, side, side)``.
+    ``weight`` is ``(C, channels, h, h)``, the result ``(C, channels, side, side)``; ``side`` is in pixels.
     """
     old = weight.shape[-1]
     unit = torch.eye(old * old, dtype=torch.float64).view(old * old, 1, old, old)
-    resize = F.interpolate(unit, (side, side), mode='bicubic', antialias=True, align_corners=False)
+    resize = F.interpolate(unit, (side, side), mode='bicubic', antialias=True)
     solve = torch.linalg.pinv(resize.view(old * old, side * side))  # of B transposed
     new = torch.einsum('so,cio->cis', solve, weight.double().flatten(2))
     return new.view(*weight.shape[:2], side, side).to(weight.dtype)

@@ -1,16 +1,11 @@
 """The released SwinV2 checkpoints: windows, training data and download locations (data, no logic).
 
-Sources: names, sizes, top-1, parameters, FLOPs and links of Microsoft's files from MODELHUB.md and configs/swinv2 of
-microsoft/Swin-Transformer; timm's names from its ``swin_transformer_v2.py``; Hugging Face's from the hub; the links
-of MMPretrain from the README of its ``configs/swin_transformer_v2``; torchvision's from its ``swin_transformer.py``.
+Sources: MODELHUB.md and configs/swinv2 of microsoft/Swin-Transformer; ``swin_transformer_v2.py`` of timm,
+``swin_transformer.py`` of torchvision; the hub; the README of MMPretrain's ``configs/swin_transformer_v2``.
 timm, Hugging Face and MMPretrain distribute Microsoft's weights under other keys. torchvision trained its own.
-
 SimMIM's pre-trained files are not listed: Microsoft's links to them only work with an access signature.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +17,12 @@ class File:
     Attributes:
         layout: Its key table: ``microsoft``, ``timm``, ``huggingface``, ``mmpretrain`` or ``torchvision``.
         location: An https URL, or ``hf://owner/name`` for a repository on the Hugging Face hub.
-        sha256: The first hexadecimal digits of the file's SHA-256, from its name; None where no digest is published.
+        names: What else this file is called.
     """
 
     layout: str
     location: str
-    sha256: str | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,21 +54,15 @@ class Release:
     gflops: float | None = None
 
 
-@dataclass(frozen=True)
-class _Names:
-    """How the code bases spell a training; timm's ``old`` suffix has been deprecated in favour of ``tag``."""
-
-    data: str
-    suffix: str
-    tag: str
-    old: str
-    mmpretrain: str
-
-
-_1K = _Names('ImageNet-1K', '', 'ms_in1k', '', 'swinv2-{}-w{}_3rdparty_in1k-{}px')
-_22K = _Names('ImageNet-22K', '_22k', 'ms_in22k', '_22k', 'pretrain/swinv2-{}-w{}_3rdparty_in21k-{}px')
-_FT = _Names(
-    'ImageNet-22K, then 1K', '_22kto1k_ft', 'ms_in22k_ft_in1k', '_22kft1k', 'swinv2-{}-w{}_in21k-pre_3rdparty_in1k-{}px'
+# Data, suffix of Microsoft's names, of timm's and of timm's deprecated ones, pattern of MMPretrain's.
+_1K = ('ImageNet-1K', '', 'ms_in1k', '', 'swinv2-{}-w{}_3rdparty_in1k-{}px')
+_22K = ('ImageNet-22K', '_22k', 'ms_in22k', '_22k', 'pretrain/swinv2-{}-w{}_3rdparty_in21k-{}px')
+_FT = (
+    'ImageNet-22K, then 1K',
+    '_22kto1k_ft',
+    'ms_in22k_ft_in1k',
+    '_22kft1k',
+    'swinv2-{}-w{}_in21k-pre_3rdparty_in1k-{}px',
 )
 
 # Stage 4 is an 8x8 map at 256 pixels, 6x6 at 192 and 12x12 at 384: Microsoft's code shrinks the window to it.
@@ -105,89 +94,54 @@ _TORCHVISION = (
 )
 
 
+def _download(layout: str, url: str, *names: str) -> File:
+    """A file that people also call by the last part of its URL, with or without ``.pth``."""
+    name = url.rpartition('/')[2]
+    return File(layout, url, (name, name.removesuffix('.pth'), *names))
+
+
 def _microsoft(row: tuple[Any, ...]) -> Release:
     """Spell out a row of Microsoft's table."""
-    arch, training, image_size, window_size, pretrained, names, top1, gflops, sha256 = row
-    name = f'swinv2_{arch}_patch4_{training}{names.suffix}'
-    mmpretrain = names.mmpretrain.format(arch, window_size[0], image_size)
+    arch, training, pixels, windows, pretrained, names, top1, gflops, digest = row
+    data, suffix, tag, old, mmpretrain = names
+    name = f'swinv2_{arch}_patch4_{training}{suffix}'
+    hub = f'microsoft/{name.replace("_", "-")}'
+    model = f'swinv2_{arch}_{training}'
+    timm = dict.fromkeys((f'{model}.{tag}', model, model + old))
+    mmpretrain = mmpretrain.format(arch, windows[0], pixels)
+    openmmlab = 'https://download.openmmlab.com/mmclassification/v0/swin-v2/'
+    files = (
+        _download('microsoft', f'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/{name}.pth'),
+        File('timm', f'hf://timm/{model}.{tag}', (*timm, *(f'timm/{spelling}' for spelling in timm))),
+        File('huggingface', f'hf://{hub}', (hub,)),
+        _download('mmpretrain', f'{openmmlab}{mmpretrain}_20220803-{digest}.pth', mmpretrain.rpartition('/')[2]),
+    )
     return Release(
-        name,
-        arch,
-        image_size,
-        window_size,
-        pretrained,
-        names.data,
-        top1,
-        (
-            File('microsoft', f'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/{name}.pth'),
-            File('timm', f'hf://timm/swinv2_{arch}_{training}.{names.tag}'),
-            File('huggingface', f'hf://microsoft/{name.replace("_", "-")}'),
-            File(
-                'mmpretrain',
-                f'https://download.openmmlab.com/mmclassification/v0/swin-v2/{mmpretrain}_20220803-{sha256}.pth',
-                sha256,
-            ),
-        ),
-        None if gflops is None else _PARAMETERS[arch],
-        gflops,
+        name, arch, pixels, windows, pretrained, data, top1, files, _PARAMETERS[arch] if gflops else None, gflops
     )
 
 
-def _torchvision(name: str, arch: str, top1: float, sha256: str) -> Release:
+def _torchvision(name: str, arch: str, top1: float, digest: str) -> Release:
     """Spell out a row of torchvision's table: all are trained at 256 pixels, their normaliser is their own window."""
-    return Release(
-        name,
-        arch,
-        256,
-        _W8,
-        _W8,
-        _1K.data,
-        top1,
-        (File('torchvision', f'https://download.pytorch.org/models/{name}-{sha256}.pth', sha256),),
-    )
+    file = _download('torchvision', f'https://download.pytorch.org/models/{name}-{digest}.pth')
+    return Release(name, arch, 256, _W8, _W8, _1K[0], top1, (file,))
 
 
 RELEASES: dict[str, Release] = {
-    release.name: release
-    for release in (
-        *(_microsoft(row) for row in _MICROSOFT),
-        *(_torchvision(*row) for row in _TORCHVISION),
-    )
+    release.name: release for release in (*map(_microsoft, _MICROSOFT), *(_torchvision(*row) for row in _TORCHVISION))
 }
-
-
-def _aliases(file: File) -> Iterator[str]:
-    """Other names of a file, besides that of its release."""
-    yield file.location
-    owner, _, name = file.location.removeprefix('hf://').rpartition('/')
-    if not file.location.startswith('hf://'):
-        stem = name.removesuffix('.pth')
-        yield from (name, stem)
-        if file.layout == 'mmpretrain':
-            yield stem.removesuffix(f'_20220803-{file.sha256}')
-    elif file.layout == 'timm':
-        model, _, tag = name.partition('.')
-        old = [model + names.old for names in (_22K, _FT) if names.tag == tag]
-        for spelling in (name, model, *old):
-            yield from (spelling, f'timm/{spelling}')
-    else:
-        yield f'{owner}/{name}'
-
-
 _INDEX = {
-    alias: (release, file) for release in RELEASES.values() for file in release.files for alias in _aliases(file)
+    name: (release, file)
+    for release in RELEASES.values()
+    for file in release.files
+    for name in (file.location, *file.names)
 } | {name: (release, release.files[0]) for name, release in RELEASES.items()}
 
 
 def find(name: str) -> tuple[Release, File] | None:
-    """Look up a released checkpoint by its name in any of the code bases.
+    """The release and the file with a name in any of the code bases, or None.
 
-    Args:
-        name: Exactly one of: the official name; a URL of the table, or its file name with or without ``.pth``; a timm
-            name with or without tag and ``timm/``; a Hugging Face name, ``owner/name`` or ``hf://owner/name``; a model
-            name of MMPretrain or torchvision.
-
-    Returns:
-        The release and its file of that name (the trainer's own for an official name), or None if unknown.
+    A name is an official one, which stands for the trainer's own file; a URL, or its file name with or without
+    ``.pth``; timm's with or without tag and ``timm/``; ``owner/name`` or ``hf://owner/name``; MMPretrain's model.
     """
     return _INDEX.get(name)

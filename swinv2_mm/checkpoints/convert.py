@@ -1,24 +1,15 @@
 """Convert weights by a key table, strictly: every key matches exactly one row, or is dropped by name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from swinv2_mm.checkpoints.geometry import (
-    PRETRAINED_KEY,
-    Geometry,
-    read_geometry,
-    read_windows,
-    shorten,
-    told_windows,
-)
-from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, Row
+from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, Geometry, read_geometry, read_windows, told_windows
+from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, Layout, Row
 from swinv2_mm.checkpoints.windows import Windows
-from swinv2_mm.errors import UserError
+from swinv2_mm.errors import UserError, listed
 
 
 @dataclass
@@ -43,9 +34,9 @@ class Conversion:
     geometry: Geometry
     window_size: Windows | None
     pretrained_window_sizes: Windows | None
-    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    new: list[str] = field(default_factory=list)
+    sources: dict[str, tuple[str, ...]]
+    dropped: dict[str, str]
+    new: list[str]
 
 
 def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None = None) -> tuple[str, str]:
@@ -60,39 +51,44 @@ def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None
         UserError: No layout fits, or several do; the message says what the keys look like.
     """
     keys = list(keys)
-    if layout is not None and layout not in LAYOUTS:
-        raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
     wanted = None if prefix is None else prefix and prefix.rstrip('.') + '.'
-    found = []
-    for name in [layout] if layout else LAYOUTS:
-        table = LAYOUTS[name]
-        sets = [{m[1] for key in keys if (m := re.fullmatch(rf'((?:.+\.)?){mark}', key))} for mark in table.marks]
-        for candidate in sorted(set.intersection(*sets)):
-            unfit = table.never and any(re.fullmatch(re.escape(candidate) + table.never, key) for key in keys)
-            if not unfit and wanted in (None, candidate):
-                found.append((name, candidate))
+    found = [
+        (name, candidate)
+        for name, table in (LAYOUTS if layout is None else {layout: _table(layout)}).items()
+        for candidate in _prefixes(keys, table)
+        if wanted in (None, candidate)
+    ]
     if len(found) == 1:
         return found[0]
     if found:
         several = ', '.join(f'{name} under the prefix {candidate!r}' for name, candidate in found)
         raise UserError(f'there are several models in it: {several}. Choose one with --prefix (or prefix=).')
-    raise UserError(_describe(keys, layout, wanted))
-
-
-def _describe(keys: list[str], layout: str | None, prefix: str | None) -> str:
     if layout is not None or prefix is not None:
-        try:
-            name, there = recognise(keys)
-        except UserError as error:
-            return str(error)
-        return f'its keys are {LAYOUTS[name].owner} ({name}) under the prefix {there!r}, not what was asked for.'
+        name, there = recognise(keys)
+        raise UserError(
+            f'its keys are {LAYOUTS[name].owner} ({name}) under the prefix {there!r}, not what was asked for.'
+        )
     for pattern, words in FOREIGN:
         if any(re.fullmatch(pattern, key) for key in keys):
-            return words
-    return (
+            raise UserError(words)
+    raise UserError(
         f'no SwinV2 weights in a known layout ({", ".join(LAYOUTS)}): of its {len(keys)} keys the first are '
         f'{", ".join(keys[:5]) or "(none)"}.'
     )
+
+
+def _table(layout: str) -> Layout:
+    if layout not in LAYOUTS:
+        raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
+    return LAYOUTS[layout]
+
+
+def _prefixes(keys: list[str], table: Layout) -> list[str]:
+    """What stands before all marks of a layout, but not before a key that it never has."""
+    sets = [{m[1] for key in keys if (m := re.fullmatch(rf'((?:.+\.)?){mark}', key))} for mark in table.marks]
+    never = re.compile(rf'((?:.+\.)?){table.never}') if table.never else None
+    unfit = {m[1] for key in keys if never and (m := never.fullmatch(key))}
+    return sorted(set.intersection(*sets) - unfit)
 
 
 def convert_state_dict(
@@ -110,16 +106,16 @@ def convert_state_dict(
     """
     name, prefix = recognise(state, layout, prefix)
     places, dropped = _match_keys(state, name, prefix)
-    last = str(max((int(i) for _, i, _ in places if i), default=0))
+    last = max((row.stage.index(int(there)) for row, there, _ in places if there), default=0)
     weights: dict[str, Tensor] = {}
     tables: dict[str, Tensor] = {}
     sources: dict[str, tuple[str, ...]] = {}
-    for (index, i, j), keys in places.items():
-        row = LAYOUTS[name].rows[index]
-        if len(keys) < len(row.theirs):
-            there = sorted(keys.values())
-            raise UserError(f'no complete SwinV2 backbone: of {", ".join(row.theirs)} there are only {shorten(there)}.')
-        taken = tuple(keys[part] for part in range(len(row.theirs)))
+    for row, there, j in places:
+        i = row.stage.index(int(there)) if there else ''
+        taken = tuple(prefix + key.format(i=there, j=j) for key in row.theirs)
+        absent = [key for key in taken if key not in state]
+        if absent:
+            raise UserError(f'no complete SwinV2 backbone: a matrix lacks {listed(absent)}.')
         for ours, tensor in zip(row.ours, _apply(row, taken, state), strict=True):
             target = ours.format(i=i, j=j, last=last)
             if target in sources:  # as with layers. and layers_. in one file of timm
@@ -144,14 +140,11 @@ def convert_state_dict(
     )
 
 
-_Place = tuple[int, str, str]  # a row of the table, our stage, the block
-
-
-def _match_keys(state: Iterable[str], name: str, prefix: str) -> tuple[dict[_Place, dict[int, str]], dict[str, str]]:
-    """Find the row of every key: the keys at each place, by their part of the row, and the dropped keys."""
+def _match_keys(state: Iterable[str], name: str, prefix: str) -> tuple[list[tuple[Row, str, str]], dict[str, str]]:
+    """Find the row, their stage and the block of every key, or why it is dropped."""
     table = LAYOUTS[name]
-    rows = [(row, [_pattern(key) for key in row.theirs]) for row in table.rows]
-    places: dict[_Place, dict[int, str]] = {}
+    templates = [(row, re.compile(_pattern(key))) for row in table.rows for key in row.theirs]
+    places: dict[tuple[Row, str, str], None] = {}  # several keys may have one place
     dropped, unknown = {}, []
     for key in state:
         if not key.startswith(prefix):
@@ -159,10 +152,9 @@ def _match_keys(state: Iterable[str], name: str, prefix: str) -> tuple[dict[_Pla
             continue
         bare = key[len(prefix) :]
         matches = [
-            (index, part, match)
-            for index, (row, patterns) in enumerate(rows)
-            for part, pattern in enumerate(patterns)
-            if (match := _match(pattern, bare, row)) is not None
+            (row, match['i'], match['j'])
+            for row, pattern in templates
+            if (match := pattern.fullmatch(bare)) and (not match['i'] or int(match['i']) in row.stage)
         ]
         reasons = [reason for pattern, reason in table.dropped if re.fullmatch(pattern, bare)]
         if len(matches) + len(reasons) != 1:
@@ -170,29 +162,27 @@ def _match_keys(state: Iterable[str], name: str, prefix: str) -> tuple[dict[_Pla
         elif reasons:
             dropped[key] = reasons[0]
         else:
-            index, part, (i, j) = matches[0]
-            places.setdefault((index, i, j), {})[part] = key
+            places[matches[0]] = None
     if unknown:
         raise UserError(
-            f'{len(unknown)} keys are unknown in the layout {name}: {shorten(unknown)}. Nothing is '
-            'converted, since their meaning in the model is unknown.'
+            f'{len(unknown)} keys are unknown in the layout {name}: {listed(unknown, 6)}. Nothing is converted, since '
+            'their meaning in the model is unknown.'
         )
-    return places, dropped
+    return list(places), dropped
 
 
 def _read_windows(
     tables: dict[str, Tensor], sources: Mapping[str, tuple[str, ...]], stages: int
 ) -> tuple[Windows | None, Windows | None]:
     """The windows and pretrained windows that the weights tell, by our own entry or by the coordinate tables."""
-    own = tables.pop(PRETRAINED_KEY, None)
-    if own is not None:
+    if PRETRAINED_KEY in tables:
         key = sources[PRETRAINED_KEY][0]
-        pretrained = told_windows(key, own)
+        pretrained = told_windows(key, tables[PRETRAINED_KEY])
         if len(pretrained) != stages:
             raise UserError(f'{key} is for {len(pretrained)} stages, not {stages}.')
         return None, pretrained
-    windows, pretrained = read_windows(tables) or (None, None)
-    return (windows, pretrained) if windows is not None and len(windows) == stages else (None, None)
+    told = read_windows(tables)
+    return told if told is not None and len(told[0]) == stages else (None, None)
 
 
 def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -204,49 +194,37 @@ def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[
     Raises:
         UserError: The weights are no complete backbone, the layout is unknown, or it lacks a part of a block.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')
     weights = {key: tensor for key, tensor in weights.items() if key != PRETRAINED_KEY}
     last = str(len(read_geometry(weights).depths) - 1)
     out: dict[str, Tensor] = {}
-    used = set()
-    for row in LAYOUTS[layout].rows:
+    used: set[str] = set()
+    for row in _table(layout).rows:
         if row.save is None:
             continue
         pattern = _pattern(row.ours[0].replace('{last}', last))
-        for key in weights:
-            match = re.fullmatch(pattern, key)
-            if match is None:
+        for match in filter(None, (re.fullmatch(pattern, key) for key in weights)):
+            i, j = match['i'], match['j']
+            there = row.stage[int(i)] if i else 0
+            if there < 0:
                 continue
-            i, j = (match.groupdict().get(name) for name in 'ij')
             ours = [name.format(i=i, j=j, last=last) for name in row.ours]
-            there = row.stage[0] * int(i) + row.stage[1] if i else None
-            if there is not None and there < 0:
-                continue
             used.update(ours)
             for name, tensor in zip(row.theirs, row.save(tuple(weights[our] for our in ours)), strict=True):
                 out[name.format(i=there, j=j)] = _own(tensor)
     lost = [key for key in weights if key not in used]
     inside = [key for key in lost if key.startswith('stages.')]
     if inside:
-        raise UserError(f'the layout {layout} has no place for {shorten(inside)}: without them it is another model.')
+        raise UserError(f'the layout {layout} has no place for {listed(inside, 6)}: without them it is another model.')
     return out, lost
 
 
 def _pattern(template: str) -> str:
-    return re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)').replace(r'\{j\}', r'(?P<j>\d+)')
-
-
-def _match(pattern: str, key: str, row: Row) -> tuple[str, str] | None:
-    """Match a key; our stage and the block as text, empty if the template has none."""
-    match = re.fullmatch(pattern, key)
-    if match is None:
-        return None
-    places = match.groupdict()
-    if not places.get('i'):
-        return '', places.get('j') or ''
-    stage, rest = divmod(int(places['i']) - row.stage[1], row.stage[0])
-    return (str(stage), places.get('j') or '') if rest == 0 and stage >= 0 else None
+    """A regular expression with the groups i and j, empty where the template has none."""
+    pattern = re.escape(template)
+    for name in 'ij':
+        place = re.escape(f'{{{name}}}')
+        pattern = pattern.replace(place, rf'(?P<{name}>\d{{1,3}})') if place in pattern else rf'{pattern}(?P<{name}>)'
+    return pattern
 
 
 def _apply(row: Row, keys: tuple[str, ...], state: Mapping[str, Tensor]) -> list[Tensor]:
@@ -262,8 +240,5 @@ def _apply(row: Row, keys: tuple[str, ...], state: Mapping[str, Tensor]) -> list
 
 def _own(tensor: Tensor) -> Tensor:
     """Copy a view of a larger tensor: torch.save would write all of it, and safetensors refuses it."""
-    return (
-        tensor
-        if tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
-        else tensor.contiguous().clone()
-    )
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    return tensor if whole else tensor.contiguous().clone()

@@ -1,19 +1,17 @@
 """Read checkpoints as data, without running code from them, and write them crash-safe."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -35,8 +33,7 @@ def read_file(path: str | os.PathLike, allow: Sequence[Any] = INERT) -> dict[str
 
     Args:
         path: A local file.
-        allow: Globals that a pickle may name, as for :func:`torch.serialization.safe_globals`; by default inert
-            stand-ins for the objects that trainings save beside the weights.
+        allow: Globals that a pickle may name, as for :func:`torch.serialization.safe_globals`.
 
     Returns:
         Its content; for a safetensors file ``dict(state_dict=…, meta=…)``.
@@ -61,8 +58,7 @@ def read_file(path: str | os.PathLike, allow: Sequence[Any] = INERT) -> dict[str
         raise UserError(_why_unreadable(path, start, error)) from error
     if not isinstance(content, dict):
         raise UserError(
-            f'{path} is no checkpoint: it holds an object of type {type(content).__name__} instead of a '
-            'dict of weights.'
+            f'{path} is no checkpoint: it holds an object of type {type(content).__name__}, not a dict of weights.'
         )
     return content
 
@@ -118,16 +114,14 @@ def _looks_like(start: bytes) -> str:
         return 'an empty file'
     if start.startswith(b'version https://git-lfs'):
         return 'the pointer of Git LFS to a file that was not fetched; run git lfs pull where it comes from'
-    text = start.lstrip().lower()
-    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
+    if start.lstrip().lower().startswith((b'<!doctype', b'<html', b'<?xml')):
         return 'a web page in its place, such as that of a download that needs a login'
-    if all(byte in b'\t\n\r' or byte >= 32 for byte in start) and b'\x00' not in start:
-        try:
-            codecs.utf_8_decode(start)  # the last character may be cut
-        except UnicodeDecodeError:
-            return ''
-        return f'a text file that starts with {start.decode(errors="ignore").strip()[:40]!r}'
-    return ''
+    try:
+        text, _ = codecs.utf_8_decode(start)  # the last character may be cut
+    except UnicodeDecodeError:
+        return ''
+    is_text = all(byte in b'\t\n\r' or byte >= 32 for byte in start)
+    return f'a text file that starts with {text.strip()[:40]!r}' if is_text else ''
 
 
 def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str, Tensor], str]:
@@ -145,25 +139,23 @@ def weights_in(content: Mapping[str, Any], ema: bool = False) -> tuple[dict[str,
         UserError: There are no weights, or no average although ``ema`` asks for it.
     """
     swapped = 'ema_state_dict' in content and 'state_dict' in content
-    names = _AVERAGED if ema and not swapped else ('state_dict',) if swapped else _CONTAINERS
+    names = ('state_dict',) if swapped else _AVERAGED if ema else _CONTAINERS
     for name in names:
-        inner = content.get(name)
-        if isinstance(inner, Mapping):
-            found = {
-                key: tensor for key, tensor in inner.items() if isinstance(key, str) and isinstance(tensor, Tensor)
-            }
-            if found:
-                return found, name
+        if found := _named_tensors(content.get(name)):
+            return found, name
+    keys = ', '.join(map(str, list(content)[:8])) or '(none)'
     if ema:
         raise UserError(
-            f'there are no averaged weights in it: none of {", ".join(_AVERAGED)} is among its keys '
-            f'{", ".join(map(str, list(content)[:8]))}.'
+            f'there are no averaged weights in it: none of {", ".join(_AVERAGED)} is among its keys {keys}.'
         )
-    found = {key: tensor for key, tensor in content.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
-    if not found:
-        keys = ', '.join(map(str, list(content)[:8])) or '(none)'
-        raise UserError(f'there are no weights in it: its keys are {keys}.')
-    return found, ''
+    if found := _named_tensors(content):
+        return found, ''
+    raise UserError(f'there are no weights in it: its keys are {keys}.')
+
+
+def _named_tensors(node: Any) -> dict[str, Tensor]:
+    items = node.items() if isinstance(node, Mapping) else ()
+    return {key: tensor for key, tensor in items if isinstance(key, str) and isinstance(tensor, Tensor)}
 
 
 def write_file(
@@ -184,23 +176,21 @@ def write_file(
         OSError: It cannot be written.
     """
     from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    path = Path(path)
+    path, weights, meta = Path(path), dict(weights), dict(meta)
     failure = SafetensorError if path.suffix == '.safetensors' else RuntimeError  # raised on a full disk
     try:
         with replacing(path) as partial:
             if path.suffix == '.safetensors':
-                from safetensors.torch import save_file
-
-                save_file(dict(weights), partial, metadata={'format': 'pt', _META: json.dumps(dict(meta))})
+                save_file(weights, partial, metadata={'format': 'pt', _META: json.dumps(meta)})
             else:
-                torch.save({container: dict(weights), 'meta': dict(meta)} if container else dict(weights), partial)
+                torch.save({container: weights, 'meta': meta} if container else weights, partial)
     except failure as error:
         raise OSError(f'{str(error).splitlines()[0]} (is the disk full?)') from error
 
 
-PARTIAL = '.*.partial'
-"""Pattern of the temporary files that :func:`replacing` leaves if the process is killed."""
+PARTIAL = '.*.partial'  # the temporary files that `replacing` leaves if the process is killed
 
 
 @contextmanager
@@ -213,13 +203,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.partial')
-    os.close(handle)
+    partial = path.with_name(f'.{path.name}.{uuid4().hex[:8]}.partial')
+    partial.touch(exist_ok=False)
+    mode = partial.stat().st_mode
     try:
-        yield Path(partial)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)  # mkstemp's files are readable by their owner only
+        yield partial
+        partial.chmod(mode)  # safetensors replaces it by a file that only its owner can read
         _flush(partial)
         os.replace(partial, path)
     except BaseException:

@@ -1,7 +1,5 @@
 """Read the size of a model and its windows off the weights, and check every tensor against that size."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
@@ -11,28 +9,19 @@ import torch
 from torch import Tensor
 
 from swinv2_mm.checkpoints.windows import Pair, Windows
-from swinv2_mm.errors import UserError
-from swinv2_mm.sizes import VARIANTS
+from swinv2_mm.errors import UserError, listed
+from swinv2_mm.sizes import VARIANTS, Variant
 
 CPB_HIDDEN = 512
 # The entry of a backbone's state_dict that holds its pretrained windows: (stages, 2), rows and columns.
 PRETRAINED_KEY = 'pretrained_windows'
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """The arguments of :class:`swinv2_mm.SwinTransformerV2` that shape its parameters.
-
-    Attributes:
-        embed_dims: Channels of the first stage.
-        depths: Blocks per stage.
-        num_heads: Attention heads per stage.
-        in_channels: Channels of the image.
-        patch_size: Side of a patch, in pixels.
-        mlp_ratio: Width of the MLP relative to the channels.
-        qkv_bias: Whether queries and values have a bias.
-        extra_norm_every: Blocks per extra norm; 0 for none.
-    """
+    """What shapes the parameters of a backbone: its arguments, and the blocks per extra norm, 0 for none."""
 
     embed_dims: int
     depths: tuple[int, ...]
@@ -46,71 +35,55 @@ class Geometry:
     @property
     def arch(self) -> str | None:
         """The name of the published size; None for another size."""
-        sizes = (
-            name
-            for name, size in VARIANTS.items()
-            if (size.embed_dims, size.depths, size.num_heads, size.extra_norm_every)
-            == (self.embed_dims, self.depths, self.num_heads, self.extra_norm_every)
-        )
-        return next(sizes, None)
+        size = Variant(self.embed_dims, self.depths, self.num_heads, self.extra_norm_every)
+        return next((name for name, known in VARIANTS.items() if known == size), None)
 
     def arguments(self) -> dict[str, object]:
-        """Keyword arguments that build the backbone."""
+        """Keyword arguments that build the backbone, without those that equal its defaults."""
         size: dict[str, object] = {'arch': self.arch}
         if self.arch is None:
             # Only the two largest sizes have extra norms; a free size inherits them from there.
             base = 'huge' if self.extra_norm_every else 'tiny'
             size = dict(arch=base, embed_dims=self.embed_dims, depths=self.depths, num_heads=self.num_heads)
-        return dict(
-            size,
-            in_channels=self.in_channels,
-            patch_size=self.patch_size,
-            mlp_ratio=self.mlp_ratio,
-            qkv_bias=self.qkv_bias,
-        )
+        usual = dict(in_channels=3, patch_size=4, mlp_ratio=4.0, qkv_bias=True)
+        return size | {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> Shapes:
         """The shape of every learned tensor of the backbone, without the output norms."""
         C = self.embed_dims
-        shapes: dict[str, tuple[int, ...]] = {
-            'patch_embed.proj.weight': (C, self.in_channels, self.patch_size, self.patch_size),
-            'patch_embed.proj.bias': (C,),
-            **_norm('patch_embed.norm', C),
-        }
+        shapes = _affine('patch_embed.proj', C, self.in_channels, self.patch_size, self.patch_size)
+        shapes |= _affine('patch_embed.norm', C)
         for i, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
             if i:
                 C *= 2
                 shapes[f'stages.{i}.downsample.reduction.weight'] = (C, 2 * C)
-                shapes |= _norm(f'stages.{i}.downsample.norm', C)
+                shapes |= _affine(f'stages.{i}.downsample.norm', C)
             for j in range(depth):
-                shapes |= self._block(f'stages.{i}.blocks.{j}.', C, heads, j)
+                block = self._block(C, heads, j)
+                shapes |= {f'stages.{i}.blocks.{j}.{name}': shape for name, shape in block.items()}
         return shapes
 
-    def _block(self, block: str, C: int, heads: int, index: int) -> dict[str, tuple[int, ...]]:
+    def _block(self, C: int, heads: int, index: int) -> Shapes:
         hidden = int(C * self.mlp_ratio)
-        biases = {f'{block}attn.{name}': (C,) for name in ('q_bias', 'v_bias')} if self.qkv_bias else {}
         extra = self.extra_norm_every > 0 and (index + 1) % self.extra_norm_every == 0
         return {
-            f'{block}attn.qkv.weight': (3 * C, C),
-            **biases,
-            f'{block}attn.logit_scale': (heads, 1, 1),
-            f'{block}attn.cpb_mlp.0.weight': (CPB_HIDDEN, 2),
-            f'{block}attn.cpb_mlp.0.bias': (CPB_HIDDEN,),
-            f'{block}attn.cpb_mlp.2.weight': (heads, CPB_HIDDEN),
-            f'{block}attn.proj.weight': (C, C),
-            f'{block}attn.proj.bias': (C,),
-            **_norm(f'{block}norm1', C),
-            **_norm(f'{block}norm2', C),
-            **(_norm(f'{block}norm3', C) if extra else {}),
-            f'{block}mlp.fc1.weight': (hidden, C),
-            f'{block}mlp.fc1.bias': (hidden,),
-            f'{block}mlp.fc2.weight': (C, hidden),
-            f'{block}mlp.fc2.bias': (C,),
+            'attn.qkv.weight': (3 * C, C),
+            **({'attn.q_bias': (C,), 'attn.v_bias': (C,)} if self.qkv_bias else {}),
+            'attn.logit_scale': (heads, 1, 1),
+            **_affine('attn.cpb_mlp.0', CPB_HIDDEN, 2),
+            'attn.cpb_mlp.2.weight': (heads, CPB_HIDDEN),
+            **_affine('attn.proj', C, C),
+            **_affine('norm1', C),
+            **_affine('norm2', C),
+            **(_affine('norm3', C) if extra else {}),
+            **_affine('mlp.fc1', hidden, C),
+            **_affine('mlp.fc2', C, hidden),
         }
 
 
-def _norm(name: str, C: int) -> dict[str, tuple[int, ...]]:
-    return {f'{name}.weight': (C,), f'{name}.bias': (C,)}
+def _affine(name: str, *shape: int) -> Shapes:
+    """Weight and bias of a layer."""
+    return {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
 
 
 def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
@@ -123,32 +96,26 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
     weights = {key: tensor for key, tensor in weights.items() if key != PRETRAINED_KEY}
     geometry = _guess(weights)
     wanted = geometry.shapes()
-    norms = {
-        f'norm{i}.{leaf}': (geometry.embed_dims * 2**i,)
-        for i in range(len(geometry.depths))
-        for leaf in ('weight', 'bias')
-    }
-    halves = [key for key in norms if key in weights and _other_half(key) not in weights]
-    known = wanted | norms
+    for i in range(len(geometry.depths)):
+        norm = _affine(f'norm{i}', geometry.embed_dims * 2**i)
+        wanted |= norm if norm.keys() & weights.keys() else {}
     faults = {
-        'are missing': [key for key in wanted if key not in weights] + [_other_half(key) for key in halves],
-        'belong to no part of it': [key for key in weights if key not in known],
+        'are missing': [key for key in wanted if key not in weights],
+        'belong to no part of it': [key for key in weights if key not in wanted],
         'have a shape that does not fit the others': [
-            f'{key} {tuple(tensor.shape)} instead of {known[key]}'
-            for key, tensor in weights.items()
-            if key in known and tuple(tensor.shape) != known[key]
+            f'{key} {tuple(weights[key].shape)} instead of {shape}'
+            for key, shape in wanted.items()
+            if key in weights and weights[key].shape != shape
         ],
         'hold no floating-point numbers': [key for key, t in weights.items() if not t.is_floating_point()],
     }
-    faults = {what: keys for what, keys in faults.items() if keys}
-    if not faults:
-        broken = [key for key, tensor in weights.items() if not _is_finite(tensor)]
-        faults = {'hold NaN or infinity': broken} if broken else {}
-    if faults:
-        raise UserError(
-            'no complete SwinV2 backbone: '
-            + '; '.join(f'{len(keys)} tensors {what}: {shorten(keys)}' for what, keys in faults.items())
-        )
+    if not any(faults.values()):
+        # NaN and infinity show in the minimum or the maximum, which need no mask of the tensor's size.
+        bounds = {key: torch.aminmax(tensor) for key, tensor in weights.items()}
+        faults = {'hold NaN or infinity': [key for key, found in bounds.items() if not all(map(math.isfinite, found))]}
+    words = [f'{len(keys)} tensors {what}: {listed(keys, 6)}' for what, keys in faults.items() if keys]
+    if words:
+        raise UserError(f'no complete SwinV2 backbone: {"; ".join(words)}')
     return geometry
 
 
@@ -160,7 +127,7 @@ def _guess(weights: Mapping[str, Tensor]) -> Geometry:
     depths = tuple(1 + max((j for i, j in blocks if i == stage), default=0) for stage in stages)
     conv = _shaped(weights, 'patch_embed.proj.weight', 4)
     hidden = _shaped(weights, 'stages.0.blocks.0.mlp.fc1.bias', 1)
-    extra = sorted(int(m[1]) for key in weights if (m := re.match(r'stages\.\d+\.blocks\.(\d+)\.norm3\.', key)))
+    extra = [int(m[1]) for key in weights if (m := re.match(r'stages\.\d+\.blocks\.(\d+)\.norm3\.', key))]
     return Geometry(
         embed_dims=conv[0],
         depths=depths,
@@ -169,7 +136,7 @@ def _guess(weights: Mapping[str, Tensor]) -> Geometry:
         patch_size=conv[2],
         mlp_ratio=hidden[0] / conv[0],
         qkv_bias=any(key.endswith(('.q_bias', '.v_bias')) for key in weights),
-        extra_norm_every=extra[0] + 1 if extra else 0,
+        extra_norm_every=min(extra, default=-1) + 1,
     )
 
 
@@ -182,54 +149,29 @@ def _shaped(weights: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ..
     return shape
 
 
-def _other_half(norm: str) -> str:
-    start, _, leaf = norm.rpartition('.')
-    return f'{start}.{"bias" if leaf == "weight" else "weight"}'
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """NaN and infinity show in the minimum or the maximum, which need no mask of the tensor's size."""
-    return tensor.numel() == 0 or all(math.isfinite(bound) for bound in torch.aminmax(tensor))
-
-
-def shorten(keys: list[str], most: int = 6) -> str:
-    """The first few of a list, and the number of the others."""
-    return ', '.join(keys[:most]) + (f' and {len(keys) - most} more' if len(keys) > most else '')
-
-
 def read_windows(tables: Mapping[str, Tensor]) -> tuple[Windows, Windows] | None:
-    """Read the windows and the pretrained windows per stage, ``(rows, columns)``, off the coordinate tables.
+    """Read the windows and the pretrained windows per stage off the coordinate tables; None if a stage has no table.
 
-    Args:
-        tables: By our keys, ``stages.{i}.blocks.{j}.attn.relative_coords_table``, each ``(1, 2 Wh - 1, 2 Ww - 1, 2)``.
-
-    Returns:
-        Windows and pretrained windows; None if a stage has no table.
-
-    Raises:
-        UserError: A table is not one of SwinV2, or the blocks of a stage disagree.
+    The tables, by our keys, are ``(1, 2 Wh - 1, 2 Ww - 1, 2)``. It is a UserError if one is not of SwinV2, or if the
+    blocks of a stage disagree.
     """
     found: dict[int, tuple[Pair, Pair]] = {}
     for key, table in tables.items():
-        stage = int(key.split('.')[1])
         windows = _window_of(key, table)
-        if found.setdefault(stage, windows) != windows:
+        known = found.setdefault(int(key.split('.')[1]), windows)
+        if known != windows:
             raise UserError(
-                f'{key} is for a window of {windows[0]} and a pretrained window of {windows[1]}, another '
-                f'block of the stage for {found[stage][0]} and {found[stage][1]}.'
+                f'{key} is for a window of {windows[0]} and a pretrained window of {windows[1]}, another block of the '
+                f'stage for {known[0]} and {known[1]}.'
             )
-    if not found or sorted(found) != list(range(max(found) + 1)):
+    if not found or sorted(found) != list(range(len(found))):
         return None
-    windows, pretrained = zip(*(found[i] for i in sorted(found)), strict=True)
+    windows, pretrained = zip(*(found[i] for i in range(len(found))), strict=True)
     return windows, pretrained
 
 
 def told_windows(key: str, tensor: Tensor) -> Windows:
-    """The pretrained windows in a state_dict of this backbone, ``(rows, columns)`` per stage.
-
-    Raises:
-        UserError: The tensor holds no windows.
-    """
+    """The pretrained windows in a state_dict of this backbone; a UserError if the tensor holds none."""
     if tensor.ndim != 2 or tensor.shape[1] != 2 or tensor.is_floating_point() or not len(tensor) or tensor.min() < 1:
         raise UserError(f'{key} does not hold pretrained windows: whole numbers from 1, (stages, 2).')
     return tuple((rows, columns) for rows, columns in tensor.tolist())
@@ -244,12 +186,9 @@ def _window_of(key: str, table: Tensor) -> tuple[Pair, Pair]:
     if len(shape) != 4 or shape[0] != 1 or shape[3] != 2 or not shape[1] % 2 or not shape[2] % 2:
         raise UserError(f'{key} has the shape {shape}; (1, 2 Wh - 1, 2 Ww - 1, 2) is expected.')
     exact = table[0].double()
-    axes = exact[:, 0, 0], exact[0, :, 1]
-    tolerance = 1e-4 if table.dtype in (torch.float32, torch.float64) else 2e-2
     window, pretrained, coords = [], [], []
-    for axis in axes:
-        w = (len(axis) + 1) // 2
-        largest = float(axis[-1])
+    for axis, largest in enumerate(exact[-1, -1].tolist()):
+        w = (shape[axis + 1] + 1) // 2
         ratio = 2 ** (3 * largest) - 1 if 0 < largest < 16 else 0.0
         p = round(1 + 8 * (w - 1) / ratio) if ratio else 1
         offsets = 8 * torch.arange(1 - w, w, dtype=torch.float64) / max(p - 1, 1)
@@ -257,10 +196,10 @@ def _window_of(key: str, table: Tensor) -> tuple[Pair, Pair]:
         window.append(w)
         pretrained.append(p)
     known = torch.stack(torch.meshgrid(*coords, indexing='ij'), dim=-1)
+    tolerance = 1e-4 if table.dtype in (torch.float32, torch.float64) else 2e-2
     if not torch.allclose(exact, known, rtol=0, atol=tolerance) and max(window) > 1:
         raise UserError(
             f'{key} does not hold the log-spaced coordinates of any pretrained window: it is damaged, or '
             'another variant of the model.'
         )
-    (rows, columns), (pretrained_rows, pretrained_columns) = window, pretrained
-    return (rows, columns), (pretrained_rows, pretrained_columns)
+    return (window[0], window[1]), (pretrained[0], pretrained[1])

@@ -5,8 +5,6 @@ the end of a stage there, at the start of the next one here), and in the form of
 directions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,30 +15,6 @@ from torch import Tensor
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
 
 Tensors = tuple[Tensor, ...]
-
-
-def _unchanged(tensors: Tensors) -> Tensors:
-    return tensors
-
-
-def _stack(tensors: Tensors) -> Tensors:
-    """Query, key and value of ``(C, C)`` to one matrix of ``(3 * C, C)``."""
-    return (torch.cat(tensors),)
-
-
-def _unstack(tensors: Tensors) -> Tensors:
-    return tuple(tensors[0].chunk(3))
-
-
-def _drop_key_bias(tensors: Tensors) -> Tensors:
-    """A bias of ``(3 * C,)`` to those of query and value; torchvision zeroes the middle third in every forward."""
-    q, _, v = tensors[0].chunk(3)
-    return q, v
-
-
-def _add_key_bias(tensors: Tensors) -> Tensors:
-    q, v = tensors
-    return (torch.cat((q, torch.zeros_like(q), v)),)
 
 
 def _from_unfold(tensors: Tensors) -> Tensors:
@@ -63,7 +37,7 @@ class Row:
     Attributes:
         theirs: Their keys.
         ours: Ours.
-        stage: Their ``{i}`` is ``stage[0] * i + stage[1]``.
+        stage: Their ``{i}`` by ours; negative for a stage that has no such tensor.
         load: Converts the tensors of ``theirs`` to those of ``ours``.
         save: The inverse; None for an old spelling that is only read.
         learned: False for a table that is read and not kept.
@@ -71,9 +45,9 @@ class Row:
 
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
-    stage: tuple[int, int] = (1, 0)
-    load: Callable[[Tensors], Tensors] = _unchanged
-    save: Callable[[Tensors], Tensors] | None = _unchanged
+    stage: range = range(99)
+    load: Callable[[Tensors], Tensors] = tuple
+    save: Callable[[Tensors], Tensors] | None = tuple
     learned: bool = True
 
 
@@ -111,30 +85,28 @@ _BLOCK = (*_QKV, *_QV_BIAS, *_REST, *_EXTRA)
 _TABLE = ('attn.relative_coords_table',)
 
 
-def _rows(
-    theirs: str, ours: str, leaves: tuple[str, ...], names: Mapping[str, str] | None = None, **row: Any
-) -> tuple[Row, ...]:
+def _rows(theirs: str, ours: str, leaves: tuple[str, ...], names: Mapping[str, str] = {}, **row: Any) -> list[Row]:
     """A row for each leaf; both sides use the same name, except for the beginnings in ``names`` (ours -> theirs)."""
     rows = []
     for leaf in leaves:
-        start = next((name for name in names or () if leaf.startswith(name)), '')
-        spelling = (names or {}).get(start, '') + leaf[len(start) :]
-        rows.append(Row((theirs + spelling,), (ours + leaf,), **row))
-    return tuple(rows)
+        start = next((name for name in names if leaf.startswith(name)), '')
+        rows.append(Row((theirs + names.get(start, '') + leaf[len(start) :],), (ours + leaf,), **row))
+    return rows
 
 
 _OUR_BLOCK = 'stages.{i}.blocks.{j}.'
 _OUR_MERGING = 'stages.{i}.downsample.'
 _INDEX = (r'.*\.(relative_position_index|attn_mask)', 'computed from the window')
 _HEAD = 'a classifier'
-_LAYERS_BLOCK = r'layers\.\d+\.blocks\.\d+\.attn\.logit_scale'
+_MASK_TOKEN = (r'(embeddings\.)?mask_token', 'of self-supervised pre-training')
+_MICROSOFT_MARKS = (r'layers\.\d+\.blocks\.\d+\.attn\.logit_scale', r'layers\.0\.downsample\..*', r'patch_embed\..*')
 
 _MICROSOFT_ROWS = (
     *_rows('patch_embed.', 'patch_embed.', _PATCH),
     *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK),
     *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _CPB, {'attn.cpb_mlp.': 'attn.rpe_mlp.'}, save=None),
     *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, save=None, learned=False),
-    *_rows('layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=(1, -1)),
+    *_rows('layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=range(-1, 99)),
     *_rows('norm.', 'norm{last}.', _NORM),
 )
 
@@ -142,10 +114,9 @@ _HF_BLOCK = 'encoder.layers.{i}.blocks.{j}.'
 _HF_NAMES = {
     'attn.q_bias': 'attention.self.query.bias',
     'attn.v_bias': 'attention.self.value.bias',
-    'attn.logit_scale': 'attention.self.logit_scale',
     'attn.cpb_mlp.': 'attention.self.continuous_position_bias_mlp.',
-    'attn.relative_coords_table': 'attention.self.relative_coords_table',
     'attn.proj.': 'attention.output.dense.',
+    'attn.': 'attention.self.',
     'norm1.': 'layernorm_before.',
     'norm2.': 'layernorm_after.',
     'mlp.fc1.': 'intermediate.dense.',
@@ -157,10 +128,18 @@ _TORCHVISION_NAMES = {'mlp.fc1.': 'mlp.0.', 'mlp.fc2.': 'mlp.3.'}
 LAYOUTS = {
     'microsoft': Layout(
         owner="Microsoft's",
-        marks=(_LAYERS_BLOCK, r'layers\.0\.downsample\..*', r'patch_embed\..*'),
+        marks=_MICROSOFT_MARKS,
         never='mask_token',
         rows=_MICROSOFT_ROWS,
         dropped=(_INDEX, (r'head\.(weight|bias)', _HEAD)),
+        container='model',
+    ),
+    # It wraps Microsoft's model: the names have the prefix `encoder.`, and a decoder stands beside it.
+    'simmim': Layout(
+        owner="SimMIM's",
+        marks=(*_MICROSOFT_MARKS, 'mask_token'),
+        rows=_MICROSOFT_ROWS,
+        dropped=(_INDEX, (r'head\.(weight|bias)', _HEAD), _MASK_TOKEN),
         container='model',
     ),
     'timm': Layout(
@@ -189,19 +168,15 @@ LAYOUTS = {
             Row(
                 tuple(f'{_HF_BLOCK}attention.self.{name}.weight' for name in ('query', 'key', 'value')),
                 (_OUR_BLOCK + 'attn.qkv.weight',),
-                load=_stack,
-                save=_unstack,
+                load=lambda qkv: (torch.cat(qkv),),
+                save=lambda weight: weight[0].chunk(3),
             ),
             *_rows(_HF_BLOCK, _OUR_BLOCK, (*_QV_BIAS, *_REST), _HF_NAMES),
             *_rows(_HF_BLOCK, _OUR_BLOCK, _TABLE, _HF_NAMES, save=None, learned=False),
-            *_rows('encoder.layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=(1, -1)),
+            *_rows('encoder.layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=range(-1, 99)),
             *_rows('layernorm.', 'norm{last}.', _NORM),
         ),
-        dropped=(
-            _INDEX,
-            (r'classifier\.(weight|bias)', _HEAD),
-            (r'embeddings\.mask_token', 'of self-supervised pre-training'),
-        ),
+        dropped=(_INDEX, (r'classifier\.(weight|bias)', _HEAD), _MASK_TOKEN),
     ),
     'torchvision': Layout(
         owner="torchvision's",
@@ -209,16 +184,16 @@ LAYOUTS = {
         rows=(
             *_rows('features.0.0.', 'patch_embed.proj.', _NORM),
             *_rows('features.0.2.', 'patch_embed.norm.', _NORM),
-            *_rows('features.{i}.{j}.', _OUR_BLOCK, (*_QKV, *_REST), _TORCHVISION_NAMES, stage=(2, 1)),
+            *_rows('features.{i}.{j}.', _OUR_BLOCK, (*_QKV, *_REST), _TORCHVISION_NAMES, stage=range(1, 99, 2)),
             Row(
                 ('features.{i}.{j}.attn.qkv.bias',),
                 tuple(_OUR_BLOCK + leaf for leaf in _QV_BIAS),
-                stage=(2, 1),
-                load=_drop_key_bias,
-                save=_add_key_bias,
+                stage=range(1, 99, 2),
+                load=lambda qkv: qkv[0].unflatten(0, (3, -1))[::2].unbind(),  # it zeroes the key's in every forward
+                save=lambda qv: (torch.cat((qv[0], torch.zeros_like(qv[0]), qv[1])),),
             ),
-            *_rows('features.{i}.{j}.', _OUR_BLOCK, _TABLE, stage=(2, 1), save=None, learned=False),
-            *_rows('features.{i}.', _OUR_MERGING, _MERGING, stage=(2, 0)),
+            *_rows('features.{i}.{j}.', _OUR_BLOCK, _TABLE, stage=range(1, 99, 2), save=None, learned=False),
+            *_rows('features.{i}.', _OUR_MERGING, _MERGING, stage=range(0, 99, 2)),
             *_rows('norm.', 'norm{last}.', _NORM),
         ),
         dropped=(_INDEX, (r'head\.(weight|bias)', _HEAD)),
@@ -229,15 +204,10 @@ LAYOUTS = {
         rows=(
             *_rows('patch_embed.projection.', 'patch_embed.proj.', _NORM),
             *_rows('patch_embed.norm.', 'patch_embed.norm.', _NORM),
-            *_rows('stages.{i}.blocks.{j}.', _OUR_BLOCK, _BLOCK, _MMPRETRAIN_NAMES),
-            *_rows('stages.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, _MMPRETRAIN_NAMES, save=None, learned=False),
-            Row(
-                ('stages.{i}.downsample.reduction.weight',),
-                (_OUR_MERGING + 'reduction.weight',),
-                load=_from_unfold,
-                save=_to_unfold,
-            ),
-            *_rows('stages.{i}.downsample.norm.', _OUR_MERGING + 'norm.', _NORM),
+            *_rows(_OUR_BLOCK, _OUR_BLOCK, _BLOCK, _MMPRETRAIN_NAMES),
+            *_rows(_OUR_BLOCK, _OUR_BLOCK, _TABLE, _MMPRETRAIN_NAMES, save=None, learned=False),
+            *_rows(_OUR_MERGING, _OUR_MERGING, _MERGING[:1], load=_from_unfold, save=_to_unfold),
+            *_rows(_OUR_MERGING, _OUR_MERGING, _MERGING[1:]),
             *_rows('norm{i}.', 'norm{i}.', _NORM),
         ),
         dropped=(_INDEX, (r'head\..*', _HEAD)),
@@ -256,14 +226,6 @@ LAYOUTS = {
         container='state_dict',
     ),
 }
-# SimMIM wraps Microsoft's model: its names have the prefix `encoder.`, and a decoder stands beside it.
-LAYOUTS['simmim'] = Layout(
-    owner="SimMIM's",
-    marks=(_LAYERS_BLOCK, r'layers\.0\.downsample\..*', r'patch_embed\..*', r'mask_token'),
-    rows=_MICROSOFT_ROWS,
-    dropped=(*LAYOUTS['microsoft'].dropped, ('mask_token', 'of self-supervised pre-training')),
-    container='model',
-)
 
 # Models that people mistake for SwinV2: a telling key and the message. The first match counts.
 FOREIGN = (

@@ -1,26 +1,24 @@
 """Load any checkpoint: find the file, read and convert it, and find out its windows."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from swinv2_mm import __version__
 from swinv2_mm.checkpoints.catalog import find
 from swinv2_mm.checkpoints.convert import Conversion, convert_state_dict
 from swinv2_mm.checkpoints.files import read_file, weights_in, write_file
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
 from swinv2_mm.checkpoints.sources import Source, cache_dir, locate
-from swinv2_mm.checkpoints.windows import Pair, Windows, pairs, plain, windows_of_hugging_face, windows_of_training
+from swinv2_mm.checkpoints.windows import Pair, Windows, pairs, plain, windows_of_hugging_face
 from swinv2_mm.errors import UserError
 
 
@@ -33,7 +31,7 @@ class Loaded:
         conversion: Its weights in our names, and what happened to every key.
         window_size: ``(rows, columns)`` per stage; None if unknown.
         pretrained_window_sizes: Likewise.
-        told_by: Where the windows were found.
+        told_by: Where the pretrained windows were found.
         original: The tensors as they are in the file.
         container: The key of these tensors in the file.
         digest: SHA-256 of the file.
@@ -50,11 +48,7 @@ class Loaded:
 
     @property
     def windows(self) -> Windows:
-        """The windows of the training; the pretrained windows if those are unknown.
-
-        Raises:
-            UserError: Both are unknown.
-        """
+        """The windows of the training, or else the pretrained windows; a UserError if both are unknown."""
         windows = self.window_size or self.pretrained_window_sizes
         if windows is None:
             raise UserError(f'{self.source.name} does not tell its windows; give pretrained_window_sizes.')
@@ -67,21 +61,16 @@ class Loaded:
     def meta(self) -> dict[str, Any]:
         """The entry ``meta`` of a converted file, in plain values."""
         geometry = self.conversion.geometry
+        size = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(geometry).items()}
         return dict(
             arch=geometry.arch,
-            embed_dims=geometry.embed_dims,
-            depths=list(geometry.depths),
-            num_heads=list(geometry.num_heads),
-            in_channels=geometry.in_channels,
-            patch_size=geometry.patch_size,
-            mlp_ratio=geometry.mlp_ratio,
-            qkv_bias=geometry.qkv_bias,
+            **size,
             window_size=plain(self.window_size),
             pretrained_window_sizes=plain(self.pretrained_window_sizes),
             source=self.source.name,
             source_layout=self.conversion.layout,
             source_sha256=self.digest,
-            swinv2_mm_version=_version(),
+            swinv2_mm_version=__version__,
         )
 
 
@@ -97,8 +86,7 @@ def open_checkpoint(
 
     Args:
         name: As for :func:`~swinv2_mm.checkpoints.sources.locate`, or its result.
-        layout: A key of :data:`~swinv2_mm.checkpoints.layouts.LAYOUTS`; None recognises it.
-        prefix: The text before the keys of the backbone; None recognises it.
+        layout, prefix: As for :func:`~swinv2_mm.checkpoints.convert.convert_state_dict`.
         ema: Take the running average of the weights.
         pretrained_window_sizes: One per stage, for files that do not tell.
 
@@ -120,37 +108,30 @@ def _windows(
     source: Source, content: Mapping[str, Any], conversion: Conversion, given: Sequence[int | Pair] | None
 ) -> tuple[Windows | None, Windows | None, str]:
     """Look for the windows in every place that may tell them, the weights themselves first."""
-    geometry = conversion.geometry
+    geometry, own = conversion.geometry, conversion.window_size
     stages = len(geometry.depths)
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
-    release = source.release if source.release and source.release.arch == geometry.arch else None
-    told = (
-        (
-            conversion.window_size,
-            conversion.pretrained_window_sizes,
-            'its coordinate tables' if conversion.window_size else 'its weights',
-        ),
-        (pairs(meta.get('window_size'), stages), pairs(meta.get('pretrained_window_sizes'), stages), 'its meta'),
-        (*windows_of_hugging_face(source.config, geometry.patch_size, stages), 'config.json'),
-        (*windows_of_training(meta.get('cfg'), conversion.prefix, stages), 'the config of its training'),
-        *(
-            [(pairs(release.window_size, stages), pairs(release.pretrained_window_sizes, stages), 'the catalogue')]
-            if release
-            else []
-        ),
-    )
-    _, pretrained, teller = next((row for row in told if row[1] is not None), (None, None, 'nothing'))
-    windows = next((row[0] for row in told if row[0] is not None), None)
+    told = [
+        ('its coordinate tables' if own else 'its weights', own, conversion.pretrained_window_sizes),
+        ('its meta', pairs(meta.get('window_size'), stages), pairs(meta.get('pretrained_window_sizes'), stages)),
+        ('config.json', *windows_of_hugging_face(source.config, geometry.patch_size, stages)),
+    ]
+    release = source.release
+    if release is not None and release.arch == geometry.arch:
+        windows, pretrained = release.window_size, release.pretrained_window_sizes
+        told.append(('the catalogue', pairs(windows, stages), pairs(pretrained, stages)))
+    windows = next((windows for _, windows, _ in told if windows), None)
+    teller, pretrained = next(((teller, known) for teller, _, known in told if known), ('nothing', None))
+    if given is None:
+        return windows, pretrained, teller
     wanted = pairs(given, stages)
-    if given is not None and wanted is None:
+    if wanted is None:
         raise UserError(
             f'pretrained_window_sizes={given!r} must be whole numbers from 1, one for each of the '
             f'{stages} stages, or one for all.'
         )
-    if wanted is None:
-        return windows, pretrained, teller
-    if pretrained is not None and pretrained != wanted:
+    if pretrained not in (None, wanted):
         raise UserError(
             f'pretrained_window_sizes={plain(wanted)} contradicts {teller}, which gives '
             f'{plain(pretrained)}; leave it out.'
@@ -164,29 +145,23 @@ def as_state(pretrained: Windows | None) -> dict[str, Tensor]:
 
 
 def fetch(name: str, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a checkpoint in our names, and its meta; converted once per machine, then cached.
+    """The weights of a checkpoint in our names, and its meta; arguments and errors as :func:`open_checkpoint`.
 
     The first process converts into torch's cache; others on the machine wait for it and read its file. If the cache is
     not writable, every process converts for itself.
-
-    Args:
-        name: As for :func:`~swinv2_mm.checkpoints.sources.locate`.
-        options: As for :func:`open_checkpoint`.
-
-    Raises:
-        UserError: As :func:`open_checkpoint`.
     """
     with ExitStack() as held:
         folder = cache_dir() / 'swinv2_mm'
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_alone(folder / '.lock'))
+            lock = held.enter_context((folder / '.lock').open('w'))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         except OSError:
             return _convert(name, options)
         source = locate(name)
         path = source.path.resolve()
         state = path.stat()
-        key = json.dumps([str(path), state.st_size, state.st_mtime_ns, source.config, name, options, _version()])
+        key = json.dumps([str(path), state.st_size, state.st_mtime_ns, source.config, name, options, __version__])
         kept = folder / f'{source.path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors'
         if not kept.is_file():
             weights, meta = _convert(source, options)
@@ -203,27 +178,10 @@ def _convert(name: str | Source, options: Mapping[str, Any]) -> tuple[dict[str, 
     return loaded.conversion.weights, loaded.meta()
 
 
-def _version() -> str:
-    import swinv2_mm
-
-    return swinv2_mm.__version__
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that one process of the machine can have at a time."""
-    with path.open('w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
 def windows_of(name: str, **options: Any) -> Windows | None:
     """The pretrained windows of a checkpoint; a release is not downloaded for it."""
     known = None if os.path.exists(os.path.expanduser(name)) else find(name)
     if known is not None:
-        return pairs(known[0].pretrained_window_sizes, len(known[0].pretrained_window_sizes))
+        return tuple((side, side) for side in known[0].pretrained_window_sizes)
     _, meta = fetch(name, **options)
     return pairs(meta['pretrained_window_sizes'], len(meta['depths']))

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class _Ignored(dict):
-    """An inert stand-in for an object that a training saved beside the weights."""
+    """An inert stand-in for an object that a training saved beside the weights, or for the function that makes it."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
@@ -19,31 +19,25 @@ class _Ignored(dict):
         pass
 
 
-def _nothing(*args: object) -> _Ignored:
-    return _Ignored()
-
-
 # NumPy 2 moved these two functions; a file names the place that they had when it was written.
 _NUMPY_MAKERS = {
     name: tuple(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')) for name in ('_reconstruct', 'scalar')
 }
-_INERT_TYPES = {
+_IGNORED = (
+    'argparse.Namespace',
+    'builtins.getattr',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'numpy.dtype',
+    'numpy.ndarray',
+    'pathlib.PosixPath',
+    'pathlib._local.PosixPath',
+    *(place for places in _NUMPY_MAKERS.values() for place in places),
+)
+INERT: list[Any] = [
+    *((_Ignored, name) for name in _IGNORED),
     # Of all classes, torch lets a file put items only into OrderedDicts.
-    OrderedDict: ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict'),
-    _Ignored: (
-        'argparse.Namespace',
-        'mmengine.logging.history_buffer.HistoryBuffer',
-        'numpy.ndarray',
-        'numpy.dtype',
-    ),
-    _nothing: (
-        'builtins.getattr',
-        'pathlib.PosixPath',
-        'pathlib._local.PosixPath',
-        *(place for places in _NUMPY_MAKERS.values() for place in places),
-    ),
-}
-INERT: list[Any] = [(stand_in, name) for stand_in, names in _INERT_TYPES.items() for name in names]
+    *((OrderedDict, name) for name in ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict')),
+]
 """For weights: configurations, logged numbers and paths of Microsoft's code, SimMIM, timm and mmengine, made inert.
 
 None of these names is imported, and any other name is refused."""

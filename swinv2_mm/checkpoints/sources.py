@@ -1,7 +1,5 @@
 """Find the file for a name: a path, a URL, a released checkpoint, or a model on the Hugging Face hub."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -39,11 +37,7 @@ class Source:
     known_hash: str | None = None
 
     def digest(self) -> str:
-        """The SHA-256 of the file.
-
-        Raises:
-            UserError: It differs from that of the release.
-        """
+        """The SHA-256 of the file; a UserError if it differs from that of the release."""
         digest = sha256(self.path)
         if self.known_hash and not digest.startswith(self.known_hash):
             raise UserError(
@@ -70,49 +64,41 @@ def locate(name: str) -> Source:
         known = known or find(path.name)
         return _local(name, path, known[0] if known else None)
     if known is None and '://' not in name:
-        raise UserError(_nothing_there(name))
-    release, file = known or (None, None)
-    location = file.location if file is not None else name
+        files = [str(file) for file in path.parent.glob('*') if file.suffix in ('.pth', '.bin', '.safetensors', '.pt')]
+        close = get_close_matches(name, [*RELEASES, *files], n=3, cutoff=0.7)
+        hint = did_you_mean(close) or f' Released are {", ".join(RELEASES)}.'
+        raise UserError(
+            f'{name} is neither a file (the current folder is {Path.cwd()}) nor a released checkpoint.{hint}'
+        )
+    release, location = (known[0], known[1].location) if known else (None, name)
     if location.startswith('hf://'):
         return _local(name, _from_hub(location), release)
     if not location.startswith(('http://', 'https://')):
         raise UserError(f'{name}: only https://, http:// and hf:// can be fetched.')
-    if file is not None:
-        published = file.sha256
-    else:  # torchvision and OpenMMLab put the first digits into the name; digits alone are a date
-        match = re.search(r'-([0-9a-f]{8,64})\.\w+$', urlparse(location).path)
-        published = match[1] if match and not match[1].isdigit() else None
+    published = published_hash(location)
     return Source(name, _from_url(location, published, release), release, {}, published)
+
+
+def published_hash(url: str) -> str | None:
+    """The first digits of the SHA-256, which torchvision and OpenMMLab put into the name; digits alone are a date."""
+    match = re.search(r'-([0-9a-f]{8,64})\.\w+$', urlparse(url).path)
+    return match[1] if match and not match[1].isdigit() else None
 
 
 def _local(name: str, path: Path, release: Release | None) -> Source:
     """A file, or a folder with one."""
-    folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        found = [folder / file for file in _HUB_FILES if (folder / file).is_file()]
+        found = [path / file for file in _HUB_FILES if (path / file).is_file()]
         if not found:
             raise UserError(f'{name} is a folder without {" or ".join(_HUB_FILES)}; name the file.')
         path = found[0]
-    config = {}
-    if path.name in _HUB_FILES and (folder / 'config.json').is_file():
+    beside, config = path.parent / 'config.json', {}
+    if path.name in _HUB_FILES and beside.is_file():
         try:
-            config = json.loads((folder / 'config.json').read_text())
+            config = json.loads(beside.read_text())
         except (ValueError, OSError) as error:
-            raise UserError(f'{folder / "config.json"} cannot be read: {error}.') from error
+            raise UserError(f'{beside} cannot be read: {error}.') from error
     return Source(name, path, release, config if isinstance(config, dict) else {})
-
-
-def _nothing_there(name: str) -> str:
-    message = f'{name} is neither a file (the current folder is {Path.cwd()}) nor a released checkpoint.'
-    folder = Path(name).expanduser().parent
-    files = (
-        [str(file) for file in folder.glob('*') if file.suffix in ('.pth', '.bin', '.safetensors', '.pt')]
-        if folder.is_dir()
-        else []
-    )
-    close = get_close_matches(name, [*RELEASES, *files], n=3, cutoff=0.7)
-    hint = did_you_mean(close) or f' Released are {", ".join(RELEASES)}.'
-    return message + hint
 
 
 def cache_dir() -> Path:
@@ -153,29 +139,29 @@ def _from_url(url: str, known_hash: str | None, release: Release | None) -> Path
 
 
 def _from_hub(location: str) -> Path:
-    """``hf://owner/name``, or ``hf://owner/name@revision``."""
-    repo, _, revision = location.removeprefix('hf://').partition('@')
-    expected = f'{location}: expected hf://owner/name, as in hf://microsoft/swinv2-tiny-patch4-window8-256.'
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
-        raise UserError(expected)
+    """The folder of ``hf://owner/name``, or ``hf://owner/name@revision``."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
     except ImportError as error:
         raise UserError(f'{location}: huggingface_hub is needed to fetch it; pip install huggingface_hub.') from error
-    by_hand = (
-        f'Without a network: fetch config.json and {_HUB_FILES[0]} of https://huggingface.co/{repo} elsewhere, '
-        'put both into a folder, and give the path of that folder instead.'
-    )
+    repo, _, revision = location.removeprefix('hf://').partition('@')
     try:
+        if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
+            raise HFValidationError
         for pattern in _HUB_FILES:
             folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=['config.json', pattern]))
             if (folder / pattern).is_file():
                 return folder
+    except HFValidationError as error:
+        example = 'hf://microsoft/swinv2-tiny-patch4-window8-256'
+        raise UserError(f'{location}: expected hf://owner/name, as in {example}.') from error
     except RepositoryNotFoundError as error:
         raise UserError(f'{location}: Hugging Face has no such model, or hides it without a login.') from error
-    except HFValidationError as error:
-        raise UserError(expected) from error
     except (HfHubHTTPError, OSError) as error:  # offline, an OSError too
-        raise UserError(f'{location} cannot be fetched: {" ".join(str(error).split())[:200]} {by_hand}') from error
+        raise UserError(
+            f'{location} cannot be fetched: {" ".join(str(error).split())[:200]} Without a network: fetch config.json '
+            f'and {_HUB_FILES[0]} of https://huggingface.co/{repo} elsewhere, put both into a folder, and give the '
+            'path of that folder instead.'
+        ) from error
     raise UserError(f'{location} holds neither {" nor ".join(_HUB_FILES)}.')

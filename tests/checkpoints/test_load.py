@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from safetensors.torch import save_file
 from support.peers import coords_table
 
@@ -54,11 +53,6 @@ def refusal(*arguments, **options):
     return str(caught.value)
 
 
-def training_config(**backbone):
-    model = dict(backbone=dict(type='swinv2_mm.SwinTransformerV2', **TINY, **backbone))
-    return {'cfg': Config(dict(model=dict(type='Detector', **model), lr=0.1)).pretty_text}
-
-
 def tables(window, pretrained):
     return {
         f'layers.{i}.blocks.{j}.attn.relative_coords_table': coords_table([w, w], [p, p]).float()
@@ -70,35 +64,9 @@ def tables(window, pretrained):
 HF = dict(model_type='swinv2', image_size=64, window_size=16)  # maps of 16x16 and 8x8
 WINDOWS = [
     ('timm', {}, None, None, 'nothing'),
+    ('timm', dict(meta=dict(window_size='8')), None, None, 'nothing'),
+    ('timm', dict(meta=3), None, None, 'nothing'),
     ('timm', dict(meta=dict(window_size=[8, [4, 8]], pretrained_window_sizes=6)), [8, [4, 8]], [6, 6], 'its meta'),
-    ('timm', dict(meta=training_config(window_size=16)), [16, 16], [16, 16], 'the config of its training'),
-    ('timm', dict(meta=training_config()), [8, 8], [8, 8], 'the config of its training'),
-    (
-        'timm',
-        dict(meta=training_config(window_size=16, pretrained_window_sizes=(12, 6))),
-        [16, 16],
-        [12, 6],
-        'the config of its training',
-    ),
-    (
-        'timm',
-        dict(meta=training_config(window_size=16, pretrained_window_sizes=((12, 6), 0))),
-        [16, 16],
-        [[12, 6], 16],
-        'the config of its training',
-    ),
-    ('timm', dict(meta=training_config(window_size=0)), None, None, 'nothing'),
-    (
-        'timm',
-        dict(meta=training_config(init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='w.pth'))),
-        None,
-        None,
-        'nothing',
-    ),
-    *[
-        ('timm', dict(meta=dict(cfg=text, window_size='8')), None, None, 'nothing')
-        for text in ('model = dict(', 'null \0', 'dict(type={[]: 1})', 3)
-    ],
     ('huggingface', dict(config=HF), [16, 8], [16, 8], 'config.json'),
     ('huggingface', dict(config=HF | dict(pretrained_window_sizes=[0, 0])), [16, 8], [16, 8], 'config.json'),
     ('huggingface', dict(config=HF | dict(pretrained_window_sizes=[12, 6])), [16, 8], [12, 6], 'config.json'),

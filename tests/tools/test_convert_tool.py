@@ -228,12 +228,12 @@ def test_verified_against_transformers(randomize, run_tool, capsys, monkeypatch)
     assert 'largest difference' in ' '.join(out.split()) and 'norm0' in out
 
     # Bug: q and k exchanged by the table, and written all the same.
-    stack = layouts._stack
     table = layouts.LAYOUTS['huggingface']
     rows = [
-        replace(row, load=lambda qkv: stack((qkv[1], qkv[0], qkv[2]))) if row.load is stack else row
+        replace(row, load=lambda qkv: (torch.cat((qkv[1], qkv[0], qkv[2])),)) if len(row.theirs) == 3 else row
         for row in table.rows
     ]
+    assert sum(len(row.theirs) == 3 for row in rows) == 1
     monkeypatch.setitem(layouts.LAYOUTS, 'huggingface', replace(table, rows=tuple(rows)))
     assert run_tool('convert_ckpt', 'theirs', 'wrong.pth', '--verify') == 2
     assert 'differ from those of transformers' in capsys.readouterr().err and not Path('wrong.pth').exists()

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
-from swinv2_mm.checkpoints.load import as_state, plain, windows_of_training
+from swinv2_mm.checkpoints.load import plain
 from swinv2_mm.engine.mmengine_internals import loaded_from
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
@@ -43,12 +43,9 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
     """Check the pretrained windows of a checkpoint against those of the model's config.
 
-    An older checkpoint has them only in the config saved with it; they are added to its weights, so that a model
-    without configured windows takes them over.
-
     Args:
         model: The model, before the weights are loaded.
-        checkpoint: Edited in place.
+        checkpoint: The checkpoint.
         path: The checkpoint's.
 
     Raises:
@@ -62,11 +59,7 @@ def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
         prefix = f'{name}.' if name else ''
         key = f'{before}{prefix}{PRETRAINED_KEY}'
         own = module.pretrained_window_sizes
-        if key in state:
-            told = told_windows(key, state[key])
-        else:
-            _, told = windows_of_training((checkpoint.get('meta') or {}).get('cfg'), prefix, len(own))
-            state.update({f'{before}{prefix}{entry}': windows for entry, windows in as_state(told).items()})
+        told = told_windows(key, state[key]) if key in state else None
         if told is not None and module.windows_given and own != told[: len(own)]:
             raise UserError(
                 f'{path} was trained with pretrained_window_sizes={plain(told)}; this config has {plain(own)}. Leave '
