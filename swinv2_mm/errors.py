@@ -13,11 +13,7 @@ class UserError(Exception):
 
 
 class Stopped(KeyboardInterrupt):  # data workers end quietly on it
-    """A signal told the process to end.
-
-    Args:
-        number: The signal's.
-    """
+    """A signal, by its number, told the process to end."""
 
     def __init__(self, number: int):
         super().__init__(number)

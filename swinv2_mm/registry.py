@@ -2,9 +2,8 @@
 
 mmengine imports ``<scope>.registry`` when it meets an unknown scope, and each registry imports its ``locations`` on
 first use. So ``type='swinv2_mm.SwinTransformerV2'`` builds from MMDetection, MMSegmentation and plain mmengine without
-``custom_imports``, and this module must import neither mmdet nor mmseg.
-Importing it also allows ``torch.load`` to read the logged numbers in mmengine's checkpoints, which torch refuses by
-default.
+``custom_imports``, and this module must import neither mmdet nor mmseg. Importing it also allows ``torch.load`` to read
+the logged numbers in mmengine's checkpoints.
 """
 
 from pickle import UnpicklingError
@@ -19,10 +18,7 @@ from swinv2_mm.checkpoints.safe_globals import of_numpy
 
 
 def _statistic(owner: type, name: str) -> object:
-    """Stand in for ``getattr``, by which a pickle names the methods of HistoryBuffer; it gives nothing else.
-
-    With the real ``getattr`` a file could reach any object from any class.
-    """
+    """Stand in for ``getattr``, by which a pickle names methods of HistoryBuffer and could reach any other object."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise UnpicklingError(f'Trying to load unsupported GLOBAL getattr({owner}, {name!r})')
     return getattr(HistoryBuffer, name)
@@ -33,29 +29,19 @@ OF_MMENGINE: list[Any] = [HistoryBuffer, (_statistic, 'builtins.getattr'), *of_n
 
 add_safe_globals(OF_MMENGINE)
 
-MODELS = root.Registry('model', parent=root.MODELS, scope='swinv2_mm', locations=['swinv2_mm.models'])
-HOOKS = root.Registry('hook', parent=root.HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
-FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
-OPTIM_WRAPPERS = root.Registry(
-    'optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='swinv2_mm', locations=['swinv2_mm.engine']
-)
-OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
-    'optim_wrapper constructor',
-    parent=root.OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.engine'],
-)
-RUNNERS = root.Registry(
-    'runner',
-    build_func=root.build_runner_from_cfg,
-    parent=root.RUNNERS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.engine'],
-)
-TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='swinv2_mm', locations=['swinv2_mm.engine'])
-WEIGHT_INITIALIZERS = root.Registry(
-    'weight initializer', parent=root.WEIGHT_INITIALIZERS, scope='swinv2_mm', locations=['swinv2_mm.engine']
-)
+
+def _child(parent: root.Registry, location: str = 'swinv2_mm.engine') -> root.Registry:
+    return root.Registry(parent.name, parent=parent, scope='swinv2_mm', locations=[location])
+
+
+MODELS = _child(root.MODELS, 'swinv2_mm.models')
+HOOKS = _child(root.HOOKS)
+FUNCTIONS = _child(root.FUNCTIONS)
+OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS)
+RUNNERS = _child(root.RUNNERS)
+TRANSFORMS = _child(root.TRANSFORMS)
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS)
 
 
 @CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', force=True)

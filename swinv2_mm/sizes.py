@@ -33,11 +33,7 @@ VARIANTS = {
 
 
 def get_variant(arch: str) -> Variant:
-    """Look up a size by its name, in any case.
-
-    Raises:
-        ValueError: The name is not in the table.
-    """
+    """Look up a size by its name, in any case; another name is a ValueError."""
     variant = VARIANTS.get(str(arch).lower())
     if variant is None:
         raise ValueError(

@@ -24,16 +24,14 @@ ROOMS = {
     'models/kernels': ({'torch', 'triton'}, {'models/cache', 'models/window', 'models/position_bias'}),
     'models/layers': ({'torch'}, {'models/kernels', 'models/window'}),
     'models/attention': ({'torch'}, {'models/cache', 'models/kernels', 'models/position_bias', 'models/window'}),
-    'models/costs': ({'torch'}, {'models/cache', 'models/window'}),
     'models/pretrained_windows': ({'torch', 'mmengine'}, {'models/arguments', 'models/kernels', 'registry'}),
-    'models/conventions': (set(), {'models/arguments', 'models/costs', 'models/pretrained_windows', 'registry'}),
+    'models/conventions': (set(), {'models/arguments', 'models/pretrained_windows', 'models/window', 'registry'}),
     'models/swin_v2': (
         {'torch'},
         {
             'models/arguments',
             'models/attention',
             'models/conventions',
-            'models/costs',
             'models/kernels',
             'models/layers',
             'models/pretrained_windows',

@@ -18,16 +18,19 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return value
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f'{name}={value!r} must be True or False.')
-    return value
 
 
-def probability(name: str, value: Any) -> float:
+def probability(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
         raise ValueError(f'{name}={value!r} is a probability; give a number in [0, 1).')
-    return value
+
+
+def choice(name: str, value: Any, *known: str) -> None:
+    if value not in known:
+        raise ValueError(f'{name}={value!r} is unknown; choose {", ".join(map(repr, known[:-1]))} or {known[-1]!r}.')
 
 
 def check_mlp_ratio(value: Any, embed_dims: int) -> None:
@@ -70,17 +73,12 @@ def check_heads(dims: Sequence[int], num_heads: Sequence[int]) -> None:
             f'num_heads={list(num_heads)!r} has {len(num_heads)} entries, depths has {len(dims)}; '
             'give one number of heads per stage.'
         )
-    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
-        if dim % heads:
+    for i, (dim, number) in enumerate(zip(dims, num_heads, strict=True)):
+        if dim % number:
             raise ValueError(
-                f'num_heads[{i}]={heads} does not divide the {dim} channels of stage {i}; '
+                f'num_heads[{i}]={number} does not divide the {dim} channels of stage {i}; '
                 f'the published sizes use {max(dim // 32, 1)} (head width 32).'
             )
-
-
-def check_window_fit(value: Any) -> None:
-    if value not in ('fixed', 'balanced'):
-        raise ValueError(f"window_fit={value!r} is unknown; choose 'fixed' or 'balanced'.")
 
 
 def checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
@@ -92,31 +90,28 @@ def checkpointed_stages(value: Any, stages: int) -> Sequence[int]:
 
 
 def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
-    indices = tuple(value) if is_sequence(value) else ()
-    whole = bool(indices) and all(type(i) is int and i in range(-stages, stages) for i in indices)
-    stage_indices = tuple(i % stages for i in indices) if whole else ()
-    if not whole or list(stage_indices) != sorted(set(stage_indices)):
+    whole = is_sequence(value) and all(type(i) is int and i in range(-stages, stages) for i in value)
+    indices = tuple(i % stages for i in value) if whole else ()
+    if not indices or list(indices) != sorted(set(indices)):
         raise ValueError(
             f'out_indices={value!r} must list stages in rising order, each once, out of '
             f'{list(range(stages))}, or counted from the last, {list(range(-stages, 0))}.'
         )
-    return stage_indices
+    return indices
 
 
-def frozen(value: Any, stages: int) -> int:
+def check_frozen(value: Any, stages: int) -> None:
     if type(value) is not int or value not in range(-1, stages + 1):
         raise ValueError(
             f'frozen_stages={value!r} must be a whole number from -1 (nothing frozen) to {stages}, the number of '
             'stages.'
         )
-    return value
 
 
 def check_attention(attn_chunk: Any, attn_backend: Any, attn_drop_rate: float) -> None:
     if attn_chunk is not None and attn_chunk != 'auto':
         integer('attn_chunk', attn_chunk, 1)
-    if attn_backend not in ('auto', 'sdpa', 'cpp', 'triton'):
-        raise ValueError(f"attn_backend={attn_backend!r} is unknown; choose 'auto', 'sdpa', 'cpp' or 'triton'.")
+    choice('attn_backend', attn_backend, 'auto', 'sdpa', 'cpp', 'triton')
     if attn_backend in ('cpp', 'triton') and attn_drop_rate:
         raise ValueError(
             f'attn_backend={attn_backend!r} has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out one of '
@@ -124,43 +119,33 @@ def check_attention(attn_chunk: Any, attn_backend: Any, attn_drop_rate: float) -
         )
 
 
-_ANY_SIZE = 'nothing: images of any size are taken'
-_NORM = 'nothing: SwinV2 has LayerNorms, in fixed places'
 # Arguments of other backbones and their replacements: Swin V1 of MMDetection, MMSegmentation and MMPretrain, Swin V2 of
 # MMPretrain, timm and Microsoft.
 _REPLACED = {
-    'pretrained': "init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...)",
-    'convert_weights': "nothing: init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...) recognises the layout",
-    'pretrain_img_size': _ANY_SIZE,
-    'img_size': _ANY_SIZE,
-    'strict_img_size': _ANY_SIZE,
-    'interpolate_mode': 'nothing: the position bias is continuous',
-    'pad_small_map': 'nothing: a window larger than the map is shrunk to it',
-    'always_partition': 'nothing: a window larger than the map is shrunk to it',
-    'dynamic_mask': _ANY_SIZE,
-    'use_abs_pos_embed': 'nothing: SwinV2 has no absolute positions',
-    'ape': 'nothing: SwinV2 has no absolute positions',
-    'qk_scale': 'nothing: SwinV2 learns the scale of its logits',
-    'patch_norm': _NORM,
-    'norm_cfg': _NORM,
-    'norm_layer': _NORM,
-    'out_after_downsample': 'nothing: maps are emitted as they leave their stage',
-    'act_cfg': 'nothing: the activation is GELU',
-    'act_layer': 'nothing: the activation is GELU',
-    'strides': 'patch_size; each stage then halves the map',
-    'patch_cfg': 'patch_size',
-    'stage_cfgs': 'arguments of the backbone, which hold for all stages',
-    'drop_after_pos': 'drop_rate',
-    'proj_drop_rate': 'drop_rate',
-    'pos_drop_rate': 'drop_rate',
-    'embed_dim': 'embed_dims',
-    'in_chans': 'in_channels',
-    'use_checkpoint': 'with_cp',
-    'features_only': 'out_indices',
-    'num_classes': 'nothing: this is a backbone',
-    'global_pool': 'nothing: this is a backbone',
-    'extra_norm_every_n_blocks': 'arch',
-    'norm_period': 'arch',
+    name: instead
+    for instead, names in {
+        "init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...)": 'pretrained',
+        "nothing: init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint=...) recognises the layout": 'convert_weights',
+        'nothing: images of any size are taken': 'pretrain_img_size img_size strict_img_size dynamic_mask',
+        'nothing: the position bias is continuous': 'interpolate_mode',
+        'nothing: a window larger than the map is shrunk to it': 'pad_small_map always_partition',
+        'nothing: SwinV2 has no absolute positions': 'use_abs_pos_embed ape',
+        'nothing: SwinV2 learns the scale of its logits': 'qk_scale',
+        'nothing: SwinV2 has LayerNorms, in fixed places': 'patch_norm norm_cfg norm_layer',
+        'nothing: maps are emitted as they leave their stage': 'out_after_downsample',
+        'nothing: the activation is GELU': 'act_cfg act_layer',
+        'patch_size; each stage then halves the map': 'strides',
+        'patch_size': 'patch_cfg',
+        'arguments of the backbone, which hold for all stages': 'stage_cfgs',
+        'drop_rate': 'drop_after_pos proj_drop_rate pos_drop_rate',
+        'embed_dims': 'embed_dim',
+        'in_channels': 'in_chans',
+        'with_cp': 'use_checkpoint',
+        'out_indices': 'features_only',
+        'nothing: this is a backbone': 'num_classes global_pool',
+        'arch': 'extra_norm_every_n_blocks norm_period',
+    }.items()
+    for name in names.split()
 }
 
 

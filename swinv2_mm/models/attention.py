@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from swinv2_mm.models.cache import may_keep
 from swinv2_mm.models.kernels import choose
-from swinv2_mm.models.kernels.attention_op import map_attention, project_and_attend
+from swinv2_mm.models.kernels.attention_op import Options, map_attention, project_and_attend
 from swinv2_mm.models.kernels.cosine_attention import cosine_attention
 from swinv2_mm.models.kernels.linear import call
 from swinv2_mm.models.kernels.triton_attention import fused_window_attention
@@ -31,17 +31,17 @@ class WindowAttention(nn.Module):
         qkv_bias: Learn a bias for queries and values (keys need none: soft-max ignores it).
         attn_drop_rate: Dropout of the attention probabilities.
         drop_rate: Dropout of the output.
-        attn_chunk: Windows computed at a time (sequential self-attention; paper, section 3.4), see
-            :func:`~swinv2_mm.models.kernels.cosine_attention.at_a_time`. In training the logits of a chunk are computed
-            again in the backward pass, so that only one chunk of them is ever in memory.
-        attn_backend: See :class:`~swinv2_mm.models.swin_v2.SwinTransformerV2`.
+        attn_chunk, attn_backend: See :class:`~swinv2_mm.models.swin_v2.SwinTransformerV2`.
     """
+
+    q_bias: nn.Parameter | None
+    v_bias: nn.Parameter | None
 
     def __init__(
         self,
         embed_dims: int,
         num_heads: int,
-        pretrained_window_size: tuple[int, int],
+        pretrained_window_size: Pair,
         qkv_bias: bool = True,
         attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
@@ -57,12 +57,8 @@ class WindowAttention(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10)))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
         self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=False)
-        if qkv_bias:
-            self.q_bias = nn.Parameter(torch.zeros(embed_dims))
-            self.v_bias = nn.Parameter(torch.zeros(embed_dims))
-        else:
-            self.register_parameter('q_bias', None)
-            self.register_parameter('v_bias', None)
+        for name in ('q_bias', 'v_bias'):
+            self.register_parameter(name, nn.Parameter(torch.zeros(embed_dims)) if qkv_bias else None)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(drop_rate)
         self._kept_bias: tuple[tuple, list[Tensor], Tensor] | None = None  # its key, its weights, the bias
@@ -76,32 +72,27 @@ class WindowAttention(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_kept_bias': None}  # a copy computes its own
 
-    @property
-    def dropout(self) -> float:
-        """Dropout of the probabilities in the current mode."""
-        return self.attn_drop_rate if self.training else 0.0
-
-    def position_bias(self, window: tuple[int, int]) -> Tensor:
+    def position_bias(self, window: Pair) -> Tensor:
         """The bias ``16 * sigmoid(mlp(coordinates))`` of every offset in a window, ``(nH, 2 Wh - 1, 2 Ww - 1)``.
 
-        In eval it is kept until a weight of the MLP changes. Values are compared, not version counters:
-        ``param.data.copy_`` (mmengine swaps EMA weights in with it) does not count as a new version. The bias is always
-        computed anew where tensors may not be kept, and if a layer of the MLP was replaced.
+        In eval it is kept until a weight of the MLP changes, unless a layer of it was replaced. Values are compared,
+        not version counters, which miss ``param.data.copy_`` (by which mmengine swaps EMA weights in).
         """
         weights = list(self.cpb_mlp.parameters())
         needs_grad = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
         if self.training or needs_grad or not may_keep(self.logit_scale.device) or not self._has_own_mlp():
             return self._bias_table(window)
+        key = window, self.pretrained_window_size
         if self._kept_bias is not None:
-            kept_window, kept_weights, kept = self._kept_bias
-            if kept_window == (window, self.pretrained_window_size) and all(map(_same, kept_weights, weights)):
+            kept_key, kept_weights, kept = self._kept_bias
+            if kept_key == key and all(map(_same, kept_weights, weights)):
                 return kept
         with torch.inference_mode(False), torch.no_grad():
             kept = self._bias_table(window)
-            self._kept_bias = ((window, self.pretrained_window_size), [w.detach().clone() for w in weights], kept)
+            self._kept_bias = key, [w.detach().clone() for w in weights], kept
         return kept
 
-    def _bias_table(self, window: tuple[int, int]) -> Tensor:
+    def _bias_table(self, window: Pair) -> Tensor:
         weight = next(self.cpb_mlp.parameters(), self.logit_scale)  # int8 layers have no parameters
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, and the table costs next to nothing.
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -122,11 +113,9 @@ class WindowAttention(nn.Module):
             return False
         first, act, last = self.cpb_mlp
         return (
-            choose.untouched_linear(first)
+            (choose.untouched_linear(first) and first.bias is not None)
             and choose.untouched(act, nn.ReLU)
-            and choose.untouched_linear(last)
-            and first.bias is not None
-            and last.bias is None
+            and (choose.untouched_linear(last) and last.bias is None)
         )
 
     def forward(self, x: Tensor, window: Pair, shifted: bool, size: Pair, largest: Pair) -> Tensor:
@@ -134,7 +123,7 @@ class WindowAttention(nn.Module):
 
         Args:
             x: ``(B, Hp, Wp, C)``; padding that completes the last windows is not part of it, and masked.
-            window: ``(Wh, Ww)``, in tokens, at most ``(Hp, Wp)`` if no padding beyond the last window is wanted.
+            window: ``(Wh, Ww)``, in tokens.
             shifted: Shift by half a window along each axis that has more than one window.
             size: ``(H, W)``, the part of the map to return.
             largest: The configured window, at least ``window``. An operation for maps of any size gets the position
@@ -143,31 +132,30 @@ class WindowAttention(nn.Module):
         Returns:
             ``(B, H, W, C)``.
         """
-        head_width = x.shape[-1] // self.num_heads
-        way = choose.attention(self.attn_backend, x, window, head_width, self.dropout > 0)
+        dropout = self.attn_drop_rate if self.training else 0.0
+        way = choose.attention(self.attn_backend, x, window, x.shape[-1] // self.num_heads, dropout > 0)
         if way == 'uncompiled':
             return self._forward_uncompiled(x, window, shifted, size, largest)
         if way == 'windows':
-            return self._attend_in_windows(x, window, shifted, size)
-        options = shifted, self.attn_chunk, self.attn_backend
+            return self._attend_in_windows(x, window, shifted, size, dropout)
+        options = Options(size, shifted, self.attn_chunk, self.attn_backend)
         if way == 'map':
-            window = int(window[0]), int(window[1])
-            scale, table = self._scale(), self.position_bias(window)
-            out = project_and_attend(x, self.qkv, self._qkv_bias(), scale, table, size, *options)
+            scale, table = self._scale(), self.position_bias((int(window[0]), int(window[1])))
+            out = project_and_attend(x, self.qkv, self._qkv_bias(), scale, table, options)
         elif way == 'operation':
-            out = map_attention(self._qkv(x), self._scale(), self.position_bias(largest), size, window, *options)
+            out = map_attention(self._qkv(x), self._scale(), self.position_bias(largest), window, options)
         else:
             shift = shift_of(x.shape[1:3], window, shifted)
             table, scale = self.position_bias(window), self._scale().flatten()
             out = fused_window_attention(self._qkv(x), table, scale, window, shift)[:, : size[0], : size[1]]
         return self._project(out.flatten(3))  # (B, H, W, C)
 
-    def _attend_in_windows(self, x: Tensor, window: Pair, shifted: bool, size: Pair) -> Tensor:
+    def _attend_in_windows(self, x: Tensor, window: Pair, shifted: bool, size: Pair, dropout: float) -> Tensor:
         B, Hp, Wp = map(int, x.shape[:3])  # torch.jit.trace has tensors for sizes
         layout = window_layout(B, Hp, Wp, (int(window[0]), int(window[1])), shifted, x.device)
         qkv = self._qkv(window_partition(x, layout))  # (G, N, 3, nH, d)
         table = self.position_bias(layout.window)
-        out = cosine_attention(qkv, self._scale(), table, layout.groups, self.attn_chunk, self.dropout)
+        out = cosine_attention(qkv, self._scale(), table, layout.groups, self.attn_chunk, dropout)
         out = self._project(out.flatten(2))  # (G, N, C)
         return window_reverse(out, layout, (Hp, Wp))[:, : size[0], : size[1]]
 
@@ -184,8 +172,7 @@ class WindowAttention(nn.Module):
         return None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
     def _scale(self) -> Tensor:
-        # The limit is a Python number: a tensor would have to follow the module to its device. It is computed here,
-        # since torch.compile takes a global for a number that changes.
+        # The limit is computed here: torch.compile takes a global for a number that changes.
         scale = self.logit_scale.clamp(max=math.log(100))
         return scale.to(torch.promote_types(scale.dtype, torch.float32)).exp()  # (nH, 1, 1)
 

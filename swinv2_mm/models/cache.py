@@ -43,8 +43,6 @@ def is_symbolic(*sizes: int) -> bool:
 class BoundedCache(Generic[Result]):
     """Results of a function by its arguments; the least recently used are dropped above ``max_bytes``.
 
-    Training at many image sizes makes many small plans, a few large ones fill the cache.
-
     Args:
         function: Its arguments can be hashed.
         size_of: Returns the bytes of a result.
@@ -62,14 +60,11 @@ class BoundedCache(Generic[Result]):
             if key in self.kept:
                 self.kept.move_to_end(key)
                 return self.kept[key]
-        result = self.function(*key)
-        with self._lock:
-            if key not in self.kept:
-                self.kept[key] = result
-                self.bytes += self.size_of(result)
+            result = self.kept[key] = self.function(*key)
+            self.bytes += self.size_of(result)
             while self.bytes > self.max_bytes and len(self.kept) > 1:
                 self.bytes -= self.size_of(self.kept.popitem(last=False)[1])
-        return result
+            return result
 
     def cache_clear(self) -> None:
         """Empty the cache."""

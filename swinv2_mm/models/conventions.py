@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from swinv2_mm.models import costs
-from swinv2_mm.models.arguments import check_window_fit, windows_per_stage
+from swinv2_mm.models.arguments import choice, windows_per_stage
 from swinv2_mm.models.pretrained_windows import WithPretrainedWindows
+from swinv2_mm.models.window import padding_to_windows
 from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
 
 
 class Conventions(WithPretrainedWindows):
-    """The part of :class:`~swinv2_mm.models.swin_v2.SwinTransformerV2` that computes no features.
+    """The part of :class:`~swinv2_mm.models.swin_v2.SwinTransformerV2` that computes no features."""
 
-    Attributes:
-        stages, out_indices, num_features, patch_size, window_size: Of the backbone.
-    """
+    out_indices: tuple[int, ...]
+    num_features: list[int]
+    patch_size: int
+    window_size: tuple[Pair, ...]
+    patch_embed: Any
 
     @classmethod
     def from_pretrained(
@@ -92,12 +94,9 @@ class Conventions(WithPretrainedWindows):
         return layer, last + 1
 
     def set_window_size(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
-        """Change the windows of a built model; no parameter changes, nor the normaliser of the position bias.
+        """Change the windows of a built model, in the constructor's form; a trained model may be run at any window.
 
-        A trained model may be run at any window (paper, table 3).
-
-        Args:
-            window_size: As for the constructor.
+        No parameter changes, nor the normaliser of the position bias (paper, table 3).
 
         Raises:
             ValueError: Not whole numbers from 1, or not one per stage.
@@ -114,19 +113,44 @@ class Conventions(WithPretrainedWindows):
         Raises:
             ValueError: Neither ``'fixed'`` nor ``'balanced'``.
         """
-        check_window_fit(window_fit)
+        choice('window_fit', window_fit, 'fixed', 'balanced')
         for stage in self.stages:
             for block in stage.blocks:
                 block.window_fit = window_fit
 
     def windows_on(self, size: Pair) -> list[tuple[Pair, Pair]]:
-        """See :func:`swinv2_mm.models.costs.windows_on`."""
-        return costs.windows_on(self, size)
+        """For each stage its map and the window used on it, in tokens, for images of ``(H, W)`` pixels."""
+        H, W = (-(-side // self.patch_size) for side in size)
+        found = []
+        for i, stage in enumerate(self.stages):
+            if i:
+                H, W = -(-H // 2), -(-W // 2)
+            found.append(((H, W), stage.blocks[0].window_on((H, W))))
+        return found
 
     def padding_cost(self, size: Pair) -> list[float]:
-        """See :func:`swinv2_mm.models.costs.padding_cost`."""
-        return costs.padding_cost(self, size)
+        """Tokens that the windows compute per token of the map, for each stage, for images of ``(H, W)`` pixels."""
+        costs = []
+        for (H, W), window in self.windows_on(size):
+            rows, cols = padding_to_windows((H, W), window)
+            costs.append((H + rows) * (W + cols) / (H * W))
+        return costs
 
     def multiply_adds(self, size: Pair) -> list[int]:
-        """See :func:`swinv2_mm.models.costs.multiply_adds`."""
-        return costs.multiply_adds(self, size)
+        """Multiply-adds (papers: FLOPs) of one image of ``(H, W)`` pixels, for each stage.
+
+        All matrix products count: attention and its projections, on windows with their padding; the MLP on the map; the
+        patch embedding in the first stage, patch merging in the others. Not counted are element-wise operations, norms,
+        soft-max, and the MLP of the position bias, which depends on the weights alone: evaluation computes it once.
+        Microsoft's ``flops()`` counts the same, and the norms.
+        """
+        counts = []
+        for stage, C, ((H, W), window), cost in zip(
+            self.stages, self.num_features, self.windows_on(size), self.padding_cost(size), strict=True
+        ):
+            N = window[0] * window[1]
+            hidden = stage.blocks[0].mlp.fc1.out_features
+            entry = self.patch_embed.proj if stage.downsample is None else stage.downsample.reduction
+            in_windows = round(H * W * cost) * (4 * C * C + 2 * N * C)
+            counts.append(H * W * entry.weight.numel() + len(stage.blocks) * (in_windows + H * W * 2 * C * hidden))
+        return counts

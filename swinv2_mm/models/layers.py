@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from swinv2_mm.models.kernels import choose, cpp_token_passes
 from swinv2_mm.models.kernels.choose import FORWARD, untouched
 from swinv2_mm.models.kernels.linear import call, call_convolution, call_mlp
-from swinv2_mm.models.window import is_padding
+from swinv2_mm.models.window import is_padding, pad_bottom_right
 
 
 class Mlp(nn.Module):
@@ -64,10 +64,7 @@ def add_branch(x: Tensor, branch: Tensor, norm: nn.Module, drop_path: nn.Module)
 
 
 class PatchEmbed(nn.Module):
-    """Image to tokens: a strided convolution, then a LayerNorm.
-
-    An image that is not a multiple of the patch is completed with zeros at the bottom and the right.
-    """
+    """Image to tokens: a strided convolution, then a LayerNorm; zeros complete the last patches of an image."""
 
     def __init__(self, in_channels: int, embed_dims: int, patch_size: int) -> None:
         super().__init__()
@@ -82,8 +79,7 @@ class PatchEmbed(nn.Module):
             x = F.pad(x, (0, right, 0, bottom))
         # In channels-last format the map comes out in the order in which all later layers read it.
         x = call_convolution(self.proj, x.contiguous(memory_format=torch.channels_last))
-        x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        return self.norm(x)
+        return self.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
 
 
 class PatchMerging(nn.Module):
@@ -100,8 +96,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``; an odd side is completed with zeros."""
         B, H, W, C = x.shape
-        if is_padding(H % 2, W % 2):
-            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        x = pad_bottom_right(x, H % 2, W % 2)
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
         x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)
@@ -114,10 +109,3 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def zero_norm(norm: nn.LayerNorm) -> None:
-    """Silence a post-norm, so that its fresh residual branch adds nothing."""
-    with torch.no_grad():
-        norm.weight.zero_()
-        norm.bias.zero_()

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from swinv2_mm.models.cache import may_keep
 
+Pair = tuple[int, int]
 
-def log_spaced_coords(
-    window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
+
+def log_spaced_coords(window: Pair, pretrained: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Coordinates of all offsets inside a window, log-spaced (paper, equation 4, in Microsoft's normalisation).
 
     An offset ``o`` becomes ``sign(o) * log2(1 + |8 * o / (p - 1)|) / log2(8)``. The normaliser ``p`` belongs to the
@@ -27,11 +27,10 @@ def log_spaced_coords(
     Returns:
         ``(2 * Wh - 1, 2 * Ww - 1, 2)``; entry ``[i, j]`` belongs to the offset ``(i - Wh + 1, j - Ww + 1)``.
     """
-
     return (_kept_coords if may_keep(device) else _coords)(window, pretrained, dtype, device)
 
 
-def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _coords(window: Pair, pretrained: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
     exact = 'cpu' if device.type == 'mps' else device  # MPS has no float64
 
     def axis(size: int, p: int) -> Tensor:
@@ -46,11 +45,16 @@ def _coords(window: tuple[int, int], pretrained: tuple[int, int], dtype: torch.d
 _kept_coords = lru_cache(maxsize=64)(_coords)  # one per stage, window and pretrained window in use
 
 
+def window_of(table: Tensor) -> Pair:
+    """The window ``(Wh, Ww)`` of a bias per offset, ``(nH, 2 * Wh - 1, 2 * Ww - 1)``."""
+    return (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+
+
 def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) -> Tensor:
     """Turn a bias per offset into a bias per pair of slots.
 
-    Entry ``[h, q, k]`` of the result is the table's entry for the offset ``position(q) - position(k)``. It is
-    made of overlapping views: an index table would cost a scatter-add in the backward pass.
+    Entry ``[h, q, k]`` of the result is the table's for the offset ``position(q) - position(k)``. It is made of
+    overlapping views: an index table would cost a scatter-add in the backward pass.
 
     Args:
         table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)``, ordered as :func:`log_spaced_coords`.
@@ -59,28 +63,19 @@ def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) ->
     Returns:
         ``(nH, last - first, N)`` with ``N = Wh * Ww``.
     """
-    nH, Wh, Ww = table.shape[0], (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
+    Wh, Ww = window_of(table)
     top, bottom = first // Ww, Wh if last is None else last // Ww
     x = table[:, top : bottom + Wh - 1].flip(1, 2)
     x = x.unfold(1, Wh, 1).unfold(2, Ww, 1)  # (nH, bottom - top, Ww, Wh, Ww): queries from last to first, then keys
     x = x.flip(1, 2)
-    return x.reshape(nH, (bottom - top) * Ww, Wh * Ww)
+    return x.reshape(len(table), (bottom - top) * Ww, Wh * Ww)
 
 
-def sum_over_slots(grad: Tensor, shape: tuple[int, int, int], first: int = 0, last: int | None = None) -> Tensor:
-    """The gradient of the table from the gradient of the result of :func:`spread_over_slots`.
-
-    Args:
-        grad: ``(nH, last - first, N)``.
-        shape: The shape of the table.
-        first, last: As for that function.
-
-    Returns:
-        ``(nH, 2 * Wh - 1, 2 * Ww - 1)``.
-    """
-    nH, rows, cols = shape
-    Wh, Ww = (rows + 1) // 2, (cols + 1) // 2
-    top, bottom = first // Ww, Wh if last is None else last // Ww
+def sum_over_slots(grad: Tensor, table: Tensor, first: int, last: int) -> Tensor:
+    """The gradient of the table from that of the result of :func:`spread_over_slots`, with the same arguments."""
+    nH, _, cols = table.shape
+    Wh, Ww = window_of(table)
+    top, bottom = first // Ww, last // Ww
     x = grad.reshape(nH, bottom - top, Ww, Wh, Ww).flip(1, 2)
     x = torch.ops.aten.unfold_backward(x, (nH, bottom - top, cols, Wh), 2, Ww, 1)
     x = torch.ops.aten.unfold_backward(x, (nH, bottom - top + Wh - 1, cols), 1, Wh, 1)

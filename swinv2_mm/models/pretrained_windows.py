@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
+from torch import Tensor
 
 from swinv2_mm.models.arguments import is_sequence, windows_per_stage
 from swinv2_mm.models.kernels.choose import is_ordinary
@@ -22,6 +23,9 @@ class WithPretrainedWindows(BaseModule):
         stages: Of blocks with a :class:`~swinv2_mm.models.attention.WindowAttention` each.
         windows_given: Whether the caller gave ``pretrained_window_sizes``, so that the weights must agree.
     """
+
+    stages: Any
+    pretrained_windows: Tensor
 
     def _set_pretrained_windows(self, pretrained: Sequence[Pair], given: bool, unknown: str) -> None:
         """Called by the constructor; ``unknown`` is the reason if only the weights know the windows, else empty."""
@@ -48,23 +52,14 @@ class WithPretrainedWindows(BaseModule):
             )
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: Any, missing_keys: Any, *rest: Any
     ) -> None:
         """Load as torch does; take over the pretrained windows, or refuse them if they contradict those given."""
         key = f'{prefix}pretrained_windows'
         told = state_dict.pop(key, None)  # torch passes a copy of the dict, which may be edited
         if told is not None and is_ordinary(told) and not told.is_meta and len(told) >= len(self.stages):
             self._take_windows([tuple(pair) for pair in told[: len(self.stages)].tolist()], prefix)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
         if key in missing_keys:  # weights of other code bases and of early versions have no such entry
             missing_keys.remove(key)
 
@@ -94,11 +89,10 @@ def first_pretrained_windows(given: Any, init_cfg: Any, windows: list[Pair]) -> 
     """
     unknown = ''
     if given is None:
-        for cfg in init_cfg if is_sequence(init_cfg) else [init_cfg]:
-            if loads_backbone(cfg):
-                told, unknown = WEIGHT_INITIALIZERS.parent.build(cfg).told_windows()
-                given = told and told[: len(windows)]
-                break
+        loading = filter(loads_backbone, init_cfg if is_sequence(init_cfg) else [init_cfg])
+        if cfg := next(loading, None):
+            told, unknown = WEIGHT_INITIALIZERS.parent.build(cfg).told_windows()
+            given = told and told[: len(windows)]
     if given is None:
         return windows, unknown
     pairs = windows_per_stage('pretrained_window_sizes', given, len(windows), minimum=0)

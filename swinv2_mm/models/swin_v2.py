@@ -8,27 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swinv2_mm.models.arguments import (
-    check_attention,
-    check_heads,
-    check_mlp_ratio,
-    check_window_fit,
-    checkpointed_stages,
-    emitted_stages,
-    flag,
-    frozen,
-    integer,
-    integers,
-    is_sequence,
-    probability,
-    refuse_unknown,
-    windows_per_stage,
-)
+from swinv2_mm.models import arguments
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.conventions import Conventions
-from swinv2_mm.models.costs import log_padding
 from swinv2_mm.models.kernels import choose
-from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, add_branch, init_linear, zero_norm
+from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, add_branch, init_linear
 from swinv2_mm.models.pretrained_windows import first_pretrained_windows, loads_backbone
 from swinv2_mm.models.window import effective_window, fit_window, pad_bottom_right, padding_to_windows
 from swinv2_mm.registry import MODELS
@@ -44,12 +28,11 @@ class SwinTransformerV2Block(nn.Module):
         embed_dims: Channels ``C``.
         num_heads: Heads, a divisor of ``C``.
         window_size: ``(Wh, Ww)``, in tokens.
-        pretrained_window_size: Normaliser of the position bias, per axis.
         shifted: Shift the windows by half a window.
-        mlp_ratio, qkv_bias, drop_rate, attn_drop_rate: See :class:`SwinTransformerV2`.
+        mlp_ratio, drop_rate, mask_padding, window_fit: See :class:`SwinTransformerV2`.
         drop_path_rate: Probability to drop each of the two residual branches, per sample.
         extra_norm: A LayerNorm on the main branch at the end of the block (huge and giant sizes).
-        mask_padding, window_fit, attn_chunk, attn_backend: See :class:`SwinTransformerV2`.
+        **attention_args: Further arguments of :class:`~swinv2_mm.models.attention.WindowAttention`.
     """
 
     def __init__(
@@ -57,27 +40,21 @@ class SwinTransformerV2Block(nn.Module):
         embed_dims: int,
         num_heads: int,
         window_size: Pair,
-        pretrained_window_size: Pair,
         shifted: bool = False,
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
         drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         extra_norm: bool = False,
         mask_padding: bool = True,
         window_fit: str = 'fixed',
-        attn_chunk: int | str | None = None,
-        attn_backend: str = 'auto',
+        **attention_args: Any,
     ) -> None:
         super().__init__()
         self.window_size = window_size
         self.window_fit = window_fit
         self.shifted = shifted
         self.mask_padding = mask_padding
-        self.attn = WindowAttention(
-            embed_dims, num_heads, pretrained_window_size, qkv_bias, attn_drop_rate, drop_rate, attn_chunk, attn_backend
-        )
+        self.attn = WindowAttention(embed_dims, num_heads, drop_rate=drop_rate, **attention_args)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, int(embed_dims * mlp_ratio), drop_rate)
         self.norm2 = nn.LayerNorm(embed_dims)
@@ -97,7 +74,7 @@ class SwinTransformerV2Block(nn.Module):
         return effective_window(size, window) if self.mask_padding else window
 
     def _attend(self, x: Tensor) -> Tensor:
-        size = x.shape[1:3]
+        size = x.shape[1], x.shape[2]
         window = self.window_on(size)
         if not self.mask_padding:  # zero tokens take part like real ones, so the padded map is the map
             x = pad_bottom_right(x, *padding_to_windows(size, window))
@@ -169,9 +146,8 @@ class SwinTransformerV2(Conventions):
         patch_size: Side of a patch, in pixels.
         window_size: Side of the windows, in tokens: one number, or per stage a number or a pair ``(Wh, Ww)``.
         pretrained_window_sizes: The windows of the *first* pre-training of the weights, in the same form; they
-            normalise the position bias, belong to the weights, and travel with them in the state_dict, as
-            ``pretrained_windows``. None: those of the loaded weights, from ``init_cfg`` or otherwise; ``window_size``
-            until weights name them. 0 for a stage: its ``window_size``.
+            normalise the position bias, and travel with the weights, as ``pretrained_windows`` of the state_dict. None:
+            those of the loaded weights; ``window_size`` until weights name them. 0 for a stage: its ``window_size``.
         mlp_ratio: Width of the MLP relative to the channels.
         qkv_bias: Learn a bias for queries and values.
         drop_rate: Dropout after the patch embedding, the projections and in the MLP.
@@ -179,16 +155,14 @@ class SwinTransformerV2(Conventions):
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
         out_indices: Stages whose features are emitted, in rising order; negative ones count from the last.
         frozen_stages: -1 freezes nothing, 0 the patch embedding, ``i`` also the first ``i`` stages.
-        with_cp: Activation checkpointing: True recomputes every block in the backward pass, a list of stages the blocks
-            of those. Less memory, about a third more time.
+        with_cp: Recompute every block in the backward pass, or those of a list of stages: less memory, about a third
+            more time.
         mask_padding: Exclude the padding that completes windows from attention, so that a pixel's features do not
             depend on it. False lets zero tokens take part, as MMDetection and MMPretrain do.
         window_fit: ``'fixed'`` uses windows of ``window_size`` and pads the map to them. ``'balanced'`` shrinks them,
-            per map and axis, while their number stays the same, which pads least: the continuous position bias takes
-            any window.
-        attn_chunk: The windows whose attention is computed together; None computes all at once. ``'auto'`` keeps the
-            logits of a chunk below 64 MiB. The results are the same; large windows on large images need far less
-            memory.
+            per map and axis, while their number stays the same, which pads least.
+        attn_chunk: The windows whose attention is computed together (paper, section 3.4); None computes all at once,
+            ``'auto'`` keeps the logits of a chunk below 64 MiB. Large windows on large images then need less memory.
         attn_backend: Who computes attention. ``'auto'``: the C++ on a CPU, if it can; otherwise torch's operations.
             ``'sdpa'``: torch's operations, on any device. ``'cpp'``: the C++, or an error that says why not; a tracer
             still gets torch's operations. ``'triton'``: fused kernels for CUDA GPUs from Ampere on, or an error;
@@ -234,32 +208,32 @@ class SwinTransformerV2(Conventions):
         init_cfg: dict | list[dict] | None = None,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(type(self).__init__, unknown)
+        arguments.refuse_unknown(type(self).__init__, unknown)
         variant = get_variant(arch)
-        embed_dims = integer('embed_dims', variant.embed_dims if embed_dims is None else embed_dims, 1)
-        depths = integers('depths', variant.depths if depths is None else depths, 1)
-        num_heads = integers('num_heads', variant.num_heads if num_heads is None else num_heads, 1)
+        embed_dims = arguments.integer('embed_dims', variant.embed_dims if embed_dims is None else embed_dims, 1)
+        depths = arguments.integers('depths', variant.depths if depths is None else depths, 1)
+        num_heads = arguments.integers('num_heads', variant.num_heads if num_heads is None else num_heads, 1)
         stages = len(depths)
         dims = [embed_dims * 2**i for i in range(stages)]
-        check_heads(dims, num_heads)
-        integer('in_channels', in_channels, 1)
-        integer('patch_size', patch_size, 1)
-        windows = windows_per_stage('window_size', window_size, stages, minimum=1)
+        arguments.check_heads(dims, num_heads)
+        arguments.integer('in_channels', in_channels, 1)
+        arguments.integer('patch_size', patch_size, 1)
+        windows = arguments.windows_per_stage('window_size', window_size, stages, minimum=1)
         given = pretrained_window_sizes is not None
         pretrained, unknown_windows = first_pretrained_windows(pretrained_window_sizes, init_cfg, windows)
-        check_mlp_ratio(mlp_ratio, embed_dims)
-        probability('drop_rate', drop_rate)
-        probability('attn_drop_rate', attn_drop_rate)
-        probability('drop_path_rate', drop_path_rate)
-        flag('qkv_bias', qkv_bias)
-        flag('mask_padding', mask_padding)
-        out_indices = emitted_stages(out_indices, stages)
-        check_window_fit(window_fit)
-        check_attention(attn_chunk, attn_backend, attn_drop_rate)
-        checkpointed = checkpointed_stages(with_cp, stages)
-        frozen(frozen_stages, stages)
+        arguments.check_mlp_ratio(mlp_ratio, embed_dims)
+        arguments.probability('drop_rate', drop_rate)
+        arguments.probability('attn_drop_rate', attn_drop_rate)
+        arguments.probability('drop_path_rate', drop_path_rate)
+        arguments.flag('qkv_bias', qkv_bias)
+        arguments.flag('mask_padding', mask_padding)
+        out_indices = arguments.emitted_stages(out_indices, stages)
+        arguments.choice('window_fit', window_fit, 'fixed', 'balanced')
+        arguments.check_attention(attn_chunk, attn_backend, attn_drop_rate)
+        checkpointed = arguments.checkpointed_stages(with_cp, stages)
+        arguments.check_frozen(frozen_stages, stages)
 
-        if is_sequence(init_cfg):  # mmengine applies them in order: loaded weights come last
+        if arguments.is_sequence(init_cfg):  # mmengine applies them in order: loaded weights come last
             init_cfg = sorted(init_cfg, key=loads_backbone)
         super().__init__(init_cfg)
         self.out_indices = out_indices
@@ -268,7 +242,6 @@ class SwinTransformerV2(Conventions):
         self.patch_size = patch_size
         self.window_size = tuple(windows)
         self._set_pretrained_windows(pretrained, given, unknown_windows)
-        self._logged: set[tuple[Pair, tuple[Pair, ...]]] = set()
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
         self.pos_drop = nn.Dropout(drop_rate)
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
@@ -300,12 +273,12 @@ class SwinTransformerV2(Conventions):
         self._freeze()
 
     def _reset_parameters(self) -> None:
-        """Initialise as Microsoft does; a fresh block is the identity."""
+        """Initialise as Microsoft does; the norms at the end of its branches make a fresh block the identity."""
         self.apply(init_linear)
         for stage in self.stages:
             for block in stage.blocks:
-                zero_norm(block.norm1)
-                zero_norm(block.norm2)
+                for parameter in (*block.norm1.parameters(), *block.norm2.parameters()):
+                    nn.init.zeros_(parameter)
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
@@ -327,7 +300,6 @@ class SwinTransformerV2(Conventions):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
         self._check_windows_known()
-        log_padding(self, tuple(x.shape[-2:]), self._logged)
         return choose.in_useful_type(self._features, x)
 
     def _features(self, x: Tensor) -> tuple[Tensor, ...]:

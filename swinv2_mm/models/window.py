@@ -1,15 +1,14 @@
 """Window tiling: the token in each slot of each window, and the slots that may attend to each other.
 
-Padding, cyclic shift and partition together are one permutation of tokens (except for padding slots). It is planned
-once per shape, as an index. A block then moves its features into windows and back with one gather each way, instead of
-copies for pad, roll and partition and their inverses.
+Padding, cyclic shift and partition together are one permutation of tokens, planned once per shape as an index. A block
+moves its features into windows and back with one gather each way, instead of copies for pad, roll and partition.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ _REGULAR, _WRAPPED, _PAD = 0, 1, 2
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows with the same attention mask; they are neighbours in the order of the layout.
+    """Windows with the same attention mask, neighbours in the order of the layout.
 
     Attributes:
         start, stop: The group is ``windows[start:stop]`` of the ``B * nW`` windows.
@@ -61,20 +60,16 @@ class WindowLayout:
 
 
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """Shrink a window that is larger than the map.
-
-    With masked padding this changes no result: the bias depends on offsets alone, and no token attends to padding.
-    """
+    """Shrink a window that is larger than the map; with masked padding no result changes."""
     # A compiler would treat min() as a branch, and compile one side of it.
     smaller = torch.sym_min if is_symbolic(*size) else min
     return smaller(size[0], window[0]), smaller(size[1], window[1])
 
 
 def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -> tuple[int, int]:
-    """The window to use on a map; ``balanced`` spreads the map evenly over the same number of windows.
+    """The window to use on a map; ``balanced`` is the smallest that covers each axis with as many windows.
 
-    Per axis, ``ceil(size / window)`` windows cover the map, and the smallest window that still covers it pads least: 25
-    rows with a window of 8 become 4 windows of 7 instead of 4 of 8.
+    It pads least: 25 rows with a window of 8 become 4 windows of 7 instead of 4 of 8.
     """
     if not balanced:
         return window
@@ -91,19 +86,9 @@ def shift_of(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> t
     return tuple(side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
 
 
-class _Axis(NamedTuple):
-    """The windows along one axis.
-
-    Attributes:
-        tokens: ``(count, side)``, the token in each slot; those from the size of the map on are padding.
-        kinds: The windows by the codes of their slots.
-    """
-
-    tokens: np.ndarray
-    kinds: dict[tuple[int, ...], list[int]]
-
-
-def _axis(size: int, window: int, shift: int) -> _Axis:
+def _axis(size: int, window: int, shift: int) -> tuple[np.ndarray, dict[tuple[int, ...], list[int]]]:
+    """The token in each slot of the windows along an axis, ``(count, window)``, padding from ``size`` on; and the
+    windows by the codes of their slots."""
     count = -(-size // window)
     slots = np.arange(count * window).reshape(count, window)
     tokens = (slots + shift) % (count * window)
@@ -113,7 +98,7 @@ def _axis(size: int, window: int, shift: int) -> _Axis:
         kinds[(_REGULAR,) * window] = list(range(count - 2))
     for index in range(max(count - 2, 0), count):
         kinds.setdefault(tuple(codes[index].tolist()), []).append(index)
-    return _Axis(tokens, kinds)
+    return tokens, kinds
 
 
 def _regions(rows: Sequence[int], cols: Sequence[int]) -> list[int] | None:
@@ -126,13 +111,11 @@ def _regions(rows: Sequence[int], cols: Sequence[int]) -> list[int] | None:
 
 
 def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
-    """Plan the windows of ``B`` maps of ``H x W`` tokens; padding slots are masked.
+    """Plan the windows ``(Wh, Ww)`` of ``B`` maps of ``H x W`` tokens; padding slots are masked.
 
     Plans are kept, except while a tracer records: their tensors then belong to the recording.
 
     Args:
-        B, H, W: Batch size and map size, each at least 1.
-        window: ``(Wh, Ww)``, in tokens, at most ``(H, W)`` if no padding beyond the last window is wanted.
         shifted: Shift by half a window along each axis that has more than one window.
         device: Where the indices live.
     """
@@ -140,20 +123,20 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
 
 
 def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
-    """See :func:`window_layout`. NumPy computes the plan: a tracer sees constants, and not their computation."""
+    """:func:`window_layout` by NumPy: a tracer sees constants, and not their computation."""
     Wh, Ww = window
     N = Wh * Ww
     shift = shift_of((H, W), window, shifted)
-    rows, cols = _axis(H, Wh, shift[0]), _axis(W, Ww, shift[1])
-    masks = [_regions(row_codes, col_codes) for row_codes in rows.kinds for col_codes in cols.kinds]
-    slots, tokens = B * rows.tokens.size * cols.tokens.size, B * H * W
+    (rows, row_kinds), (cols, col_kinds) = _axis(H, Wh, shift[0]), _axis(W, Ww, shift[1])
+    masks = [_regions(row_codes, col_codes) for row_codes in row_kinds for col_codes in col_kinds]
+    slots, tokens = B * rows.size * cols.size, B * H * W
     sizes = [slots, tokens, slots - tokens, *(N if mask else 0 for mask in masks)]
     everything = np.empty(sum(sizes), dtype=np.int64)  # one array, since each transfer to a GPU waits
     gather, scatter, pads, *regions = np.split(everything, np.cumsum(sizes)[:-1])
     scatter, images, start, pad, groups = scatter.reshape(B, H, W), np.arange(B)[:, None], 0, 0, []
-    for row_codes, row_windows in rows.kinds.items():
-        for col_codes, col_windows in cols.kinds.items():
-            r, c = rows.tokens[row_windows], cols.tokens[col_windows]  # (nr, Wh), (nc, Ww)
+    for row_codes, row_windows in row_kinds.items():
+        for col_codes, col_windows in col_kinds.items():
+            r, c = rows[row_windows], cols[col_windows]  # (nr, Wh), (nc, Ww)
             count = len(r) * len(c)
             stop = start + B * count
             found = gather[start * N : stop * N].reshape(B, len(r), len(c), Wh, Ww)
@@ -179,14 +162,9 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
     for into, mask in zip(regions, masks, strict=True):
         into[:] = mask or []
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
-        gathers, scatters, pad_slots, *own = torch.from_numpy(everything).to(device).split(sizes)
-    return WindowLayout(
-        window,
-        gathers,
-        scatters,
-        pad_slots,
-        tuple(WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, own, strict=True)),
-    )
+        parts = torch.from_numpy(everything).to(device).split(sizes)
+    groups = [WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, parts[3:], strict=True)]
+    return WindowLayout(window, *parts[:3], tuple(groups))
 
 
 def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:
@@ -208,44 +186,28 @@ def _plan_bytes(layout: WindowLayout) -> int:
 _kept_plan = BoundedCache(_plan, _plan_bytes, 128 * 2**20)
 
 
-class _ToWindows(torch.autograd.Function):
-    """A gather whose gradient is a gather, too: a permutation needs no atomic scatter-add.
+class _Permute(torch.autograd.Function):
+    """Tokens ``(M, C)`` into windows, or back: a gather whose gradient is a gather, too, without atomic scatter-adds.
 
-    The gradient of a padding slot is dropped; it is zero, since no real token attends to padding.
+    The gradient of a padding slot is zero: on the way back nobody reads the slot, and no real token attends to it.
     """
 
     @staticmethod
-    def forward(x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
-        return x.index_select(0, gather)
+    def forward(x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor, back: bool) -> Tensor:
+        return x.index_select(0, scatter if back else gather)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        gather, scatter, pads = ctx.saved_tensors
-        return _FromWindows.apply(grad, gather, scatter, pads), None, None, None
-
-
-class _FromWindows(torch.autograd.Function):
-    """The inverse gather; padding slots are not read, and their gradient is zero."""
-
-    @staticmethod
-    def forward(x: Tensor, gather: Tensor, scatter: Tensor, pads: Tensor) -> Tensor:
-        return x.index_select(0, scatter)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
+    def setup_context(ctx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, *plan, ctx.back = inputs
+        ctx.save_for_backward(*plan)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        gather, scatter, pads = ctx.saved_tensors
-        grad = _ToWindows.apply(grad, gather, scatter, pads)
-        if pads.numel():
+        pads = ctx.saved_tensors[2]
+        grad = _Permute.apply(grad, *ctx.saved_tensors, not ctx.back)
+        if ctx.back and pads.numel():
             grad = grad.index_fill(0, pads, 0)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def window_partition(x: Tensor, layout: WindowLayout) -> Tensor:
@@ -253,26 +215,25 @@ def window_partition(x: Tensor, layout: WindowLayout) -> Tensor:
 
     Args:
         x: Features, ``(B, H, W, C)``, of the shape that ``layout`` was planned for.
-        layout: From :func:`window_layout`.
 
     Returns:
         Windows, ``(B * nW, N, C)``, in the order of ``layout.groups``. Padding slots hold an arbitrary token.
     """
     C = x.shape[-1]
     Wh, Ww = layout.window
-    x = _ToWindows.apply(x.reshape(-1, C), layout.gather, layout.scatter, layout.pads)  # (B * nW * N, C)
+    x = _Permute.apply(x.reshape(-1, C), layout.gather, layout.scatter, layout.pads, False)  # (B * nW * N, C)
     return x.view(-1, Wh * Ww, C)
 
 
 def window_reverse(windows: Tensor, layout: WindowLayout, size: tuple[int, int]) -> Tensor:
     """Undo :func:`window_partition`: windows ``(B * nW, N, C)`` to features ``(B, H, W, C)`` of ``size = (H, W)``."""
     C = windows.shape[-1]
-    x = _FromWindows.apply(windows.reshape(-1, C), layout.gather, layout.scatter, layout.pads)  # (B * H * W, C)
+    x = _Permute.apply(windows.reshape(-1, C), layout.gather, layout.scatter, layout.pads, True)  # (B * H * W, C)
     return x.view(-1, *size, C)
 
 
 def pad_bottom_right(x: Tensor, rows: int, cols: int) -> Tensor:
-    """Append zero tokens to ``(B, H, W, C)``."""
+    """Append rows and columns of zero tokens to ``(B, H, W, C)``."""
     return F.pad(x, (0, 0, 0, cols, 0, rows)) if is_padding(rows, cols) else x
 
 

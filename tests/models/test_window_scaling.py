@@ -1,7 +1,6 @@
 """One set of weights at several windows; windows that fit their maps."""
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -167,14 +166,3 @@ def test_padding_cost_counts_what_is_computed(fit, monkeypatch):
     tokens = [18 * 28, 9 * 14]
     for cost, blocks, total in zip(model.padding_cost((70, 111)), computed, tokens, strict=True):
         assert blocks == [cost * total] * len(blocks)
-
-
-def test_the_padding_of_a_shape_is_logged_once(caplog):
-    """Prevents: a line for every iteration, or none."""
-    model = SwinTransformerV2(window_size=4, **SMALL).eval()
-    with caplog.at_level(logging.DEBUG, 'swinv2_mm'), torch.no_grad():
-        for size in ((33, 40), (33, 40), (20, 40), (33, 40)):
-            model(torch.rand(1, 3, *size))
-    assert [line.split(' pixels')[0] for line in caplog.messages] == ['33x40', '20x40']
-    cost = 12 * 12 / (9 * 10)
-    assert f'{cost:.2f}' in caplog.messages[0]

@@ -1,8 +1,8 @@
 """Choose who computes: the C++, Triton, oneDNN, or torch's operations as the formula is written.
 
 Only this file asks about the device, the processor, autocast, a compiler, a tracer or a dispatch mode. The rest of the
-model asks this file and does what it answers. (Below it, :mod:`swinv2_mm.models.cache` says whether something records
-the operations, since that decides what may be kept.)
+model does what it answers. (Below it, ``cache.py`` says whether something records the operations, since that decides
+what may be kept.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, wraps
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
 
+Pair = tuple[int, int]
 Function = TypeVar('Function', bound=Callable)
+Layer = TypeVar('Layer', bound=nn.Module)
 
 # The limits of the C++ attention. A thread keeps the bias of one head over pairs of slots, and its gradient: 8 MiB for
 # a window of 32.
@@ -36,7 +38,7 @@ TRITON_WINDOW = 128
 # --- layers: fused code only for what we built -----------------------------------------------------------------------
 
 # The forward passes that fused code replaces. A library that patches a class for all its layers must take effect, too.
-FORWARD = {
+FORWARD: dict[type[nn.Module], Callable] = {
     kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.ReLU, nn.Sequential)
 }
 
@@ -46,15 +48,11 @@ def is_ordinary(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and not torch._is_functional_tensor(tensor)
 
 
-def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module does exactly what PyTorch's class does.
+def untouched(module: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:
+    """Whether calling a module does exactly what a class of :data:`FORWARD` does.
 
     False for another class (an adapter, int8, a parametrization), for a module with hooks (pruning uses one), and for
     one with its own ``forward``.
-
-    Args:
-        module: A layer of the model.
-        kind: One of :data:`FORWARD`.
     """
     return (
         type(module) is kind
@@ -68,7 +66,7 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def untouched_linear(layer: nn.Module) -> bool:
+def untouched_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """:func:`untouched` for a linear layer, and its weight is an ordinary tensor."""
     return untouched(layer, nn.Linear) and (torch.compiler.is_compiling() or is_ordinary(layer.weight))
 
@@ -104,16 +102,11 @@ def has_arithmetic(dtype: torch.dtype) -> bool:
         return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not _widens_bfloat16()
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return False
+    return dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def _widens_bfloat16() -> bool:
-    """Whether oneDNN computes bfloat16 by float32 arithmetic: it does on AVX-512 without AVX512_BF16.
-
-    Products then take three times as long as in float32.
-    """
+    """Whether oneDNN computes bfloat16 in float32, as it does on AVX-512 without AVX512_BF16: three times as slow."""
     asked = getattr(torch.cpu, '_is_avx512_bf16_supported', None)
     return asked is not None and platform.machine().lower() in ('x86_64', 'amd64') and not asked()
 
@@ -165,13 +158,13 @@ def in_given_types(function: Function) -> Function:
     """
 
     @wraps(function)
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_autocast_enabled('cpu'):
             return function(*args, **kwargs)
         with torch.autocast('cpu', enabled=False):
             return function(*args, **kwargs)
 
-    return run
+    return run  # type: ignore[return-value]  # wraps() forgets the signature
 
 
 @lru_cache(maxsize=1)
@@ -187,24 +180,21 @@ def is_by_onednn(x: Tensor) -> bool:
 # --- C++ -------------------------------------------------------------------------------------------------------------
 
 
-def cpp_reads(x: Tensor) -> bool:
-    """Whether the C++ can compute with a tensor.
-
-    False under a dispatch mode (FLOP counter, fake tensors), which could not see the call.
-    """
+def _cpp_reads(x: Tensor) -> bool:
+    # A dispatch mode (FLOP counter, fake tensors) could not see the call.
     return not is_recorded() and x.is_cpu and x.dtype in cpp.TYPES and is_ordinary(x)
 
 
 def gelu_by_cpp(x: Tensor) -> bool:
     """Whether the C++ computes bias and GELU of ``x``."""
-    return cpp_reads(x) and cpp.library() is not None
+    return _cpp_reads(x) and cpp.library() is not None
 
 
 def norm_by_cpp(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> bool:
     """Whether the C++ computes ``x + norm(branch)``, for a norm over the channels."""
     return (
-        cpp_reads(x)
-        and cpp_reads(branch)
+        _cpp_reads(x)
+        and _cpp_reads(branch)
         and cpp.library() is not None
         and x.dtype == branch.dtype
         and x.shape == branch.shape
@@ -212,19 +202,18 @@ def norm_by_cpp(norm: nn.LayerNorm, x: Tensor, branch: Tensor) -> bool:
         and norm.normalized_shape == x.shape[-1:]
         and norm.weight is not None
         and norm.bias is not None
-        and cpp_reads(norm.weight)
+        and _cpp_reads(norm.weight)
     )
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-def attention(backend: str, x: Tensor, window: tuple[int, int], head_width: int, drops: bool) -> str:
+def attention(backend: str, x: Tensor, window: Pair, head_width: int, drops: bool) -> str:
     """How to compute the attention of a feature map ``x``, ``(B, Hp, Wp, C)``.
 
     Args:
-        backend: ``'auto'``, ``'sdpa'``, ``'cpp'`` or ``'triton'``: ``attn_backend`` of the backbone.
-        x: The input of the layer.
+        backend: ``attn_backend`` of the backbone.
         window: ``(Wh, Ww)``, in tokens.
         head_width: Channels of a head.
         drops: Whether probabilities are dropped.
@@ -243,41 +232,33 @@ def attention(backend: str, x: Tensor, window: tuple[int, int], head_width: int,
         return 'triton'
     if is_symbolic(*x.shape[:3]):
         return 'operation'
-    return 'map' if not drops and _by_cpp(backend, x, head_width, window[0] * window[1]) else 'windows'
+    return 'map' if not drops and attention_by_cpp(backend, x, head_width, window) else 'windows'
 
 
-def attention_by_cpp(backend: str, qkv: Tensor, head_width: int, scale: Tensor, table: Tensor) -> bool:
-    """Whether the C++ computes the attention of a map, see :func:`attention_op.attention_on_map`.
+def attention_by_cpp(backend: str, x: Tensor, head_width: int, window: Pair, *logits: torch.dtype) -> bool:
+    """Whether the C++ computes attention; see :func:`attention`.
 
     Args:
-        backend, head_width: As for :func:`attention`.
-        qkv: Queries, keys and values, or a tensor of their type and device.
-        scale, table: Scale of each head, and bias of each offset.
-
-    Raises:
-        ValueError: As :func:`attention`.
+        x: The map, or its queries, keys and values.
+        logits: The types of scale and bias, where they are known.
     """
-    slots = (table.shape[1] + 1) * (table.shape[2] + 1) // 4
-    reason = '' if scale.dtype == table.dtype == torch.float32 else f'its logits are {scale.dtype}'
-    return _by_cpp(backend, qkv, head_width, slots, reason)
-
-
-def _by_cpp(backend: str, x: Tensor, head_width: int, slots: int, reason: str = '') -> bool:
     # Where something records, nothing is computed: 'cpp' gets the formula there, as 'auto' does.
     if backend == 'sdpa' or is_recorded() or x.is_meta:
         return False
-    reason = reason or _why_not_cpp(x, head_width, slots)
+    reason = _why_not_cpp(x, head_width, window[0] * window[1], {*logits} - {torch.float32})
     if reason and backend == 'cpp':
         raise ValueError(f"attn_backend='cpp' cannot be used: {reason}. Choose attn_backend='auto'.")
     return not reason
 
 
-def _why_not_cpp(x: Tensor, head_width: int, slots: int) -> str:
+def _why_not_cpp(x: Tensor, head_width: int, slots: int, other_logits: set[torch.dtype]) -> str:
     """Why the C++ cannot compute attention; empty if it can."""
     if not x.is_cpu:
         return f'the C++ runs on a CPU, and the features are on {x.device.type}'
     if x.dtype not in cpp.TYPES:
         return f'there is no C++ for {x.dtype}'
+    if other_logits:
+        return f'its logits are {other_logits.pop()}'
     if not is_ordinary(x):
         return f'the features are a {type(x).__name__}, whose values the C++ cannot read'
     if head_width > CPP_HEAD_WIDTH:
@@ -289,11 +270,11 @@ def _why_not_cpp(x: Tensor, head_width: int, slots: int) -> str:
     return ''
 
 
-def why_not_triton(qkv: Tensor, window: tuple[int, int]) -> str | None:
-    """Why the Triton kernels cannot compute the attention of a map; None if it can.
+def why_not_triton(qkv: Tensor, window: Pair) -> str:
+    """Why the Triton kernels cannot compute the attention of a map; empty if they can.
 
-    Its gradients of queries, keys, values and scale are the same in every run. The table's gradient is a sum in no
-    fixed order, so training under ``torch.use_deterministic_algorithms`` is refused.
+    Their gradient of the table is a sum in no fixed order, so training under
+    ``torch.use_deterministic_algorithms`` is refused; everything else is the same in every run.
     """
     if importlib.util.find_spec('triton') is None:
         return 'Triton is not installed'
@@ -309,7 +290,7 @@ def why_not_triton(qkv: Tensor, window: tuple[int, int]) -> str | None:
         return f'the window is {window[0]} x {window[1]}, the kernels take {TRITON_WINDOW} per side'
     if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
         return 'its gradient of the position bias is not deterministic'
-    return None
+    return ''
 
 
 def logits_in_cache(x: Tensor) -> bool:

@@ -1,8 +1,8 @@
 """Cosine attention inside windows by torch's operations: only the logits of a few windows exist at a time.
 
-The fused kernels of torch give no gradient to the bias, and the way that torch takes instead keeps the logits of all
-windows. So the backward pass is written here: it keeps only its inputs, and computes the probabilities of a few windows
-again. A tracer gets the formula as it is written.
+The fused kernels of torch give no gradient to the bias, and what torch does instead keeps the logits of all windows. So
+the backward pass is written here: it keeps only its inputs, and computes the probabilities of a few windows again. A
+tracer gets the formula as it is written.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.choose import in_given_types, product_dtype
-from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots
+from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots, window_of
 from swinv2_mm.models.window import WindowGroup
 
 # The direction of a shorter vector consists of rounding errors.
@@ -39,8 +40,8 @@ Masks = Sequence[tuple[slice, Tensor]]
 def unit_vectors(x: Tensor) -> Tensor:
     """Scale the last dimension to length 1; vectors shorter than ``MIN_NORM`` become zero, with zero gradient.
 
-    Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that an all-zero token
-    gives NaN forward, or a gradient of 0 * inf backward.
+    Computed in float32 at least: ``F.normalize`` has eps 1e-12, which is 0 in float16, so that a zero token gives NaN
+    forward, or a gradient of 0 * inf backward.
     """
     x = _exact(x)
     return x * _inverse_norm(x)
@@ -89,38 +90,25 @@ def _written_out(
     attn_chunk: int | str | None,
     dropout: float,
 ) -> Tensor:
-    """:func:`cosine_attention` in operations that a tracer can record and a compiler can fuse."""
+    """:func:`cosine_attention` in operations that a tracer can record."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (G, nH, N, d)
     q = (unit_vectors(q) * scale).to(v.dtype)
     k = unit_vectors(k).to(v.dtype)
     bias = spread_over_slots(bias).to(v.dtype)
     chunk = None if attn_chunk is None else at_a_time(attn_chunk, *q.shape[1:3], on_cpu=False)[0]
-    pieces = [
-        (piece.stop - piece.start, group.mask()) for group in groups for piece in cut(group.start, group.stop, chunk)
-    ]
-    sizes = [size for size, _ in pieces]
-    parts = []
+    pieces = [(piece, group.mask()) for group in groups for piece in cut(group.start, group.stop, chunk)]
+    sizes = [piece.stop - piece.start for piece, _ in pieces]
+    run = _attend if chunk is None else partial(checkpoint, _attend, use_reentrant=False)
     # Splitting instead of slicing: the gradient of a slice is as large as the tensor that it was cut from.
-    for q_, k_, v_, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True):
-        if chunk is None:
-            parts.append(attend(q_, k_, v_, bias, mask, dropout))
-        else:
-            parts.append(checkpoint(attend, q_, k_, v_, bias, mask, dropout, use_reentrant=False))
+    parts = [
+        run(*heads, bias, mask, dropout)
+        for *heads, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True)
+    ]
     return torch.cat(parts).transpose(1, 2)  # (G, N, nH, d)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """``softmax(q k^T + bias) v`` as it is written, with dropout on the probabilities.
-
-    Args:
-        q, k, v: ``(G, nH, N, d)``.
-        bias: ``(nH, N, N)``.
-        mask: ``(N, N)``, True where the row's slot may attend to the column's; None if all may.
-        dropout: Probability in [0, 1).
-
-    Returns:
-        ``(G, nH, N, d)``.
-    """
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """``softmax(q k^T + bias) v`` of ``(G, nH, N, d)``, with a bias ``(nH, N, N)`` and dropout of probabilities."""
     if mask is not None:
         bias = bias.masked_fill(~mask, -math.inf)
     probs = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1)
@@ -131,11 +119,10 @@ def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool
     """The number of windows, and of their heads, to compute together; None for all windows.
 
     Args:
-        attn_chunk: The most windows; ``'auto'``: those whose logits take :data:`CHUNK_BYTES`; None: all. On a CPU their
-            logits never take more than :data:`CACHE_BYTES`.
+        attn_chunk: The most windows; ``'auto'``: those whose logits take :data:`CHUNK_BYTES`; None: all.
         num_heads: Heads.
         N: Slots of a window.
-        on_cpu: Whether a CPU computes.
+        on_cpu: Whether a CPU computes; there logits never take more than :data:`CACHE_BYTES`.
     """
     if attn_chunk != 'auto' and not on_cpu:
         return attn_chunk, num_heads
@@ -159,22 +146,23 @@ class _CosineAttention(torch.autograd.Function):
 
 @in_given_types
 def attention_forward(
-    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk: int | str | None
+    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: int | str | None
 ) -> Tensor:
     """:func:`cosine_attention`, without autograd."""
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
+    in_cache = choose.logits_in_cache(qkv)
     # The fused kernel takes one mask for all windows.
-    together = [groups] if choose.logits_in_cache(qkv) else [[group] for group in groups]
+    together = [groups] if in_cache else [[group] for group in groups]
     for first, last in _queries_at_a_time(table):
-        rows, count = spread_over_slots(table, first, last), at_a_time(attn_chunk, nH, N, choose.logits_in_cache(qkv))
+        rows, count = spread_over_slots(table, first, last), at_a_time(chunk, nH, N, in_cache)
         pieces = itertools.chain.from_iterable(_pieces(some, count, rows, first) for some in together)
         for windows, heads, bias, masks in pieces:
             q, k, v = _by_heads(qkv[windows, :, :, heads])
             v = v.to(product_dtype(v))
             q = unit_vectors(q[:, :, first:last]).mul_(scale[heads]).to(v.dtype)
             k = unit_vectors(k).to(v.dtype)
-            if choose.logits_in_cache(qkv):  # faster than the fused kernel while the logits stay in the cache
+            if in_cache:  # faster than the fused kernel while the logits stay in the cache
                 o = _probabilities(q, k, bias, masks).to(v.dtype) @ v
             else:
                 for _, outside in masks:
@@ -186,27 +174,21 @@ def attention_forward(
 
 @in_given_types
 def attention_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    scale: Tensor,
-    table: Tensor,
-    groups: Sequence[WindowGroup],
-    attn_chunk: int | str | None,
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: int | str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of ``qkv``, ``scale`` and ``table`` from the gradient of :func:`attention_forward`'s result."""
+    """The gradients of ``qkv``, ``scale`` and ``table`` from that of :func:`attention_forward`'s result."""
     G, N, _, nH, d = qkv.shape
     exact = torch.promote_types(qkv.dtype, torch.float32)
     qkv_grad = torch.empty_like(qkv)
     scale_grad = torch.zeros_like(scale, dtype=exact)
     table_grad = torch.zeros_like(table)
     parts = list(_queries_at_a_time(table))
-    sums = None  # of the gradients of keys and values over the parts, if there are several
-    if len(parts) > 1:
-        sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device)
+    # Of the gradients of keys and values over the parts, if there are several.
+    sums = torch.zeros(2, G, nH, N, d, dtype=exact, device=qkv.device) if len(parts) > 1 else None
     for first, last in parts:
         rows = spread_over_slots(table, first, last)
         rows_grad = torch.zeros_like(rows)
-        pieces = _pieces(groups, at_a_time(attn_chunk, nH, N, choose.logits_in_cache(qkv)), rows, first)
+        pieces = _pieces(groups, at_a_time(chunk, nH, N, choose.logits_in_cache(qkv)), rows, first)
         for windows, heads, bias, masks in pieces:
             q, k, v = _by_heads(qkv[windows, :, :, heads])
             v = v.to(product_dtype(v))
@@ -232,7 +214,7 @@ def attention_backward(
             else:
                 sums[0, windows, heads] += k_grad
                 sums[1, windows, heads] += v_grad
-        table_grad += sum_over_slots(rows_grad, table.shape, first, last)
+        table_grad += sum_over_slots(rows_grad, table, first, last)
     if sums is not None:
         k = _exact(qkv[:, :, 1].transpose(1, 2))  # (G, nH, N, d)
         k_by = _inverse_norm(k)
@@ -263,8 +245,8 @@ def _across(x: Tensor, by: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _queries_at_a_time(table: Tensor) -> Iterator[tuple[int, int]]:
     """Cut the queries of a window into parts whose bias takes at most :data:`BIAS_BYTES`, by whole rows of slots."""
-    nH, Wh, Ww = len(table), (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
-    one = nH * Ww * Wh * Ww * table.element_size()
+    Wh, Ww = window_of(table)
+    one = len(table) * Ww * Wh * Ww * table.element_size()
     count = min(Wh, -(-Wh * one // BIAS_BYTES))
     for i in range(count):
         yield Wh * i // count * Ww, Wh * (i + 1) // count * Ww

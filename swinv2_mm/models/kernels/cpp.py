@@ -1,4 +1,4 @@
-"""Load the C++ of ``csrc/``, compiled for the widest vectors of this processor.
+"""Load and call the C++ of ``csrc/``, compiled for the widest vectors of this processor.
 
 It is compiled when the package is installed, if there is a compiler: once per instruction set. Its interface is plain
 C, so building it needs no torch, and it works with any torch. If it is missing, torch's operations compute the same.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import platform
+from collections.abc import Iterable
 from functools import cache, lru_cache
 
 import torch
@@ -74,6 +75,7 @@ def check(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> None:
         )
 
 
-def addresses(*tensors: Tensor | None) -> list[int | None]:
-    """The addresses of the tensors' first numbers; null for None."""
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+def run(function: str, dtype: torch.dtype, tensors: Iterable[Tensor | None], *numbers: float) -> None:
+    """Call a function of :func:`library` for maps of a type; None becomes a null pointer."""
+    addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    getattr(library(), function)(TYPES[dtype], *addresses, *numbers, torch.get_num_threads())

@@ -1,15 +1,12 @@
-"""The C++ of ``csrc/window_attention.cpp`` for tensors: cosine attention on a CPU.
-
-:mod:`swinv2_mm.models.kernels.choose` says for which tensors.
-"""
+"""The C++ of ``csrc/window_attention.cpp``, cosine attention on a CPU; ``choose.py`` says for which tensors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from swinv2_mm.models.kernels import cpp
-from swinv2_mm.models.kernels.cpp import TYPES, addresses, check
+from swinv2_mm.models.kernels.cpp import check, run
+from swinv2_mm.models.position_bias import window_of
 from swinv2_mm.models.window import shift_of
 
 
@@ -26,9 +23,8 @@ def forward(
     shape = *qkv.shape[:3], *qkv.shape[4:]
     out = qkv.new_empty(shape) if out is None else out
     check(out[0, 0, 0] if out.numel() else None, qkv.dtype, *shape[3:])
-    cpp.library().swinv2_attention_forward(
-        TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, out), out.stride(2), *_sizes(qkv, table, shifted)
-    )
+    sizes = out.stride(2), *_sizes(qkv, table, shifted)
+    run('swinv2_attention_forward', qkv.dtype, (qkv, bias, scale, table, out), *sizes)
     return out
 
 
@@ -36,18 +32,18 @@ def backward(
     grad: Tensor, qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor, shifted: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of ``qkv``, ``bias``, ``scale`` and ``table`` from the gradient of the result."""
-    given = bias
-    qkv, bias, scale, table = _readable(qkv, bias, scale, table)
+    given = qkv, added, scale, table = _readable(qkv, bias, scale, table)
     grad = grad.contiguous()
     check(grad, qkv.dtype, *qkv.shape[:3], *qkv.shape[4:])
-    found = [None if tensor is None else torch.empty_like(tensor) for tensor in (qkv, bias, scale, table)]
-    cpp.library().swinv2_attention_backward(
-        TYPES[qkv.dtype], *addresses(qkv, bias, scale, table, grad, *found), *_sizes(qkv, table, shifted)
-    )
-    return found[0], None if given is None else found[1].to(given.dtype), *found[2:]
+    bias_grad = None if added is None else torch.empty_like(added)
+    found = torch.empty_like(qkv), bias_grad, torch.empty_like(scale), torch.empty_like(table)
+    run('swinv2_attention_backward', qkv.dtype, (*given, grad, *found), *_sizes(qkv, table, shifted))
+    return found[0], None if bias is None or bias_grad is None else bias_grad.to(bias.dtype), *found[2:]
 
 
-def _readable(qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor) -> tuple[Tensor | None, ...]:
+def _readable(
+    qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The tensors in the types and the layout that the C++ reads."""
     bias = None if bias is None else bias.float().contiguous()
     qkv, scale, table = qkv.contiguous(), scale.contiguous(), table.contiguous()
@@ -59,7 +55,7 @@ def _readable(qkv: Tensor, bias: Tensor | None, scale: Tensor, table: Tensor) ->
 
 
 def _sizes(qkv: Tensor, table: Tensor, shifted: bool) -> tuple[int, ...]:
-    """The arguments of the functions that follow the tensors."""
+    """The sizes and shifts that follow the tensors."""
     B, H, W, _, nH, d = qkv.shape
-    window = (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
-    return B, H, W, nH, d, *window, *shift_of((H, W), window, shifted), torch.get_num_threads()
+    window = window_of(table)
+    return B, H, W, nH, d, *window, *shift_of((H, W), window, shifted)

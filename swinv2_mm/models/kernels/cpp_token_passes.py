@@ -1,6 +1,6 @@
-"""The C++ of ``csrc/token_passes.cpp`` for tensors: bias and GELU; norm, stochastic depth and residual.
+"""The C++ of ``csrc/token_passes.cpp``: bias and GELU; norm, stochastic depth and residual. One pass over memory each.
 
-Each is one pass over memory. :mod:`swinv2_mm.models.kernels.choose` says for which tensors.
+``choose.py`` says for which tensors.
 """
 
 from __future__ import annotations
@@ -9,25 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from swinv2_mm.models.kernels import cpp
-from swinv2_mm.models.kernels.cpp import TYPES, addresses, check
+from swinv2_mm.models.kernels.cpp import check, run
 
 
 def gelu(hidden: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """``gelu(hidden + bias)`` of ``(M, C)`` into ``out``, which may be ``hidden``; all are contiguous, of one type."""
     _check(hidden, bias, out)
-    cpp.library().swinv2_gelu(
-        TYPES[hidden.dtype], *addresses(hidden, bias, out), *hidden.shape, torch.get_num_threads()
-    )
+    run('swinv2_gelu', hidden.dtype, (hidden, bias, out), *hidden.shape)
     return out
 
 
 def gelu_backward(hidden: Tensor, bias: Tensor | None, grad: Tensor, out: Tensor) -> Tensor:
     """:func:`gelu` again; ``grad``, the gradient of its result, becomes the gradient of ``hidden``, in place."""
     _check(hidden, bias, grad, out)
-    cpp.library().swinv2_gelu_backward(
-        TYPES[hidden.dtype], *addresses(hidden, bias, grad, out), *hidden.shape, torch.get_num_threads()
-    )
+    run('swinv2_gelu_backward', hidden.dtype, (hidden, bias, grad, out), *hidden.shape)
     return out
 
 
@@ -60,15 +55,7 @@ class _AddNormalised(torch.autograd.Function):
         rows = torch.empty(2, M) if keep else (None, None)
         check(branch, x.dtype, *x.shape)
         check(scales, torch.float32, len(x))
-        cpp.library().swinv2_residual_norm(
-            TYPES[x.dtype],
-            *addresses(x, branch, weight_, bias_, scales, out, *rows),
-            M,
-            C,
-            len(x),
-            eps,
-            torch.get_num_threads(),
-        )
+        run('swinv2_residual_norm', x.dtype, (x, branch, weight_, bias_, scales, out, *rows), M, C, len(x), eps)
         if keep:
             ctx.save_for_backward(branch, weight, scales, rows)
         return out
@@ -78,15 +65,9 @@ class _AddNormalised(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         branch, weight, scales, rows = ctx.saved_tensors
         grad, weight_ = grad.contiguous().to(branch.dtype), weight.float().contiguous()
-        branch_grad = torch.empty_like(branch)
-        weight_grad, bias_grad = torch.empty_like(weight_), torch.empty_like(weight_)
+        found = torch.empty_like(branch), torch.empty_like(weight_), torch.empty_like(weight_)
         check(grad, branch.dtype, *branch.shape)
-        cpp.library().swinv2_residual_norm_backward(
-            TYPES[branch.dtype],
-            *addresses(grad, branch, weight_, scales, *rows, branch_grad, weight_grad, bias_grad),
-            len(rows[0]),
-            branch.shape[-1],
-            len(branch),
-            torch.get_num_threads(),
-        )
-        return grad, branch_grad, weight_grad.to(weight.dtype), bias_grad.to(weight.dtype), None, None, None
+        tensors = grad, branch, weight_, scales, *rows, *found
+        sizes = rows.shape[1], branch.shape[-1], len(branch)
+        run('swinv2_residual_norm_backward', branch.dtype, tensors, *sizes)
+        return grad, found[0], found[1].to(weight.dtype), found[2].to(weight.dtype), None, None, None

@@ -1,12 +1,9 @@
 """Linear layers and the MLP, computed in the form that is fast on a CPU.
 
-The layers are ``torch.nn.Linear`` itself: quantization and pruning look for exactly this class. :func:`call` and
-:func:`call_mlp` compute them here while they are what we built, and call them otherwise.
-
-A CPU computes the MLP on pieces of the tokens that stay in its cache: the hidden layer of all tokens would go out to
-memory and back, and touching new memory costs more than computing in it. A compiler would hand the products to MKL; it
-gets the same code as custom operations. Everywhere else, and where a tracer records, the formula is computed as it is
-written (:mod:`swinv2_mm.models.kernels.choose`).
+The layers are ``torch.nn.Linear`` itself: quantization and pruning look for exactly this class. They are computed here
+while they are what we built, and called otherwise. A CPU computes the MLP on pieces of the tokens that stay in its
+cache: the hidden layer of all tokens would go out to memory and back, and touching new memory costs more than computing
+in it. A compiler would hand the products to MKL; it gets the same code as custom operations.
 """
 
 from __future__ import annotations
@@ -35,16 +32,7 @@ MIN_TOKENS = 1024
 
 
 def call(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``layer(x)``, plus a bias that the layer does not have.
-
-    Args:
-        layer: An ``nn.Linear``, or the module that replaced it.
-        x: ``(..., C)``.
-        bias: ``(D,)``, for a layer without one.
-
-    Returns:
-        ``(..., D)``.
-    """
+    """``layer(x)`` of an ``nn.Linear`` or what replaced it, ``(..., C)`` to ``(..., D)``, plus a bias, ``(D,)``."""
     if untouched_linear(layer) and (bias is None or layer.bias is None):
         return linear(x, layer.weight, layer.bias if bias is None else bias)
     y = layer(x)
@@ -54,12 +42,9 @@ def call(layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def call_mlp(fc1: nn.Module, act: nn.Module, drop1: nn.Module, fc2: nn.Module, drop2: nn.Module, x: Tensor) -> Tensor:
     """``drop2(fc2(drop1(act(fc1(x)))))``, fused for two linear layers, a GELU and no active dropout."""
     if (
-        untouched_linear(fc1)
-        and untouched_linear(fc2)
-        and fc1.bias is not None
-        and fc2.bias is not None
-        and untouched(act, nn.GELU)
-        and act.approximate == 'none'
+        (untouched_linear(fc1) and fc1.bias is not None)
+        and (untouched_linear(fc2) and fc2.bias is not None)
+        and (untouched(act, nn.GELU) and act.approximate == 'none')
         and _passes(drop1)
         and _passes(drop2)
     ):
@@ -98,10 +83,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """``linear(gelu(linear(x, w1, b1)), w2, b2)`` of ``(..., C)``; on a CPU not differentiable twice.
-
-    The hidden layer is kept for the backward pass as it is before the GELU, which is computed again.
-    """
+    """``linear(gelu(linear(x, w1, b1)), w2, b2)`` of ``(..., C)``; on a CPU not differentiable twice."""
     way = choose.linear(x)
     if way == 'formula':
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
@@ -134,6 +116,8 @@ class _Linear(torch.autograd.Function):
 
 
 class _Mlp(torch.autograd.Function):
+    """Keeps the hidden layer as it is before the GELU, which the backward pass computes again."""
+
     @staticmethod
     def forward(ctx, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: bool) -> Tensor:
         ctx.given = w1.dtype
@@ -155,7 +139,9 @@ def _mlp_forward(
     """The MLP of ``(M, C)``, and with ``keep`` what :func:`_mlp_backward` needs."""
     w1, b1, w2, b2 = cast(x.dtype, w1, b1, w2, b2)
     hidden, out, active = [], _Rows(x), None
-    with_product, after_it = _place_of_bias(x, b1)
+    # Only oneDNN adds a bias at no cost; beside other libraries the GELU does.
+    by_gelu = choose.gelu_by_cpp(x) and not choose.is_by_onednn(x)
+    with_product, after_it = (None, b1.contiguous()) if by_gelu else (b1, None)
     for piece in x.split(tokens_at_a_time(len(w1), x.element_size(), keep)):
         h = product(piece, w1, with_product)
         active = _gelu(h, after_it, active if keep else h)
@@ -182,30 +168,20 @@ def _mlp_backward(grad: Tensor, kept: Sequence[Tensor | None], wanted: Sequence[
 
 
 class _Rows:
-    """A matrix that is computed some rows at a time, in its own memory; all rows at once are taken as they are.
-
-    Attributes:
-        whole: The matrix, complete once it has as many rows as ``like``.
-    """
+    """A matrix of as many rows as ``like``, computed some rows at a time; all rows at once are taken as they are."""
 
     def __init__(self, like: Tensor) -> None:
-        self.whole: Tensor | None = None
+        self.whole: Any = None  # until there are rows
         self._like, self._filled = like, 0
 
     def append(self, rows: int, width: int, compute: Callable[..., Tensor]) -> None:
         if rows == len(self._like):
             self.whole = compute()
             return
-        if self.whole is None:
+        if not self._filled:
             self.whole = self._like.new_empty(len(self._like), width)
         compute(out=self.whole[self._filled : self._filled + rows])
         self._filled += rows
-
-
-def _place_of_bias(x: Tensor, bias: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The bias for the product, and the bias for the GELU after it: only oneDNN adds one at no cost."""
-    by_gelu = choose.gelu_by_cpp(x) and not choose.is_by_onednn(x)
-    return (None, bias.contiguous()) if by_gelu else (bias, None)
 
 
 def _gelu(x: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
@@ -257,10 +233,7 @@ def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]
 @_linear_backward.register_fake
 def _(grad, x, weight, wanted):
     shapes = (x.shape, weight.shape, weight.shape[:1])
-    x_grad, weight_grad, bias_grad = (
-        x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True)
-    )
-    return x_grad, weight_grad, bias_grad
+    return tuple(x.new_empty(shape if want else 0) for shape, want in zip(shapes, wanted, strict=True))
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:

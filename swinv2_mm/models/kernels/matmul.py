@@ -24,7 +24,7 @@ if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise n
         return 2 * x.numel() * weight[0]
 
 
-def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     """The tensors in one type; None stays None."""
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
@@ -44,9 +44,12 @@ def _as_image(x: Tensor) -> Tensor:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``, into ``out`` if that is given."""
     fast = choose.product_dtype(x)
-    if fast == x.dtype and not choose.is_by_onednn(x):
+    if fast != x.dtype:
+        found = product(*cast(fast, x, weight, bias)).to(x.dtype)
+    elif choose.is_by_onednn(x):
+        found = _onednn_product(x, weight, bias)
+    else:
         return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
-    found = _onednn_product(x, weight, bias) if fast == x.dtype else product(*cast(fast, x, weight, bias)).to(x.dtype)
     return found if out is None else out.copy_(found)
 
 
@@ -54,22 +57,23 @@ def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     count = -(-x.shape[1] // MAX_CHAIN) if x.dtype == torch.float32 else 1
     if count == 1:
         return _onednn_linear(x, weight, bias)
-    channels, y = -(-x.shape[1] // count // 64) * 64, None
-    for some, w in zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True):
-        part = _onednn_linear(some, w, bias if y is None else None)
-        y = part if y is None else y.add_(part)
+    channels = -(-x.shape[1] // count // 64) * 64
+    (first, w), *rest = zip(x.split(channels, dim=1), weight.split(channels, dim=1), strict=True)
+    y = _onednn_linear(first, w, bias)
+    for some, w in rest:
+        y.add_(_onednn_linear(some, w, None))
     return y
 
 
 def input_gradient(grad: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """The gradient of ``x`` from that of :func:`product`, ``(M, D)`` to ``(M, C)``, into ``out`` if that is given."""
     fast = choose.product_dtype(grad)
-    if fast == grad.dtype and not choose.is_by_onednn(grad):
-        return torch.mm(grad, weight, out=out)
-    if fast == grad.dtype:
+    if fast != grad.dtype:
+        found = input_gradient(grad.to(fast), weight.to(fast)).to(grad.dtype)
+    elif choose.is_by_onednn(grad):
         found = _onednn_linear(grad, weight.t(), None)
     else:
-        found = input_gradient(*cast(fast, grad, weight)).to(grad.dtype)
+        return torch.mm(grad, weight, out=out)
     return found if out is None else out.copy_(found)
 
 

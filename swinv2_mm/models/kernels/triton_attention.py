@@ -1,9 +1,7 @@
 """Window attention on a GPU as one fused operation of Triton, from a map's queries, keys and values to its outputs.
 
-Padding, shift and partition are index arithmetic inside the kernels (:mod:`swinv2_mm.models.kernels.triton_kernels`),
-and the soft-max runs over tiles. Forward and backward make no copies of the map in windows and no ``N x N`` logits.
-
-torch.compile calls the operation as it is. Triton is imported when it first runs.
+Padding, shift and partition are index arithmetic inside the kernels (triton_kernels.py), and the soft-max runs over
+tiles: there are no copies of the map in windows and no ``N x N`` logits. Triton is imported when it first runs.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from swinv2_mm.models.kernels import choose
 
+Pair = tuple[int, int]
 # From this size on a program takes 128 queries, not 64: it reads the keys, which exceed the L1 cache, half as often.
 MANY_SLOTS = 1024
 # The programs that sum the table's gradient: few, since each adds to the whole table once, but several per
@@ -24,20 +23,16 @@ MANY_SLOTS = 1024
 TABLE_PROGRAMS = 1024
 
 
-def fused_window_attention(
-    qkv: Tensor, table: Tensor, scale: Tensor, window: tuple[int, int], shift: tuple[int, int]
-) -> Tensor:
-    """Scaled cosine attention in (shifted) windows of a feature map (paper, sections 3.2 and 3.3).
+def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pair, shift: Pair) -> Tensor:
+    """Cosine attention, ``softmax(scale * cos(q, k) + bias) v``, in shifted windows of a map (paper, section 3.2).
 
-    A token attends to those of its window, ``softmax(scale * cos(q, k) + bias) v``. Windows are cut from the map as
-    rolled by ``-shift``; padding that completes the last ones is never attended to, nor are tokens that only the roll
-    brought together. Lengths, logits and soft-max are computed in float32, vectors shorter than 1e-6 count as zero.
+    Padding that completes the last windows is never attended to, nor are tokens that only the shift brought together.
+    Lengths, logits and soft-max are computed in float32, vectors shorter than 1e-6 count as zero.
 
     Args:
         qkv: ``(B, H, W, 3, nH, d)``: queries, keys and values of the tokens; float16, bfloat16 or float32. Float32 is
             multiplied as such, or in TF32 where ``torch.backends.cuda.matmul.allow_tf32`` says so.
-        table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)`` float32, the bias of each offset, as for
-            :func:`~swinv2_mm.models.position_bias.spread_over_slots`.
+        table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)`` float32, the bias of each offset.
         scale: ``(nH,)`` float32, the factor of the cosine.
         window: ``(Wh, Ww)``, in tokens.
         shift: ``(sh, sw)``, in tokens, each in ``0 .. window - 1``; 0 where the axis has a single window.
@@ -46,7 +41,7 @@ def fused_window_attention(
         ``(B, H, W, nH * d)`` in the type of ``qkv``.
 
     Raises:
-        ValueError: ``choose.why_not_triton`` has a reason, or a shape or type is not as above.
+        ValueError: Triton cannot compute this here, or a shape or type is not as above.
     """
     reason = choose.why_not_triton(qkv, window)
     if reason:
@@ -63,15 +58,10 @@ def fused_window_attention(
 
 
 class _Launch:
-    """Launches kernels on the windows of a map, in tiles that fit them.
+    """Launches kernels on the windows of a map.
 
-    The sizes follow the compiler's reports for Ampere and Hopper: few registers spill, if any, and the shared memory of
-    the smaller devices is enough. No time was measured for them.
-
-    Attributes:
-        windows, heads: Their numbers.
-        rows, row_warps: Slots and warps of a program that goes through all slots of its window.
-        pair, pair_warps: Side of the tile, and warps, of a program that owns a tile of pairs.
+    The sizes of tiles follow the compiler's reports for Ampere and Hopper: few registers spill, if any, and the shared
+    memory of the smaller devices is enough. No time was measured for them.
     """
 
     def __init__(self, qkv: Tensor, window: Sequence[int], shift: Sequence[int]) -> None:
@@ -83,6 +73,7 @@ class _Launch:
         tf32 = qkv.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
         self.constants = dict(d=d, D=D, PRECISION='tf32' if tf32 else 'ieee', num_stages=2)
         heavy = qkv.element_size() > 2 or D > 32
+        # Slots of a program that goes past all slots of its window, and the side of the tile of one that owns pairs.
         self.rows = self.pair = min(_power_of_two(self.slots), 32 if heavy else 64)
         if self.rows == 64 and self.slots >= MANY_SLOTS:
             self.rows = 128
@@ -93,7 +84,7 @@ class _Launch:
         """Tiles of ``size`` slots in a window."""
         return -(-self.slots // size)
 
-    def by_rows(self, kernel: str, *args: Tensor) -> None:
+    def by_rows(self, kernel: str, *args: Tensor | None) -> None:
         """A program for each ``rows`` slots of a window and head."""
         programs = self.windows * self.heads * self.tiles(self.rows)
         self(kernel, programs, *args, BLOCK=self.rows, STEP=min(self.rows, 32), num_warps=self.row_warps)
@@ -146,24 +137,9 @@ def _attention_backward(
         delta, grad_scale = torch.empty_like(lse), scale.new_empty(launch.windows, nH, launch.tiles(launch.rows))
         launch.by_rows('backward_q_kernel', qkv, table, scale, out, lse, grad, grad_qkv, grad_scale, delta)
         launch.by_rows('backward_kv_kernel', qkv, table, scale, lse, grad, grad_qkv, delta)
-    launch(
-        'backward_table_kernel',
-        chunks * nH * tiles**2,
-        qkv,
-        table,
-        scale,
-        lse,
-        grad,
-        grad_qkv,
-        grad_scale,
-        delta,
-        grad_table,
-        launch.windows,
-        chunks,
-        BLOCK=launch.pair,
-        WHOLE=tiles == 1,
-        num_warps=launch.pair_warps,
-    )
+    args = qkv, table, scale, lse, grad, grad_qkv, grad_scale, delta, grad_table, launch.windows, chunks
+    constants = dict(BLOCK=launch.pair, WHOLE=tiles == 1, num_warps=launch.pair_warps)
+    launch('backward_table_kernel', chunks * nH * tiles**2, *args, **constants)
     return grad_qkv, grad_table, grad_scale.sum((0, 2))
 
 

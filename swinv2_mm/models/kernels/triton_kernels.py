@@ -1,12 +1,9 @@
-"""The Triton kernels of window attention; :mod:`swinv2_mm.models.kernels.triton_attention` launches them.
+"""The Triton kernels of window attention; triton_attention.py launches them.
 
-A window is never gathered. Its slots are numbered row by row, and every kernel computes a slot's token in the map from
-the slot's number. A tile is some slots of one window and one head, padded to a power of two.
-
-Shared names, as in the rest of the models: ``B, H, W`` the map, ``Wh, Ww`` the window, ``sh, sw`` the shift, ``nH``
-heads of ``d`` channels, ``N = Wh * Ww``; ``D`` is ``d`` padded to a power of two. Windows are numbered row by row,
-images one after another. Whatever changes with the image is an ordinary argument and not specialised on, so that a new
-image size or window compiles nothing.
+A window is never gathered: every kernel computes a slot's token in the map from the slot's number. Slots and windows
+are numbered row by row, images one after another. A tile is some slots of one window and one head, padded to a power of
+two. ``sh, sw`` is the shift, ``D`` is ``d`` padded to a power of two. Whatever changes with the image is an ordinary
+argument and not specialised on, so that a new image size or window compiles nothing.
 """
 
 import triton

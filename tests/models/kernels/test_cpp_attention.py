@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import attention_op, choose, cpp, cpp_attention
-from swinv2_mm.models.kernels.attention_op import attention_on_map
+from swinv2_mm.models.kernels.attention_op import Options, attention_on_map
+from swinv2_mm.models.position_bias import window_of
 
 needs_native = pytest.mark.skipif(cpp.library() is None, reason='not compiled: see test_it_is_compiled_where_it_can_be')
 
@@ -42,7 +43,7 @@ def test_torchs_word_on_the_instruction_set_holds():
 
 
 def takes(qkv, bias, scale, table):
-    return choose.attention_by_cpp('auto', qkv, qkv.shape[5], scale, table)
+    return choose.attention_by_cpp('auto', qkv, qkv.shape[5], window_of(table), scale.dtype, table.dtype)
 
 
 def in_type(dtype, tensors):
@@ -234,10 +235,10 @@ def test_without_the_library_torch_computes_the_same(monkeypatch, instruction_se
     """On a part of the map, as padding is cut off. Prevents: machines without a compiler that train something else."""
     given = [t.requires_grad_() for t in in_type(torch.float32, problem(B=2, size=(25, 42), window=(8, 8), nH=3))[0]]
     grad = torch.randn(2, 23, 41, 3, 32)
-    y = attention_on_map(*given, (23, 41), True, None)
+    y = attention_on_map(*given, Options((23, 41), shifted=True))
     found = torch.autograd.grad(y, given, grad)
     monkeypatch.setattr(cpp, 'library', lambda: None)
-    again = attention_on_map(*given, (23, 41), True, None)
+    again = attention_on_map(*given, Options((23, 41), shifted=True))
     torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-5)
     for a, b in zip(torch.autograd.grad(again, given, grad), found, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
