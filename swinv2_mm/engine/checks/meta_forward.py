@@ -42,17 +42,15 @@ def check_channels(cfg: Config, context: Context) -> None:
     with _recorded_calls(model) as calls:
         try:
             forward_on_meta(model.eval(), (_SIDE, _SIDE))
-        except (RuntimeError, AssertionError, IndexError) as error:
+        except Exception as error:
             mistake = _mistake(error, *calls[-1]) if calls else None
             if mistake is None:
-                return  # an operation that needs values, which the meta device does not have
+                return  # anybody's code, or an operation that needs values, which the meta device does not have
             channels = [backbone.num_features[i] for i in backbone.out_indices]
             raise UserError(
                 f'{mistake} The backbone emits maps of {listed(channels)} channels '
                 f'(out_indices={list(backbone.out_indices)}); set in_channels of what follows to that. {SEE_MORE}'
             ) from error
-        except Exception:  # anybody's code, which need not run without values
-            return
 
 
 @contextmanager
@@ -85,6 +83,8 @@ def _recorded_calls(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, lis
 
 def _mistake(error: Exception, name: str, module: nn.Module, inputs: list) -> str | None:
     """Say that a module does not take what it gets, if that is the error."""
+    if not isinstance(error, RuntimeError | AssertionError | IndexError):
+        return None
     sizes = [getattr(module, size, None) for size in ('in_channels', 'in_features', 'num_features')]
     takes = next((size for size in sizes if isinstance(size, int)), None)
     image = next((value for value in inputs if isinstance(value, Tensor)), None)
@@ -92,7 +92,7 @@ def _mistake(error: Exception, name: str, module: nn.Module, inputs: list) -> st
         gets = image.shape[1 if image.ndim == 4 else -1]
         return None if gets == takes else f'{name} takes {takes} channels and gets {gets}.'
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if isinstance(error, AssertionError | IndexError) and last.name in ('forward', '_transform_inputs'):
+    if not isinstance(error, RuntimeError) and last.name in ('forward', '_transform_inputs'):
         reason = str(error) or last.line
         return f'{name} ({type(module).__name__}) does not take the maps that it gets: {reason}.'
     return None

@@ -22,6 +22,7 @@ _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cf
     'activation_checkpointing bad_data compile efficient_conv_bn_eval find_unused_parameters model_wrapper_cfg '
     'runner_type strategy sync_bn tta_model tta_pipeline'.split()
 )
+_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 'MMPretrain'}
 
 
@@ -37,10 +38,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None, *needs:
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file, merge options into it, and check that its framework is there.
-
-    Types that the config or an option spells as classes or import paths are named as in any other config, see
-    :func:`~swinv2_mm.engine.config.lazy.name_types`.
+    """Read a config file, merge options into it, name its types, and check that its framework is there.
 
     Args:
         path: The file.
@@ -52,21 +50,18 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'config {path} does not exist.{_close_files(path)}')
-    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+    if path.suffix not in _SUFFIXES:
         raise UserError(f'{path} is no config: it is named {path.suffix or "without a suffix"} rather than .py.')
     with files_being_read() as files:
         try:
             cfg = name_types(Config.fromfile(path), _RUNNER_KEYS)
         except UserError:
             raise
-        except ImportError as error:
-            cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
-            package = next((name for name in _FRAMEWORKS if (cause.name or str(cause)).startswith(name)), None)
-            if package:
-                raise UserError(_install(package, path, error)) from error
-            raise UserError(_unreadable(path, files, error)) from error
         except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
-            raise UserError(_unreadable(path, files, error)) from error
+            cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
+            named = (cause.name or str(cause)) if isinstance(cause, ImportError) else ''
+            package = next((name for name in _FRAMEWORKS if named.startswith(name)), None)
+            raise UserError(_install(package, path, error) if package else _unreadable(path, files, error)) from error
     if options:
         apply_options(cfg, options, path)
         cfg = name_types(cfg, _RUNNER_KEYS)
@@ -106,14 +101,6 @@ def add_hook(cfg: Config, kind: str, **arguments: Any) -> None:
     hooks = cfg.get('custom_hooks') or []
     if not any(hook.get('type') == kind for hook in hooks):
         cfg.custom_hooks = [*hooks, {'type': kind, **arguments}]
-
-
-def add_default_hook(cfg: Config, name: str, kind: str) -> None:
-    """Add a hook under a name of ``default_hooks``, by which a config gives it arguments or, as None, leaves it out."""
-    hooks = {name: {'type': kind}} | dict(cfg.get('default_hooks') or {})
-    if hooks[name] is None:  # mmengine knows None for its own hooks only
-        del hooks[name]
-    cfg.default_hooks = hooks
 
 
 def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Path) -> None:
@@ -162,7 +149,7 @@ def _close(name: str, node: Any, parents: Sequence[str]) -> str:
 def _close_files(path: Path) -> str:
     if not path.parent.is_dir():
         return f' Neither does the folder {path.parent}; the current folder is {Path.cwd()}.'
-    files = {file.name: file for file in path.parent.iterdir() if file.suffix in ('.py', '.json', '.yaml', '.yml')}
+    files = {file.name: file for file in path.parent.iterdir() if file.suffix in _SUFFIXES}
     names = get_close_matches(path.name, files, n=3, cutoff=0.5)
     return did_you_mean(str(files[name]) for name in names)
 

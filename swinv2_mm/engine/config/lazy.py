@@ -24,17 +24,14 @@ def name_types(cfg: Config, settings: Container[str] = ()) -> Config:
     """Spell every type of a config by its name in mmengine's registries.
 
     A pure-Python ("lazy") config imports what it builds, and a text config may give an import path. Checks compare
-    names, and a config that is saved holds text alone: ``type=MaskRCNN`` and ``type='mmdet.models.MaskRCNN'`` become
-    ``'MaskRCNN'`` in the scope of MMDetection. A class that no framework registers by itself gets its import path,
-    which mmengine imports. Where a lazy config leaves ``default_scope`` None, it becomes that of the model. Classes,
-    functions and modules at the top level are left out: they are what the file imported or defined.
+    names, and a saved config is text: ``type=MaskRCNN`` and ``type='mmdet.models.MaskRCNN'`` become ``'MaskRCNN'`` in
+    the scope of MMDetection, a class that no framework registers its import path, and a ``default_scope`` of None that
+    of the model's class. Classes, functions and modules at the top level are left out: the file imported or defined
+    them.
 
     Args:
-        cfg: As mmengine read it.
+        cfg: As mmengine read it; it is not changed.
         settings: The keys of the top level that may name a type.
-
-    Returns:
-        A new config, with the file name and text of the old one.
 
     Raises:
         UserError: A function, a class or a module cannot be named, and so not saved with the run.

@@ -35,17 +35,11 @@ def prepare_training(
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Turn a config file and the flags of ``tools/train.py`` into a config that can be run.
+    """Turn a config file and the flags of ``tools/train.py``, see its ``--help``, into a config that can be run.
 
     Args:
-        config: The config file.
-        work_dir: The folder for checkpoints and logs. Default: the config's, else ``./work_dirs/<name of the config>``.
-        amp: See :func:`~swinv2_mm.engine.recipe.precision.set_precision`.
-        compile: Compile the backbone.
-        auto_scale_lr: Scale the learning rate with the batch size.
         resume: ``'auto'`` for the latest checkpoint of the work dir, if there is one, or a checkpoint.
         cfg_options: Dotted keys and values to merge into the config.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
         UserError: The run would fail or have no effect; nothing has been written.
@@ -74,20 +68,6 @@ def prepare_test(
 ) -> Config:
     """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config that can be run.
 
-    Args:
-        config: The config file.
-        checkpoint: The weights to test.
-        work_dir: As for training.
-        out: Detection: a ``.pkl`` for the predictions. Segmentation: a folder for the predicted maps.
-        show: Open a window for each image, for ``wait_time`` seconds.
-        show_dir: Save the pictures, ground truth left and prediction right, in this folder.
-        wait_time: In seconds.
-        tta: Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` describe it.
-        window_size: Test at this window: one number, or one per stage.
-        compile: Compile the backbone.
-        cfg_options: Dotted keys and values to merge into the config.
-        launcher: As for training.
-
     Raises:
         UserError: The run would fail or have no effect; nothing has been written.
     """
@@ -115,10 +95,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def train(cfg: Config) -> Runner:
-    """Run a training that :func:`prepare_training` has prepared.
-
-    Returns:
-        The runner, after its last epoch.
+    """Run a training that :func:`prepare_training` has prepared, and return its runner.
 
     Raises:
         UserError: The disk is full or read-only, data are corrupt, or the loss is not finite.
@@ -129,10 +106,9 @@ def train(cfg: Config) -> Runner:
             runner = build_runner(cfg)
             if starts_from_noise(cfg):
                 runner.logger.warning(
-                    'The backbone starts from random weights: nothing is loaded into it. For pretrained ones set '
-                    "model.backbone.init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='/path/to/it.pth'), or pass "
-                    '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
-                    'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
+                    'The backbone starts from random weights. For pretrained ones pass --cfg-options '
+                    'model.backbone.init_cfg.type=swinv2_mm.Pretrained '
+                    'model.backbone.init_cfg.checkpoint=/path/to/it.pth, or set them in the config.'
                 )
             with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
                 runner.train()
@@ -145,11 +121,7 @@ def train(cfg: Config) -> Runner:
 
 
 def test(cfg: Config) -> dict[str, float]:
-    """Run a test that :func:`prepare_test` has prepared.
-
-    Returns:
-        The metrics.
-    """
+    """Run a test that :func:`prepare_test` has prepared, and return its metrics."""
     runner = build_runner(cfg)
     with named_annotations(), screen_given_back(runner):
         metrics = runner.test()

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import warnings
-from argparse import Action, ArgumentParser, Namespace
+from argparse import Action, ArgumentParser
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -26,9 +26,7 @@ class Parser(ArgumentParser):
 class ConfigOptions(Action):
     """``--cfg-options key=value ...``, in mmengine's syntax for values."""
 
-    def __call__(
-        self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str], option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         options = dict(getattr(namespace, self.dest) or {})
         for value in values:
             key, equals, text = value.partition('=')
@@ -82,10 +80,6 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str
 def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a command; report a :class:`UserError` or a signal on stderr, let other exceptions keep their traceback.
 
-    Args:
-        command: Parses its arguments and does the work.
-        argv: The arguments; those of the process if None.
-
     Returns:
         0, 2 after a :class:`UserError`, or 128 and the number of the signal.
     """
@@ -128,11 +122,8 @@ def _stoppable() -> Iterator[None]:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process without shutting down the interpreter.
-
-    During shutdown, a thread of gloo that frees a tensor would abort the process ("terminate called without an active
-    exception"), and a data loader would wait for its workers.
-    """
+    """End this process without shutting down the interpreter, where a thread of gloo that frees a tensor would abort
+    the process ("terminate called without an active exception"), and a data loader would wait for its workers."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,16 +5,23 @@ from typing import Any
 
 from mmengine.config import Config
 
-from swinv2_mm.engine.checks.weights import open_checkpoint, pretrained_parts
-from swinv2_mm.engine.config import add_default_hook, add_hook
+from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.config.distributed import this_run, was_restarted
+from swinv2_mm.engine.config.parts import pretrained_parts
 from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
 from swinv2_mm.engine.recipe.compilation import compile_backbone
 from swinv2_mm.engine.recipe.precision import set_precision
 from swinv2_mm.engine.saving.checkpoint_hook import save_safely
-from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint
+from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, open_checkpoint
 from swinv2_mm.errors import UserError, say
+
+# By their names in default_hooks, where a config gives them arguments or, as None, leaves them out.
+_HOOKS = {
+    'non_finite': {'type': 'swinv2_mm.NonFiniteHook'},
+    'report': {'type': 'swinv2_mm.ReportHook'},
+    'progress': {'type': 'swinv2_mm.ProgressHook'},
+}
 
 
 def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) -> None:
@@ -22,9 +29,9 @@ def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) ->
     cfg.launcher = launcher
     default = Path('work_dirs', Path(cfg.filename).stem)
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or default).expanduser())
-    add_default_hook(cfg, 'progress', 'swinv2_mm.ProgressHook')
-    add_default_hook(cfg, 'report', 'swinv2_mm.ReportHook')
-    add_default_hook(cfg, 'non_finite', 'swinv2_mm.NonFiniteHook')
+    hooks = _HOOKS | dict(cfg.get('default_hooks') or {})
+    # mmengine refuses None for hooks that it does not know; its base class does nothing.
+    cfg.default_hooks = hooks | {name: {'type': 'mmengine.hooks.Hook'} for name in _HOOKS if hooks[name] is None}
     if compile:
         compile_backbone(cfg)
 
