@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
@@ -69,24 +69,12 @@ def names_imported_by(cfg: Config) -> set[str]:
     return cfg._imported_names
 
 
-def parse_value(text: str) -> Any:
-    """The value of a ``--cfg-options key=value``.
-
-    Raises:
-        AssertionError: The brackets do not match.
-    """
-    return DictAction._parse_iterable(text)
-
-
 # --- building from registries, running ---
 
 
 @contextmanager
 def watched_builds(failed: Callable[[Exception, Registry, list, dict], None]) -> Iterator[None]:
     """Call a function when a registry fails to build something, once for each config on the way out.
-
-    ``Registry.build(cfg, default_args)``, which builds everything that a config names, is public; we replace it for a
-    while.
 
     Args:
         failed: Takes the exception, the registry, the configs that were being built, the innermost last, and the
@@ -196,30 +184,19 @@ def losses_of(model: BaseModel, batch: Any) -> dict[str, Tensor]:
 
 
 def init_amp_wrapper(wrapper: AmpOptimWrapper, dtype: Any, scaler: Any, scale: float | None, **kwargs: Any) -> None:
-    """Do what ``AmpOptimWrapper.__init__`` does, which asks for an accelerator.
-
-    Args:
-        wrapper: The one to initialise.
-        dtype: The data type of autocast.
-        scaler: A GradScaler.
-        scale: The loss scale, if it is fixed.
-        **kwargs: Those of ``OptimWrapper``.
-    """
+    """Do what ``AmpOptimWrapper.__init__`` does, which asks for an accelerator; ``kwargs`` are ``OptimWrapper``'s."""
     OptimWrapper.__init__(wrapper, **kwargs)
     wrapper.cast_dtype, wrapper.loss_scaler, wrapper._scale_update_param = dtype, scaler, scale
 
 
 @contextmanager
 def filtered_screen(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Filter what the loggers that are built in this context print.
-
-    Runners log as soon as they have a logger: adding the filter afterwards is too late.
-    """
+    """Filter what the loggers print that are built in this context: a runner logs as soon as it has one."""
     build = MMLogger.__init__
 
     @wraps(build)
-    def build_filtered(self: MMLogger, *arguments: Any, **named: Any) -> None:
-        build(self, *arguments, **named)
+    def build_filtered(self: MMLogger, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
         for handler in self.handlers:
             if type(handler) is logging.StreamHandler:  # a FileHandler is one, too
                 handler.addFilter(keep)

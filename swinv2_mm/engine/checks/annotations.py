@@ -80,19 +80,20 @@ def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
     names = [category['name'] for category in content['categories']]
     known = [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
-    remedy = f'Set {key}.metainfo.classes to names of this file, in its order: {listed(names, 20)}.'
     if not known:
-        raise UserError(f'{key}: none of the classes of the config ({listed(classes)}) is in {path}. {remedy}')
-    if missing:
-        raise UserError(
-            f'{key}: of the classes of the config {listed(missing)} {"is" if len(missing) == 1 else "are"} not in '
-            f'{path}; this would shift the labels of the classes behind. {remedy}'
+        fault = f'none of the classes of the config ({listed(classes)}) is in it'
+    elif missing:
+        fault = f'{listed(missing)} is not in it; this would shift the labels of the classes behind'
+    elif known != list(classes):
+        fault = (
+            f'it has the classes in another order ({listed(known)}) than the config ({listed(classes)}); labels follow '
+            'the file, so their names would be wrong'
         )
-    if known != list(classes):
-        raise UserError(
-            f'{where} has the classes in another order ({listed(known)}) than the config ({listed(classes)}); '
-            f'labels follow the file, so their names would be wrong. {remedy}'
-        )
+    else:
+        return
+    raise UserError(
+        f'{where}: {fault}. Set {key}.metainfo.classes to names of this file, in its order: {listed(names, 20)}.'
+    )
 
 
 def _content(path: Path, where: str) -> dict[str, Any]:

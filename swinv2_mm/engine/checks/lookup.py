@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from textwrap import shorten
 from typing import Any
 
 from mmengine.registry import Registry
@@ -25,10 +26,6 @@ def with_key(part: Any, key: str) -> Iterator[None]:
     The config is wrong if it names an unknown type or argument, if a class of a framework raises anything, or if one of
     ours raises a ``ValueError``. Any other exception is a bug of ours or of the user's own class: it is passed on, with
     the key as a note.
-
-    Args:
-        part: What is built, as the config has it.
-        key: Where the config has it.
     """
     culprit, where, mistake = None, key, None
 
@@ -71,8 +68,7 @@ def find_class(part: Any, key: str, registry: Registry) -> Any:
         raise UserError(f'{key}={part!r} must be a dict with a type.')
     kind = part.get('type')
     if not kind:
-        shown = _line(dict(part))
-        shown = f'{shown[:200]}{"…" if len(shown) > 200 else ""}'
+        shown = shorten(str(dict(part)), 200, placeholder='…')
         raise UserError(f'{key} has no type, so nothing can be built from it: {shown}')
     if callable(kind):
         return kind
@@ -162,19 +158,12 @@ def _locate(cfg: Any, key: str, part: Any) -> tuple[str, Any]:
     best, found = 0, (key, part)
     for inside, node in nested(part, key):
         if isinstance(cfg, dict) and isinstance(node, dict) and node.get('type') == cfg.get('type'):
-            alike = sum(name in cfg and _same(cfg[name], value) for name, value in node.items())
+            alike = sum(name in cfg and repr(cfg[name]) == repr(value) for name, value in node.items())
             if alike > best:
                 best, found = alike, (inside, node)
         elif not isinstance(cfg, dict) and node is cfg:
             return inside, node
     return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b)
-    except Exception:  # arrays compare by element
-        return a is b
 
 
 def _name(kind: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,11 @@ def check_channels(cfg: Config, context: Context) -> None:
             f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
             f'images of {len(mean)} channels.'
         )
-    with _recorded_calls(model) as calls:
+    with _LastOperation() as last:
         try:
             forward_on_meta(model.eval(), (_SIDE, _SIDE))
         except Exception as error:
-            mistake = _mistake(error, *calls[-1]) if calls else None
+            mistake = _mistake(error, model, last.arguments)
             if mistake is None:
                 return  # anybody's code, or an operation that needs values, which the meta device does not have
             channels = [backbone.num_features[i] for i in backbone.out_indices]
@@ -53,48 +53,21 @@ def check_channels(cfg: Config, context: Context) -> None:
             ) from error
 
 
-@contextmanager
-def _recorded_calls(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, list]]]:
-    """Record the modules whose ``forward`` has begun and not ended, with its inputs; an error is in the last one.
-
-    Not by hooks: heads call ``self.forward``, which passes them by.
-    """
-    calls: list[tuple[str, nn.Module, list]] = []
-
-    def recorded(name: str, module: nn.Module, forward: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            depth = len(calls)
-            calls.append((name, module, [*args, *kwargs.values()]))
-            result = forward(*args, **kwargs)
-            del calls[depth:]
-            return result
-
-        return call
-
-    modules = {name: module for name, module in model.named_modules() if name}
-    for name, module in modules.items():
-        module.forward = recorded(f'model.{name}', module, module.forward)
-    try:
-        yield calls
-    finally:
-        for module in modules.values():
-            vars(module).pop('forward', None)
-
-
-def _mistake(error: Exception, name: str, module: nn.Module, inputs: list) -> str | None:
-    """Say that a module does not take what it gets, if that is the error."""
-    if not isinstance(error, RuntimeError | AssertionError | IndexError):
-        return None
-    sizes = [getattr(module, size, None) for size in ('in_channels', 'in_features', 'num_features')]
-    takes = next((size for size in sizes if isinstance(size, int)), None)
-    image = next((value for value in inputs if isinstance(value, Tensor)), None)
-    if type(module).__module__.startswith('torch.') and takes is not None and image is not None:
-        gets = image.shape[1 if image.ndim == 4 else -1]
-        return None if gets == takes else f'{name} takes {takes} channels and gets {gets}.'
+def _mistake(error: Exception, model: nn.Module, arguments: list) -> str | None:
+    """Say which module does not take what it gets, if that is the error in an operation with these arguments."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if not isinstance(error, RuntimeError) and last.name in ('forward', '_transform_inputs'):
-        reason = str(error) or last.line
-        return f'{name} ({type(module).__name__}) does not take the maps that it gets: {reason}.'
+    for name, module in model.named_modules():
+        if isinstance(error, RuntimeError) and type(module).__module__.startswith('torch.'):
+            sizes = [getattr(module, size, None) for size in ('in_channels', 'in_features', 'num_features')]
+            takes = next((size for size in sizes if isinstance(size, int)), None)
+            if takes and any(weight is value for weight in module.parameters() for value in arguments):
+                gets = arguments[0].shape[1 if arguments[0].ndim == 4 else -1]
+                return None if gets == takes else f'model.{name} takes {takes} channels and gets {gets}.'
+        elif isinstance(error, AssertionError | IndexError) and last.name in ('forward', '_transform_inputs'):
+            files = [getattr(sys.modules.get(base.__module__), '__file__', None) for base in type(module).__mro__]
+            if name and last.filename in files:
+                reason = str(error) or last.line
+                return f'model.{name} ({type(module).__name__}) does not take the maps that it gets: {reason}.'
     return None
 
 
@@ -154,3 +127,13 @@ class _KnownShapes(TorchFunctionMode):
                 for value in args
             )
         return func(*args, **kwargs)
+
+
+class _LastOperation(TorchFunctionMode):
+    """A dispatch mode that keeps the arguments of the last operation: after an error, of the one that failed."""
+
+    arguments: list = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.arguments = [*args, *(kwargs or {}).values()]
+        return func(*args, **(kwargs or {}))

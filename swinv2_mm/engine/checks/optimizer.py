@@ -38,7 +38,7 @@ def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
     """Build the optimizer of a config; None if the user's own constructor builds several.
 
     Raises:
-        UserError: It cannot be built.
+        UserError: A type or an argument is wrong.
     """
     constructor = wrapper.get('constructor')
     if isinstance(constructor, str):

@@ -6,8 +6,6 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 
-from swinv2_mm.checkpoints.convert import recognise
-from swinv2_mm.checkpoints.files import weights_in
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checks.context import Context
@@ -20,7 +18,7 @@ from swinv2_mm.registry import MODELS
 
 
 def check_pretrained(cfg: Config, context: Context | None = None) -> None:
-    """Check the files of every ``init_cfg`` of the model, and that ``load_from`` is not a backbone alone."""
+    """Check the files of every ``init_cfg`` of the model."""
     if context and 'train' not in context.splits:
         return
     for key, init_cfg, module in pretrained_parts(cfg.get('model')):
@@ -43,8 +41,6 @@ def check_pretrained(cfg: Config, context: Context | None = None) -> None:
                 Pretrained(**{name: value for name, value in init_cfg.items() if name != 'type'}).check(backbone)
             except UserError as error:
                 raise UserError(f'{key}: {error} Or set {key}=None to start from random weights.') from None
-    if cfg.get('load_from') and not cfg.get('resume') and 'backbone' in (cfg.get('model') or {}):
-        _refuse_backbone(open_checkpoint(cfg.load_from, 'load_from'), cfg.load_from)
 
 
 def check_load_from(cfg: Config, context: Context) -> None:
@@ -62,8 +58,13 @@ def check_load_from(cfg: Config, context: Context) -> None:
     fits = any(shapes.get(key) == tensor.shape for key, tensor in wanted.items())
     whole = cfg.get('resume') or 'test' in context.splits
     if faults and (whole or not fits):
+        remedy = (
+            ' For a backbone pass --cfg-options load_from=None model.backbone.init_cfg.type=swinv2_mm.Pretrained '
+            f'model.backbone.init_cfg.checkpoint={path} instead.'
+        )
         raise UserError(
             f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone alone.'
+            f'{"" if whole else remedy}'
         )
     match_windows(model, checkpoint, path)
 
@@ -77,19 +78,6 @@ def _on_meta(module: dict) -> Any:
             return MODELS.build({**module, 'init_cfg': None})
     except (TypeError, ValueError):  # check_model reports it
         return None
-
-
-def _refuse_backbone(checkpoint: dict | None, path: str) -> None:
-    """Refuse a backbone where a whole model is expected; mmengine would warn, and load nothing."""
-    try:
-        prefix = recognise(weights_in(checkpoint)[0])[1] if checkpoint else None
-    except UserError:
-        return  # a model without SwinV2 weights, or with several
-    if prefix in ('', 'module.', 'encoder.', 'swinv2.'):
-        raise UserError(
-            f'load_from={path} is a backbone, not a whole model. Pass --cfg-options load_from=None '
-            f'model.backbone.init_cfg.type=swinv2_mm.Pretrained model.backbone.init_cfg.checkpoint={path} instead.'
-        )
 
 
 def _check_backbone(backbone: Any, checkpoint: dict, init_cfg: dict, place: str) -> None:

@@ -38,11 +38,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None, *needs:
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file, merge options into it, name its types, and check that its framework is there.
-
-    Args:
-        path: The file.
-        options: Dotted keys and values, as the command line parses them.
+    """Read a config file, merge options (dotted keys) into it, name its types, and check that its framework is there.
 
     Raises:
         UserError: The file is missing or does not parse, an option fits nowhere, or the framework cannot be imported.
@@ -82,11 +78,7 @@ def apply_options(cfg: Config, options: dict[str, Any], path: str | Path) -> Non
     """Merge ``--cfg-options`` into a config; refuse or warn of an option that changes nothing.
 
     A new key is passed on with a warning, since configs do not spell out every argument. A key inside a part that does
-    not exist is refused, unless the options give that part a type, as in
-    ``model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=…``, or it is a setting of the runner.
-
-    Raises:
-        UserError: An option fits nowhere.
+    not exist is a UserError, unless it is a setting of the runner, or the options give that part a type, too.
     """
     for key in options:
         _check_option(cfg, key, options, path)
@@ -107,7 +99,7 @@ def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Pa
     *parents, leaf = key.split('.')
     node: Any = content_of(cfg)
     for depth, name in enumerate(parents):
-        holder, node = node, _child(node, name)
+        holder, node = node, _children(node).get(name)
         prefix = '.'.join(parents[: depth + 1])
         if node is None and isinstance(holder, dict):
             holder.pop(name, None)  # a None in the config refuses to be merged with a dict
@@ -120,7 +112,7 @@ def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Pa
             remedy = _close(name, holder, parents[:depth]) or f' To create {prefix}, pass {prefix}.type=… along.'
             raise UserError(f'--cfg-options {key}: {path} has no place for it: {what}.{remedy}')
     if isinstance(node, list):
-        if _child(node, leaf) is None:
+        if leaf not in _children(node):
             raise UserError(f'--cfg-options {key}: {".".join(parents)} is a list of {len(node)}, counted from 0.')
     elif not parents and leaf not in _RUNNER_KEYS and leaf in node:
         where = f', such as train_dataloader.dataset.{leaf}' if leaf in ('data_root', 'metainfo', 'data_prefix') else ''
@@ -135,15 +127,12 @@ def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Pa
         )
 
 
-def _child(node: Any, name: str) -> Any:
-    if isinstance(node, list):
-        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
-    return node.get(name)
+def _children(node: Any) -> dict:
+    return node if isinstance(node, dict) else {str(index): item for index, item in enumerate(node)}
 
 
 def _close(name: str, node: Any, parents: Sequence[str]) -> str:
-    names = node.keys() if isinstance(node, dict) else [str(index) for index in range(len(node))]
-    return did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*names], n=3))
+    return did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*_children(node)], n=3))
 
 
 def _close_files(path: Path) -> str:

@@ -12,14 +12,24 @@ from mmengine.runner import Runner
 
 from swinv2_mm.engine.checks import run_checks
 from swinv2_mm.engine.checks.weights import starts_from_noise
-from swinv2_mm.engine.config import read_config
+from swinv2_mm.engine.config import add_hook, read_config
 from swinv2_mm.engine.diagnosis.corrupt_data import named_annotations, watch_loading
 from swinv2_mm.engine.diagnosis.non_finite import blamed_on_numbers
+from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import screen_given_back
 from swinv2_mm.engine.display.screen import dumps_in_file_only
-from swinv2_mm.engine.runs.complete import complete, complete_test, complete_training
+from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
+from swinv2_mm.engine.recipe.precision import set_precision
+from swinv2_mm.engine.runs.complete import (
+    augment_test,
+    complete,
+    scale_learning_rate,
+    set_input_size,
+    set_out,
+    set_resume,
+)
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
-from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, told
+from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
 from swinv2_mm.errors import Stopped
 
@@ -46,7 +56,13 @@ def prepare_training(
     """
     cfg = read_config(config, cfg_options, 'train')
     complete(cfg, work_dir, compile, launcher)
-    complete_training(cfg, amp, auto_scale_lr, resume)
+    set_precision(cfg, amp)
+    if auto_scale_lr:
+        scale_learning_rate(cfg)
+    save_safely(cfg)
+    set_resume(cfg, resume)
+    set_input_size(cfg)
+    log_to_tensorboard(cfg)
     run_checks(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     return cfg
 
@@ -73,7 +89,16 @@ def prepare_test(
     """
     cfg = read_config(config, cfg_options, 'test')
     complete(cfg, work_dir, compile, launcher)
-    complete_test(cfg, checkpoint, out, show, show_dir, wait_time, tta, window_size)
+    cfg.load_from, cfg.resume = checkpoint, False
+    add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
+    if out is not None:
+        set_out(cfg, out)
+    draw_predictions(cfg, show, show_dir, wait_time)
+    if tta:
+        augment_test(cfg)
+    if window_size is not None:
+        sizes = window_size[0] if len(window_size) == 1 else window_size
+        add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=sizes)
     run_checks(cfg, ('test',))
     return cfg
 

@@ -7,12 +7,13 @@ import sys
 import time
 import traceback
 import warnings
-from argparse import Action, ArgumentParser
+from argparse import ArgumentParser
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from swinv2_mm.engine.mmengine_internals import parse_value
+from mmengine.config import DictAction
+
 from swinv2_mm.errors import Stopped, UserError, is_first, is_launched
 
 
@@ -23,25 +24,23 @@ class Parser(ArgumentParser):
         raise UserError(f'{message}. {self.prog} --help explains the arguments.')
 
 
-class ConfigOptions(Action):
+class ConfigOptions(DictAction):
     """``--cfg-options key=value ...``, in mmengine's syntax for values."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        options = dict(getattr(namespace, self.dest) or {})
         for value in values:
-            key, equals, text = value.partition('=')
+            key, equals, _ = value.partition('=')
             if not equals or not all(key.split('.')):
                 raise UserError(
                     f'{option_string} {value}: expected key=value, as in train_cfg.max_epochs=12. Put the other '
                     'arguments in front.'
                 )
             try:
-                options[key] = parse_value(text)
+                super().__call__(parser, namespace, [value], option_string)
             except AssertionError:
                 raise UserError(
                     f"{option_string} {value}: the brackets do not match. Quote lists, as in 'key=[(1,2),(3,4)]'."
                 ) from None
-        setattr(namespace, self.dest, options)
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:

@@ -1,18 +1,13 @@
 """Complete a config for a run: every edit by a flag of a command line or by a default of ours is made here."""
 
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.config.distributed import this_run, was_restarted
-from swinv2_mm.engine.config.parts import pretrained_parts
-from swinv2_mm.engine.display.pictures import draw_predictions
-from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
+from swinv2_mm.engine.config.parts import each, pretrained_parts
 from swinv2_mm.engine.recipe.compilation import compile_backbone
-from swinv2_mm.engine.recipe.precision import set_precision
-from swinv2_mm.engine.saving.checkpoint_hook import save_safely
 from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, open_checkpoint
 from swinv2_mm.errors import UserError, say
 
@@ -36,51 +31,25 @@ def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) ->
         compile_backbone(cfg)
 
 
-def complete_training(cfg: Config, amp: str | None, auto_scale_lr: bool, resume: str | None) -> None:
-    """Make the edits of a training."""
-    set_precision(cfg, amp)
-    if auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise UserError(
-                f'--auto-scale-lr: {cfg.filename} does not say for which batch size its learning rate is; pass '
-                '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
-            )
-        cfg.auto_scale_lr.enable = True
-    save_safely(cfg)
-    _set_resume(cfg, resume)
-    set_input_size(cfg)
-    log_to_tensorboard(cfg)
+def scale_learning_rate(cfg: Config) -> None:
+    """Scale the learning rate with the batch size."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UserError(
+            f'--auto-scale-lr: {cfg.filename} does not say for which batch size its learning rate is; pass '
+            '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
+        )
+    cfg.auto_scale_lr.enable = True
 
 
-def complete_test(
-    cfg: Config,
-    checkpoint: str,
-    out: str | None,
-    show: bool,
-    show_dir: str | None,
-    wait_time: float,
-    tta: bool,
-    window_size: list[int] | None,
-) -> None:
-    """Make the edits of a test."""
-    cfg.load_from, cfg.resume = checkpoint, False
-    add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
-    if out is not None:
-        _set_out(cfg, out)
-    draw_predictions(cfg, show, show_dir, wait_time)
-    if tta:
-        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-            raise UserError(
-                f'--tta: {cfg.filename} has no tta_model or no tta_pipeline that would say what to augment.'
-            )
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = dict(cfg.tta_model, module=cfg.model)
-    if window_size is not None:
-        window_size = window_size[0] if len(window_size) == 1 else window_size
-        add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=window_size)
+def augment_test(cfg: Config) -> None:
+    """Test with augmentation."""
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise UserError(f'--tta: {cfg.filename} has no tta_model or no tta_pipeline that would say what to augment.')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
-def _set_resume(cfg: Config, resume: str | None) -> None:
+def set_resume(cfg: Config, resume: str | None) -> None:
     """Find the checkpoint to go on from, and take its seed."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
@@ -136,10 +105,9 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
     return size
 
 
-def _set_out(cfg: Config, out: str) -> None:
+def set_out(cfg: Config, out: str) -> None:
     """Have a test write its predictions to the path of ``--out``, each framework in its own format."""
-    evaluator: Any = cfg.test_evaluator
-    metrics = evaluator if isinstance(evaluator, list) else [evaluator]
+    metrics = [metric for _, metric in each(cfg.test_evaluator, '')]
     pickled = out.endswith(('.pkl', '.pickle'))
     if cfg.get('default_scope') == 'mmseg':
         if pickled:

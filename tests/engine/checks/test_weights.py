@@ -67,7 +67,9 @@ def test_refuses_weights_of_another_layout(weights, tmp_path):
     renamed = {key.replace('stages.', 'layers.'): tensor for key, tensor in weights.items()}
     torch.save(renamed, tmp_path / 'bare.pth')
     for name in ('microsoft', 'bare'):
-        with pytest.raises(UserError, match=rf'{name}\.pth does not fit the backbone.*not in it.*init_cfg\.type=swinv2_mm\.Pretrained'):
+        with pytest.raises(
+            UserError, match=rf'{name}\.pth does not fit the backbone.*not in it.*type=swinv2_mm\.Pretrained'
+        ):
             check_pretrained(config(tmp_path / f'{name}.pth'))
 
 
