@@ -34,9 +34,6 @@ def _replaced(owner: type, methods: dict[str, Any]) -> Iterator[None]:
             setattr(owner, name, method)
 
 
-# --- reading configs ---
-
-
 @contextmanager
 def files_being_read() -> Iterator[list[str]]:
     """Record the config files that mmengine has begun to read; after an error, the last one is where it happened.
@@ -69,9 +66,6 @@ def names_imported_by(cfg: Config) -> set[str]:
     return cfg._imported_names
 
 
-# --- building from registries, running ---
-
-
 @contextmanager
 def watched_builds(failed: Callable[[Exception, Registry, list, dict], None]) -> Iterator[None]:
     """Call a function when a registry fails to build something, once for each config on the way out.
@@ -94,9 +88,6 @@ def watched_builds(failed: Callable[[Exception, Registry, list, dict], None]) ->
 
     with _replaced(Registry, {'build': build}):
         yield
-
-
-# --- checkpoints ---
 
 
 class OpenRunner(Runner):
@@ -153,9 +144,6 @@ def note_initialised(module: nn.Module, info: str) -> None:
         update_init_info(module, init_info=info)
 
 
-# --- data sets and heads ---
-
-
 def unbuilt_dataloaders(runner: Runner) -> dict[str, dict]:
     """The configs of the data loaders that a runner has not built yet, by split."""
     loaders = {split: getattr(runner, f'_{split}_dataloader') for split in ('train', 'val', 'test')}
@@ -173,9 +161,6 @@ def box_modules() -> tuple[type, type]:
     from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 
     return BaseDenseHead, BaseRoIExtractor
-
-
-# --- training steps and logs ---
 
 
 def losses_of(model: BaseModel, batch: Any) -> dict[str, Tensor]:

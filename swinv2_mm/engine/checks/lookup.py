@@ -132,7 +132,7 @@ def _mistake(error: Exception, registry: Registry, cfg: Any, given: dict, key: s
         return f'{key}: {_line(error)}'
     if owner in _FRAMEWORKS:
         reason = _line(error if isinstance(error, ValueError) else f'{type(error).__name__}: {error}')
-        return f'{key}: {_name(kind)} cannot be built: {reason.rstrip(".")}. {SEE_MORE}'
+        return f'{key}: {getattr(kind, "__name__", kind)} cannot be built: {reason.rstrip(".")}. {SEE_MORE}'
     return None
 
 
@@ -144,8 +144,8 @@ def _explain(error: TypeError, kind: Any, key: str) -> str:
         bases = [base.__init__ for base in inspect.getmro(kind)] if inspect.isclass(kind) else [kind]
         known = {known for base in bases for known in inspect.signature(base).parameters}
         close = get_close_matches(name, sorted(known - {'self', 'args', 'kwargs', name}), n=2)
-        return f'{key}.{name}: {_name(kind)} has no such argument.{did_you_mean(close)}'
-    return f'{key}: {reason}.' if name else f'{key}: {_name(kind)} {reason}. {SEE_MORE}'
+        return f'{key}.{name}: {getattr(kind, "__name__", kind)} has no such argument.{did_you_mean(close)}'
+    return f'{key}: {reason}.' if name else f'{key}: {getattr(kind, "__name__", kind)} {reason}. {SEE_MORE}'
 
 
 def _unexpected(error: Exception) -> str | None:
@@ -164,10 +164,6 @@ def _locate(cfg: Any, key: str, part: Any) -> tuple[str, Any]:
         elif not isinstance(cfg, dict) and node is cfg:
             return inside, node
     return found
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, '__name__', str(kind))
 
 
 def _line(text: object) -> str:

@@ -20,18 +20,11 @@ from swinv2_mm.engine.display.progress import screen_given_back
 from swinv2_mm.engine.display.screen import dumps_in_file_only
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
 from swinv2_mm.engine.recipe.precision import set_precision
-from swinv2_mm.engine.runs.complete import (
-    augment_test,
-    complete,
-    scale_learning_rate,
-    set_input_size,
-    set_out,
-    set_resume,
-)
+from swinv2_mm.engine.runs.complete import complete, set_input_size, set_out, set_resume
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
-from swinv2_mm.errors import Stopped
+from swinv2_mm.errors import Stopped, UserError
 
 
 def prepare_training(
@@ -58,7 +51,12 @@ def prepare_training(
     complete(cfg, work_dir, compile, launcher)
     set_precision(cfg, amp)
     if auto_scale_lr:
-        scale_learning_rate(cfg)
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UserError(
+                f'--auto-scale-lr: {config} does not say for which batch size its learning rate is; pass '
+                '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
+            )
+        cfg.auto_scale_lr.enable = True
     save_safely(cfg)
     set_resume(cfg, resume)
     set_input_size(cfg)
@@ -95,7 +93,10 @@ def prepare_test(
         set_out(cfg, out)
     draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
-        augment_test(cfg)
+        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+            raise UserError(f'--tta: {config} has no tta_model or no tta_pipeline that would say what to augment.')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
     if window_size is not None:
         sizes = window_size[0] if len(window_size) == 1 else window_size
         add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=sizes)

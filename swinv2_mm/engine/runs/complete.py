@@ -1,4 +1,4 @@
-"""Complete a config for a run: every edit by a flag of a command line or by a default of ours is made here."""
+"""Complete a config for a run: the edits by flags of a command line and by defaults of ours."""
 
 from pathlib import Path
 
@@ -29,24 +29,6 @@ def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) ->
     cfg.default_hooks = hooks | {name: {'type': 'mmengine.hooks.Hook'} for name in _HOOKS if hooks[name] is None}
     if compile:
         compile_backbone(cfg)
-
-
-def scale_learning_rate(cfg: Config) -> None:
-    """Scale the learning rate with the batch size."""
-    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise UserError(
-            f'--auto-scale-lr: {cfg.filename} does not say for which batch size its learning rate is; pass '
-            '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
-        )
-    cfg.auto_scale_lr.enable = True
-
-
-def augment_test(cfg: Config) -> None:
-    """Test with augmentation."""
-    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-        raise UserError(f'--tta: {cfg.filename} has no tta_model or no tta_pipeline that would say what to augment.')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
