@@ -1,5 +1,6 @@
 """Check the weights that a run starts from: they exist, can be read, and fit the model."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -73,11 +74,9 @@ def _on_meta(module: dict) -> Any:
     """The backbone of a config without memory; None if it is not ours or has a wrong argument."""
     if module.get('type') != 'swinv2_mm.SwinTransformerV2':
         return None
-    try:
-        with torch.device('meta'):
-            return MODELS.build({**module, 'init_cfg': None})
-    except (TypeError, ValueError):  # check_model reports it
-        return None
+    with suppress(TypeError, ValueError), torch.device('meta'):  # check_model reports these
+        return MODELS.build({**module, 'init_cfg': None})
+    return None
 
 
 def _check_backbone(backbone: Any, checkpoint: dict, init_cfg: dict, place: str) -> None:

@@ -34,8 +34,7 @@ def name_types(cfg: Config, settings: Container[str] = ()) -> Config:
         settings: The keys of the top level that may name a type.
 
     Raises:
-        UserError: A function, a class or a module cannot be named, and so not saved with the run.
-        Exception: What an import raises.
+        UserError: A function, a class or a module has no name, and so cannot be saved with the run.
     """
     content = {
         key: value
@@ -92,11 +91,9 @@ def _is_code(value: Any) -> bool:
 
 def _scope_of(model: Any) -> str:
     """The scope in which a model, or what it is derived from, is registered."""
-    for base in inspect.getmro(model) if isinstance(model, type) else (model,):
-        for scope, child in MODELS.children.items():
-            if base in child.module_dict.values():
-                return scope
-    return 'mmengine'
+    bases = inspect.getmro(model) if isinstance(model, type) else (model,)
+    found = (scope for base in bases for scope, child in MODELS.children.items() if base in child.module_dict.values())
+    return next(found, 'mmengine')
 
 
 def _registered(found: Any, scope: str) -> str | None:

@@ -8,8 +8,7 @@ import time
 import traceback
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
 from mmengine.config import DictAction
@@ -82,11 +81,17 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
     Returns:
         0, 2 after a :class:`UserError`, or 128 and the number of the signal.
     """
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(number)
+
     # mmengine causes this warning; a user cannot act on it.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
+    # While a launcher's process waits for another one, Python's handlers would not run: a signal ends it at once.
+    handler = signal.SIG_DFL if is_launched() else stop
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _stoppable():
-            command(argv)
+        command(argv)
     except UserError as error:
         if not is_first():
             # The first process reports the same within this time, and then the launcher ends all of them.
@@ -98,26 +103,10 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         return 128 + stopped.number
-    return 0
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise :class:`Stopped`, or end a launcher's process at once.
-
-    While such a process waits for another one, Python's handlers would not run.
-    """
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise Stopped(number)
-
-    handler = signal.SIG_DFL if is_launched() else stop
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+    return 0
 
 
 def end_process(code: int) -> NoReturn:
