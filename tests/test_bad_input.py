@@ -125,7 +125,6 @@ RUN = [
     ('param_scheduler.1.milestones=text', 'milestones'),
     ('default_hooks.checkpoint.intervall=2', 'intervall'),
     ('custom_hooks.0.type=EpochSeedHook', 'Did you mean swinv2_mm.EpochSeedHook'),
-    ('custom_hooks.0.priority=FOO', 'VERY_HIGH'),
     ('randomness.seed=text', 'seed'),
     ('runner_type=swinv2_mm.Zero1Runer', 'Did you mean swinv2_mm.Zero1Runner'),
     ('load_from=other.pth', 'does not fit'),

@@ -23,10 +23,10 @@ from swinv2_mm.engine.checks.optimizer import check_optimizer
 from swinv2_mm.engine.checks.paths import check_data, check_folders
 from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained
 
-Check = Callable[[Config, Context], None]
+Checks = list[Callable[[Config, Context], None]]
 
 # The dry run builds everything that the config names, without data or memory.
-DRY_RUN: list[Check] = [
+DRY_RUN: Checks = [
     check_components,
     check_datasets,
     check_model,
@@ -35,7 +35,7 @@ DRY_RUN: list[Check] = [
     check_channels,
     check_window_size,
 ]
-ALL: list[Check] = [
+ALL: Checks = [
     check_launcher,
     check_numbers,
     check_folders,
@@ -46,7 +46,7 @@ ALL: list[Check] = [
 ]
 
 
-def run_checks(cfg: Config, splits: Sequence[str], checks: Sequence[Check] = ALL) -> nn.Module | None:
+def run_checks(cfg: Config, splits: Sequence[str], checks: Checks = ALL) -> nn.Module | None:
     """Run one of the lists above on a complete config, for the ``splits`` that the run reads; a mistake is a UserError.
 
     Returns:

@@ -97,7 +97,6 @@ def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
 
 
 def _content(path: Path, where: str) -> dict[str, Any]:
-    """Parse a file."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -134,8 +133,6 @@ def _check_entries(content: dict[str, Any], where: str) -> None:
                     f'{where}: {part}[{index}] has no {" and no ".join(lacks)}.'
                     f'{kind if "segments_info" in entry else ""} {_WANTED}'
                 )
-            if part == 'categories' and not isinstance(entry['id'], int):
-                raise UserError(f'{where}: categories[{index}].id={entry["id"]!r} must be a whole number.')
 
 
 def _check_ids(content: dict[str, Any], where: str) -> None:
@@ -153,6 +150,6 @@ def _check_ids(content: dict[str, Any], where: str) -> None:
     if annotations and not any(annotation['category_id'] in ids for annotation in annotations):
         strays = sorted({repr(annotation['category_id']) for annotation in annotations})
         raise UserError(
-            f'{where}: annotations of category_id {listed(strays)}, which is the id of no category. '
-            'Ids are whole numbers in both.'
+            f'{where}: annotations of category_id {listed(strays)}, which is the id of no category. Ids are whole '
+            'numbers in both.'
         )

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Priority, Runner, get_priority
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from swinv2_mm.engine.checks.context import Context
@@ -84,11 +84,6 @@ def _check_loop(loop: dict, split: str) -> None:
 def _check_hook(hook: dict, key: str) -> None:
     plain = {name: value for name, value in hook.items() if name != 'priority'}
     kind = check_arguments(plain, key, registry.HOOKS)
-    try:
-        get_priority(hook.get('priority', 'NORMAL'))
-    except (KeyError, TypeError, ValueError) as error:
-        priority, names = hook['priority'], ', '.join(Priority.__members__)
-        raise UserError(f'{key}.priority={priority!r} must be a number from 0 to 100, or of {names}.') from error
     of_mmengine = getattr(kind, '__module__', '').startswith('mmengine.hooks')
     if (of_mmengine and 'Visualization' not in kind.__name__) or kind is SafeCheckpointHook:
         with with_key(plain, key):

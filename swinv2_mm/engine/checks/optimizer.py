@@ -14,8 +14,6 @@ from swinv2_mm.engine.config.parts import each
 from swinv2_mm.engine.recipe.layer_decay import check_layer_decay
 from swinv2_mm.errors import UserError
 
-_CLIPPING = {'norm': nn.utils.clip_grad_norm_, 'value': nn.utils.clip_grad_value_}
-
 
 def check_optimizer(cfg: Config, context: Context) -> None:
     """Build the optimizer of a training and its schedules."""
@@ -47,7 +45,6 @@ def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
         if constructor:
             return None
         raise UserError('optim_wrapper has no optimizer.')
-    find_class(wrapper['optimizer'], 'optim_wrapper.optimizer', registry.OPTIMIZERS)
     plain = {'type': 'OptimWrapper'} | wrapper
     plain = {name: value for name, value in plain.items() if name not in ('constructor', 'paramwise_cfg')}
     kind = find_class(plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
@@ -55,12 +52,9 @@ def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
         own = inspect.signature(kind).parameters
         plain = {name: value for name, value in plain.items() if name not in own} | {'type': 'OptimWrapper'}
     check_arguments(plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
-    clip = wrapper.get('clip_grad')
-    if clip is not None:
-        function = _CLIPPING.get(clip.get('type', 'norm')) if isinstance(clip, dict) else None
-        if function is None:
-            raise UserError(f"optim_wrapper.clip_grad={clip!r} must be a dict of type 'norm' or 'value'.")
-        check_call(function, clip, 'optim_wrapper.clip_grad', 'parameters')
-    parts = ('optimizer', 'constructor', 'paramwise_cfg')  # precision and accumulation do not concern the optimizer
+    parts = ('optimizer', 'constructor', 'paramwise_cfg', 'clip_grad')  # not precision and accumulation
     with with_key(wrapper, 'optim_wrapper'):
-        return build_optim_wrapper(model, deepcopy({name: wrapper[name] for name in parts if name in wrapper}))
+        built = build_optim_wrapper(model, deepcopy({name: wrapper[name] for name in parts if name in wrapper}))
+    if isinstance(built, OptimWrapper) and built.clip_grad_kwargs:
+        check_call(built.clip_func, built.clip_grad_kwargs, 'optim_wrapper.clip_grad', 'parameters')
+    return built

@@ -1,12 +1,13 @@
 """Complete a config for a run: the edits by flags of a command line and by defaults of ours."""
 
+import os
 from pathlib import Path
 
 from mmengine.config import Config
 
 from swinv2_mm.engine.config import add_hook
-from swinv2_mm.engine.config.distributed import this_run, was_restarted
-from swinv2_mm.engine.config.parts import each, pretrained_parts
+from swinv2_mm.engine.config.distributed import this_run
+from swinv2_mm.engine.config.parts import each, nested, pretrained_parts
 from swinv2_mm.engine.recipe.compilation import compile_backbone
 from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, open_checkpoint
 from swinv2_mm.errors import UserError, say
@@ -35,8 +36,8 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """Find the checkpoint to go on from, and take its seed."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    if was_restarted():
-        # From this run's last checkpoint, not from another run's, unless that was asked for.
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0':
+        # torchrun lost a process: from this run's last checkpoint, not from another run's, unless that was asked for.
         resume = (this_run() and latest_checkpoint(cfg.work_dir, this_run())) or resume
     if resume == 'auto':
         resume = latest_checkpoint(cfg.work_dir)
@@ -70,13 +71,10 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
     fixed = (cfg.model.get('data_preprocessor') or {}).get('size')
     if fixed:
         return tuple(fixed)
-    node = cfg.get('train_dataloader') or {}
-    while 'pipeline' not in node and isinstance(node.get('dataset'), dict):
-        node = node['dataset']
     size = None
-    for transform in node.get('pipeline') or []:
+    for _, transform in nested(cfg.get('train_dataloader'), ''):
         if not isinstance(transform, dict):
-            continue  # building the data set reports it
+            continue
         crop, scale = transform.get('crop_size'), transform.get('scale') or transform.get('scales')
         if crop and transform.get('crop_type', 'absolute') == 'absolute':
             size = (crop, crop) if isinstance(crop, int) else tuple(crop)

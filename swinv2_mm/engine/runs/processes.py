@@ -8,10 +8,9 @@ from mmengine.device import get_device
 
 
 def start_processes(cfg: Config) -> None:
-    """Join the other processes over gloo on a machine without a GPU; with a GPU, mmengine does it.
+    """Join the other processes over gloo on a machine without a GPU, and give the config a wrapper without a device.
 
-    mmengine's ``init_dist`` sets a CUDA device and its default wrapper names one. Once the group exists and the config
-    has a ``model_wrapper_cfg`` without a device, mmengine's runner does the rest.
+    mmengine's own start and its default wrapper name a CUDA device; with a GPU, they do it.
     """
     if cfg.get('launcher', 'none') != 'pytorch' or get_device() != 'cpu':
         return
