@@ -36,10 +36,7 @@ def _replaced(owner: type, methods: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def files_being_read() -> Iterator[list[str]]:
-    """Record the config files that mmengine has begun to read; after an error, the last one is where it happened.
-
-    The two methods, of text and of pure-Python configs, read one file each and call themselves for what it inherits.
-    """
+    """Record the files of a config that mmengine has begun to read; an error happened in the last one."""
     files: list[str] = []
 
     def recorded(read: Callable) -> staticmethod:
@@ -51,7 +48,7 @@ def files_being_read() -> Iterator[list[str]]:
 
         return staticmethod(call)
 
-    names = '_file2dict', '_parse_lazy_import'
+    names = '_file2dict', '_parse_lazy_import'  # of text and of pure Python; they call themselves for what is inherited
     with _replaced(Config, {name: recorded(getattr(Config, name)) for name in names}):
         yield files
 

@@ -59,11 +59,9 @@ def check_datasets(cfg: Config, context: Context) -> None:
 def _reads_coco(kind: Any) -> bool:
     if not kind.__module__.startswith('mmdet'):
         return False
-    from mmdet.datasets import CocoDataset
-    from mmdet.datasets.api_wrappers import COCO
+    from mmdet.datasets import CocoDataset as Coco
 
-    own = issubclass(kind, CocoDataset) and kind.load_data_list is CocoDataset.load_data_list
-    return own and kind.COCOAPI is COCO
+    return issubclass(kind, Coco) and kind.load_data_list is Coco.load_data_list and kind.COCOAPI is Coco.COCOAPI
 
 
 def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
@@ -75,8 +73,6 @@ def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
     except OSError as error:
         raise UserError(f'{key}: annotations {path} cannot be read: {error.strerror or error}.') from error
     _check_entries(content, where)
-    if small:
-        _check_ids(content, where)
     names = [category['name'] for category in content['categories']]
     known = [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
@@ -121,7 +117,7 @@ def _categories(path: Path, where: str) -> Any:
 
 
 def _check_entries(content: dict[str, Any], where: str) -> None:
-    """Check that each part is a list of entries, which have what a data set reads."""
+    """Check that each part is a list of entries, that these have what a data set reads, and that their ids match."""
     for part, entries in content.items():
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f'{where} has no list of {part}. {_WANTED}')
@@ -133,23 +129,13 @@ def _check_entries(content: dict[str, Any], where: str) -> None:
                     f'{where}: {part}[{index}] has no {" and no ".join(lacks)}.'
                     f'{kind if "segments_info" in entry else ""} {_WANTED}'
                 )
-
-
-def _check_ids(content: dict[str, Any], where: str) -> None:
-    """Check that annotations belong to images and categories of the file."""
-    if not content['images']:
+    if not content.get('images', True):
         raise UserError(f'{where} lists no images.')
-    annotations = content['annotations']
-    images = {str(image['id']) for image in content['images']}
-    if annotations and not any(str(annotation['image_id']) in images for annotation in annotations):
-        raise UserError(
-            f'{where}: no annotation belongs to an image of the file; for example, image_id='
-            f'{annotations[0]["image_id"]!r} is the id of none.'
-        )
-    ids = {category['id'] for category in content['categories']}
-    if annotations and not any(annotation['category_id'] in ids for annotation in annotations):
-        strays = sorted({repr(annotation['category_id']) for annotation in annotations})
-        raise UserError(
-            f'{where}: annotations of category_id {listed(strays)}, which is the id of no category. Ids are whole '
-            'numbers in both.'
-        )
+    annotations = content.get('annotations')
+    for part, name in (('images', 'image_id'), ('categories', 'category_id')) if annotations else ():
+        ids = {entry['id'] for entry in content[part]}
+        if not any(annotation[name] in ids for annotation in annotations):
+            raise UserError(
+                f'{where}: {name} of no annotation is the id of one of its {part}; for example, {name}='
+                f'{annotations[0][name]!r} is not. Ids are whole numbers in both.'
+            )

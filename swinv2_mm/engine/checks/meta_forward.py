@@ -28,9 +28,8 @@ def check_channels(cfg: Config, context: Context) -> None:
     """Hand empty maps from a SwinV2 backbone to the neck and the heads: are their channels and number right?"""
     model = context.model
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, SwinTransformerV2) or not hasattr(model, 'extract_feat'):
-        return
-    if not next(model.parameters()).is_meta:
+    ours = isinstance(backbone, SwinTransformerV2) and hasattr(model, 'extract_feat')
+    if not ours or not next(model.parameters()).is_meta:
         return
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     takes = backbone.patch_embed.proj.in_channels

@@ -26,18 +26,11 @@ def check_model(cfg: Config, context: Context) -> None:
 
 
 def build_model(config: Any, key: str = 'model') -> nn.Module:
-    """Build a model of a config without memory for its weights, which are neither downloaded nor read.
-
-    Raises:
-        UserError: It cannot be built.
-    """
+    """Build a model without memory for its weights, which are neither downloaded nor read; a mistake is a UserError."""
     model = deepcopy(config)
-    detector = model
-    while isinstance(detector, dict) and isinstance(detector.get('module', detector.get('detector')), dict):
-        detector = detector.get('module', detector.get('detector'))  # of test-time augmentation, or semi-supervised
-    backbone = detector.get('backbone') if isinstance(detector, dict) else None
-    if isinstance(backbone, dict) and 'init_cfg' in backbone:
-        backbone['init_cfg'] = None
+    for place, part in nested(model, key):
+        if place.endswith('.backbone') and isinstance(part, dict) and 'init_cfg' in part:
+            part['init_cfg'] = None
     with with_key(model, key):
         try:
             with torch.device('meta'):

@@ -33,11 +33,7 @@ def check_optimizer(cfg: Config, context: Context) -> None:
 
 
 def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
-    """Build the optimizer of a config; None if the user's own constructor builds several.
-
-    Raises:
-        UserError: A type or an argument is wrong.
-    """
+    """Build the optimizer of a config; None if the user's own constructor builds several. A mistake is a UserError."""
     constructor = wrapper.get('constructor')
     if isinstance(constructor, str):
         find_type(constructor, 'optim_wrapper.constructor', registry.OPTIM_WRAPPER_CONSTRUCTORS)

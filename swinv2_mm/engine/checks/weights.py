@@ -80,10 +80,7 @@ def _on_meta(module: dict) -> Any:
 
 
 def _check_backbone(backbone: Any, checkpoint: dict, init_cfg: dict, place: str) -> None:
-    """Check that a file fills the backbone, apart from its output norms, which image classification does not have.
-
-    mmengine would load what fits, warn, and leave the rest random.
-    """
+    """Check that a file fills the backbone but for its output norms; mmengine would warn, and leave the rest random."""
     name, windows = f'{place}.checkpoint={init_cfg["checkpoint"]}', backbone.pretrained_window_sizes
     loaded = checkpoint.get('state_dict', checkpoint)
     if init_cfg.get('prefix'):

@@ -1,7 +1,6 @@
 """A training run and a test run: from a config file and the flags of a command line to mmengine's runner.
 
-``prepare_*`` has three phases: read the config, complete it (all edits), check it (no edits). It writes nothing, and
-its result can be run.
+``prepare_*`` reads the config, completes it (all edits) and checks it (no edits); it writes nothing.
 """
 
 from typing import Any

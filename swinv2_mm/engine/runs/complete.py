@@ -72,9 +72,7 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
     if fixed:
         return tuple(fixed)
     size = None
-    for _, transform in nested(cfg.get('train_dataloader'), ''):
-        if not isinstance(transform, dict):
-            continue
+    for transform in (part for _, part in nested(cfg.get('train_dataloader'), '') if isinstance(part, dict)):
         crop, scale = transform.get('crop_size'), transform.get('scale') or transform.get('scales')
         if crop and transform.get('crop_type', 'absolute') == 'absolute':
             size = (crop, crop) if isinstance(crop, int) else tuple(crop)
