@@ -146,6 +146,7 @@ DATA = [
     (DETECTION, 'train_dataloader.dataset.ann_file=annotations', 'cannot be read'),
     (SEGMENTATION, 'model.decode_head.num_classes=150', 'which has 4 classes'),
     (SEGMENTATION, 'model.decode_head.in_channels=[96,192,384,9]', 'takes 9 channels'),
+    (SEGMENTATION, 'model.backbone.out_indices=(0,1)', 'backbone emits maps of 96, 192'),
     (SEGMENTATION, 'model.decode_head.type=UPerHed', 'Did you mean UPerHead'),
 ]
 ARGUMENTS = [

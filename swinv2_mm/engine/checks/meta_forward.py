@@ -22,6 +22,7 @@ from swinv2_mm.models.swin_v2 import SwinTransformerV2
 _SIDE = 128  # of the image whose empty maps the heads get
 # RoIs of a two-stage detector: the work of its RoI heads is linear in their number, so any number can be counted.
 ROIS = 100
+_TAKING = ('forward', '_transform_inputs', '<listcomp>')  # functions in which heads pick maps
 
 
 def check_channels(cfg: Config, context: Context) -> None:
@@ -38,7 +39,7 @@ def check_channels(cfg: Config, context: Context) -> None:
             f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
             f'images of {len(mean)} channels.'
         )
-    with _LastOperation() as last:
+    with _LastLayer() as last:
         try:
             forward_on_meta(model.eval(), (_SIDE, _SIDE))
         except Exception as error:
@@ -53,7 +54,7 @@ def check_channels(cfg: Config, context: Context) -> None:
 
 
 def _mistake(error: Exception, model: nn.Module, arguments: list) -> str | None:
-    """Say which module does not take what it gets, if that is the error in an operation with these arguments."""
+    """Say which module does not take what it gets, if that is the error; the arguments are those of the last layer."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     for name, module in model.named_modules():
         if isinstance(error, RuntimeError) and type(module).__module__.startswith('torch.'):
@@ -62,7 +63,7 @@ def _mistake(error: Exception, model: nn.Module, arguments: list) -> str | None:
             if takes and any(weight is value for weight in module.parameters() for value in arguments):
                 gets = arguments[0].shape[1 if arguments[0].ndim == 4 else -1]
                 return None if gets == takes else f'model.{name} takes {takes} channels and gets {gets}.'
-        elif isinstance(error, AssertionError | IndexError) and last.name in ('forward', '_transform_inputs'):
+        elif isinstance(error, AssertionError | IndexError) and last.name in _TAKING:
             files = [getattr(sys.modules.get(base.__module__), '__file__', None) for base in type(module).__mro__]
             if name and last.filename in files:
                 reason = str(error) or last.line
@@ -128,11 +129,13 @@ class _KnownShapes(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _LastOperation(TorchFunctionMode):
-    """A dispatch mode that keeps the arguments of the last operation: after an error, of the one that failed."""
+class _LastLayer(TorchFunctionMode):
+    """Keeps the arguments of the last operation that has a parameter: after an error, of the one at fault."""
 
     arguments: list = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.arguments = [*args, *(kwargs or {}).values()]
+        arguments = [*args, *(kwargs or {}).values()]
+        if any(isinstance(value, nn.Parameter) for value in arguments):
+            self.arguments = arguments
         return func(*args, **(kwargs or {}))

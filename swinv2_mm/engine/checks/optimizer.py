@@ -41,6 +41,7 @@ def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
         if constructor:
             return None
         raise UserError('optim_wrapper has no optimizer.')
+    find_class(wrapper['optimizer'], 'optim_wrapper.optimizer', registry.OPTIMIZERS)
     plain = {'type': 'OptimWrapper'} | wrapper
     plain = {name: value for name, value in plain.items() if name not in ('constructor', 'paramwise_cfg')}
     kind = find_class(plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
