@@ -49,8 +49,7 @@ ALL: Checks = [
 def run_checks(cfg: Config, splits: Sequence[str], checks: Checks = ALL) -> nn.Module | None:
     """Run one of the lists above on a complete config, for the ``splits`` that the run reads; a mistake is a UserError.
 
-    Returns:
-        The model of the dry run, without memory for its weights; it cannot compute.
+    Returns the model of the dry run, which has no memory for its weights and cannot compute.
     """
     context = Context(tuple(splits))
     logger = MMLogger.get_current_instance()

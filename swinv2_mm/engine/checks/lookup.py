@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from textwrap import shorten
 from typing import Any
@@ -53,13 +53,11 @@ def with_key(part: Any, key: str) -> Iterator[None]:
 def find_type(kind: str, key: str, registry: Registry, scope: str | None = None) -> Any:
     """The class of a name in a registry, from the current scope or another; ``key`` is where the config has it."""
     with registry.switch_scope_and_registry(scope) as local:
-        try:
+        with suppress(RuntimeError):  # mmengine's, for a dotted name that does not exist
             found = local.get(kind)
-        except RuntimeError:  # mmengine's, for a dotted name that does not exist
-            found = None
-        if found is None:
-            raise UserError(_unknown(kind, key, local))
-    return found
+            if found is not None:
+                return found
+        raise UserError(_unknown(kind, key, local))
 
 
 def find_class(part: Any, key: str, registry: Registry) -> Any:

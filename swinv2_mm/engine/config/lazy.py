@@ -26,12 +26,8 @@ def name_types(cfg: Config, settings: Container[str] = ()) -> Config:
     A pure-Python ("lazy") config imports what it builds, and a text config may give an import path. Checks compare
     names, and a saved config is text: ``type=MaskRCNN`` and ``type='mmdet.models.MaskRCNN'`` become ``'MaskRCNN'`` in
     the scope of MMDetection, a class that no framework registers its import path, and a ``default_scope`` of None that
-    of the model's class. Classes, functions and modules at the top level are left out: the file imported or defined
-    them.
-
-    Args:
-        cfg: As mmengine read it; it is not changed.
-        settings: The keys of the top level that may name a type.
+    of the model's class. Classes, functions and modules at the top level are left out, unless their key is one of
+    the ``settings``: the file imported or defined them.
 
     Raises:
         UserError: A function, a class or a module has no name, and so cannot be saved with the run.

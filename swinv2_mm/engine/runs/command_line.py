@@ -76,11 +76,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str
 
 
 def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command; report a :class:`UserError` or a signal on stderr, let other exceptions keep their traceback.
-
-    Returns:
-        0, 2 after a :class:`UserError`, or 128 and the number of the signal.
-    """
+    """Run a command and return 0, 2 after a UserError, or 128 and the number of a signal; these are said on stderr."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise Stopped(number)
