@@ -79,7 +79,7 @@ def prepare_test(
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config, as :func:`prepare_training`."""
+    """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config, see `prepare_training`."""
     cfg = read_config(config, cfg_options, 'test')
     complete(cfg, work_dir, compile, launcher)
     cfg.load_from, cfg.resume = checkpoint, False

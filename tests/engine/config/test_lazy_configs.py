@@ -330,6 +330,7 @@ def test_the_saved_config_is_one_to_go_on_with(run_tool):
         )
         == 0
     )
+    assert not Path('run/report.png').exists()
 
 
 def test_a_lazy_detector_does_all_that_one_of_text_does(run_tool, shapes):
