@@ -15,10 +15,10 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.model.weight_init import update_init_info
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import BaseLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -122,7 +122,7 @@ class OpenCheckpointHook(CheckpointHook):
 
 def loaded_from(runner: Runner) -> str:
     """The checkpoint that a runner resumes or loads."""
-    return runner._load_from
+    return runner._load_from or ''
 
 
 def is_training(runner: Runner) -> bool:
@@ -130,7 +130,7 @@ def is_training(runner: Runner) -> bool:
     return isinstance(runner._train_loop, BaseLoop)
 
 
-def update_val_interval(loop: BaseLoop) -> None:
+def update_val_interval(loop: Any) -> None:
     """Set a loop's ``val_interval`` to what ``dynamic_intervals`` says for now."""
     loop._decide_current_val_interval()
 
@@ -160,12 +160,12 @@ def box_modules() -> tuple[type, type]:
     return BaseDenseHead, BaseRoIExtractor
 
 
-def losses_of(model: BaseModel, batch: Any) -> dict[str, Tensor]:
+def losses_of(model: BaseModel, batch: Any) -> Any:
     """Run the forward pass of a training step."""
     return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
 
 
-def init_amp_wrapper(wrapper: AmpOptimWrapper, dtype: Any, scaler: Any, scale: float | None, **kwargs: Any) -> None:
+def init_amp_wrapper(wrapper: Any, dtype: Any, scaler: Any, scale: float | None, **kwargs: Any) -> None:
     """Do what ``AmpOptimWrapper.__init__`` does, which asks for an accelerator; ``kwargs`` are ``OptimWrapper``'s."""
     OptimWrapper.__init__(wrapper, **kwargs)
     wrapper.cast_dtype, wrapper.loss_scaler, wrapper._scale_update_param = dtype, scaler, scale

@@ -131,10 +131,10 @@ def _check_entries(content: dict[str, Any], where: str) -> None:
                 )
     if not content.get('images', True):
         raise UserError(f'{where} lists no images.')
-    annotations = content.get('annotations')
-    for part, name in (('images', 'image_id'), ('categories', 'category_id')) if annotations else ():
-        ids = {entry['id'] for entry in content[part]}
-        if not any(annotation[name] in ids for annotation in annotations):
+    annotations = content.get('annotations') or []
+    for part, name in ('images', 'image_id'), ('categories', 'category_id'):
+        ids = {entry['id'] for entry in content.get(part, ())}
+        if annotations and not any(annotation[name] in ids for annotation in annotations):
             raise UserError(
                 f'{where}: {name} of no annotation is the id of one of its {part}; for example, {name}='
                 f'{annotations[0][name]!r} is not. Ids are whole numbers in both.'

@@ -19,9 +19,7 @@ from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook as SafeCheckp
 from swinv2_mm.errors import UserError
 
 # Keys of a data loader that mmengine builds or reads itself: they are no arguments of torch's.
-_OF_MMENGINE = (
-    'dataset sampler batch_sampler collate_fn worker_init_fn num_batch_per_epoch disable_subprocess_warning'.split()
-)
+_OF_MMENGINE = 'sampler batch_sampler collate_fn worker_init_fn num_batch_per_epoch disable_subprocess_warning'.split()
 
 
 def check_components(cfg: Config, context: Context) -> None:
@@ -65,7 +63,7 @@ def _check_loader(loader: Any, key: str) -> None:
         if isinstance(loader.get(name), dict):
             find_class(loader[name], f'{key}.{name}', registry.FUNCTIONS)
     try:
-        DataLoader([0], **{name: value for name, value in loader.items() if name not in _OF_MMENGINE})
+        DataLoader(**{name: value for name, value in {**loader, 'dataset': [0]}.items() if name not in _OF_MMENGINE})
     except (TypeError, ValueError) as error:
         raise UserError(f'{key}: {error}.') from error
 

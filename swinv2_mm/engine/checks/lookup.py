@@ -45,8 +45,9 @@ def with_key(part: Any, key: str) -> Iterator[None]:
     except Exception as error:
         if mistake and error is culprit:
             raise UserError(mistake) from error
-        if hasattr(error, 'add_note'):  # since Python 3.11
-            error.add_note(f'while building {where}')
+        add_note = getattr(error, 'add_note', None)  # since Python 3.11
+        if add_note:
+            add_note(f'while building {where}')
         raise
 
 

@@ -28,7 +28,7 @@ _TAKING = ('forward', '_transform_inputs', '<listcomp>')  # functions in which h
 def check_channels(cfg: Config, context: Context) -> None:
     """Hand empty maps from a SwinV2 backbone to the neck and the heads: are their channels and number right?"""
     model = context.model
-    backbone = getattr(model, 'backbone', None)
+    backbone: Any = getattr(model, 'backbone', None)
     ours = isinstance(backbone, SwinTransformerV2) and hasattr(model, 'extract_feat')
     if not ours or not next(model.parameters()).is_meta:
         return
@@ -71,7 +71,7 @@ def _mistake(error: Exception, model: nn.Module, arguments: list) -> str | None:
     return None
 
 
-def forward_on_meta(model: nn.Module, size: tuple[int, int]) -> None:
+def forward_on_meta(model: Any, size: tuple[int, int]) -> None:
     """Run the heads of a model on the meta device on empty maps; this replaces its backbone and its proposals."""
     backbone = model.backbone
     maps = tuple(
@@ -92,7 +92,7 @@ def forward_on_meta(model: nn.Module, size: tuple[int, int]) -> None:
             model(image, [sample], mode='tensor')
 
 
-def _fix_rois(model: nn.Module) -> None:
+def _fix_rois(model: Any) -> None:
     """Replace what depends on pixels in a two-stage detector: the proposals and the features of regions."""
     from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 
@@ -103,10 +103,10 @@ def _fix_rois(model: nn.Module) -> None:
         return proposals
 
     model.rpn_head.predict = propose
-    for extractor in model.modules():
-        if isinstance(extractor, BaseRoIExtractor):
-            shape = extractor.out_channels, *extractor.roi_layers[0].output_size
-            extractor.forward = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)
+    extractors: list[Any] = [module for module in model.modules() if isinstance(module, BaseRoIExtractor)]
+    for extractor in extractors:
+        shape = extractor.out_channels, *extractor.roi_layers[0].output_size
+        extractor.forward = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)
 
 
 class _KnownShapes(TorchFunctionMode):

@@ -11,7 +11,7 @@ from swinv2_mm.engine.config.parts import each
 from swinv2_mm.errors import UserError
 
 # The least value of each number that has such a name, and its type.
-_LEAST = dict.fromkeys(('num_workers', 'val_begin', 'seed', 'milestones'), (0, int))
+_LEAST: dict[str, tuple[int, Any]] = dict.fromkeys(('num_workers', 'val_begin', 'seed', 'milestones'), (0, int))
 _LEAST |= dict.fromkeys(('batch_size', 'prefetch_factor', 'max_epochs', 'max_iters', 'val_interval'), (1, int))
 _LEAST |= dict.fromkeys(('accumulative_counts', 'base_batch_size', 'interval', 'max_keep_ckpts'), (1, int))
 _LEAST |= dict.fromkeys(('lr', 'max_norm', 'gamma'), (0, Real))

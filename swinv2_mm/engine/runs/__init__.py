@@ -6,7 +6,7 @@
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, build_runner_from_cfg
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.checks import run_checks
@@ -105,12 +105,12 @@ def build_runner(cfg: Config) -> Runner:
     protect_saving()
     start_processes(cfg)
     with dumps_in_file_only():
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = build_runner_from_cfg(cfg, RUNNERS)
     runner.logger.info(f'environment, config, hooks and parameters: see {runner.logger.log_file}')
     if cfg.get('resume'):  # the checkpoint fills the model; the ImageNet weights may be gone
-        for module in runner.model.modules():
-            if hasattr(module, 'windows_given'):
-                module.init_cfg = None
+        backbones: list[Any] = [module for module in runner.model.modules() if hasattr(module, 'windows_given')]
+        for backbone in backbones:
+            backbone.init_cfg = None
     watch_loading(runner)
     return runner
 

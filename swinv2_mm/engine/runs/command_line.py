@@ -26,7 +26,7 @@ class Parser(ArgumentParser):
 class ConfigOptions(DictAction):
     """``--cfg-options key=value ...``, in mmengine's syntax for values."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for value in values:
             key, equals, _ = value.partition('=')
             if not equals or not all(key.split('.')):

@@ -32,7 +32,7 @@ def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) ->
         compile_backbone(cfg)
 
 
-def set_resume(cfg: Config, resume: str | None) -> None:
+def set_resume(cfg: Config, resume: str | Path | None) -> None:
     """Find the checkpoint to go on from, and take its seed."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
@@ -62,7 +62,7 @@ def set_input_size(cfg: Config) -> None:
     """Give every ``swinv2_mm.Pretrained`` the size of the images, for its log about padding."""
     size = input_size(cfg)
     for _, init_cfg, _ in pretrained_parts(cfg.get('model')):
-        if size is not None and init_cfg.type == 'swinv2_mm.Pretrained':
+        if size is not None and init_cfg['type'] == 'swinv2_mm.Pretrained':
             init_cfg.setdefault('input_size', size)
 
 
