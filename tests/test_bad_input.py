@@ -125,7 +125,6 @@ RUN = [
     ('param_scheduler.1.milestones=text', 'milestones'),
     ('default_hooks.checkpoint.intervall=2', 'intervall'),
     ('custom_hooks.0.type=EpochSeedHook', 'Did you mean swinv2_mm.EpochSeedHook'),
-    ('custom_hooks.0.priority=FOO', 'VERY_HIGH'),
     ('randomness.seed=text', 'seed'),
     ('runner_type=swinv2_mm.Zero1Runer', 'Did you mean swinv2_mm.Zero1Runner'),
     ('load_from=other.pth', 'does not fit'),
@@ -147,6 +146,7 @@ DATA = [
     (DETECTION, 'train_dataloader.dataset.ann_file=annotations', 'cannot be read'),
     (SEGMENTATION, 'model.decode_head.num_classes=150', 'which has 4 classes'),
     (SEGMENTATION, 'model.decode_head.in_channels=[96,192,384,9]', 'takes 9 channels'),
+    (SEGMENTATION, 'model.backbone.out_indices=(0,1)', 'backbone emits maps of 96, 192'),
     (SEGMENTATION, 'model.decode_head.type=UPerHed', 'Did you mean UPerHead'),
 ]
 ARGUMENTS = [

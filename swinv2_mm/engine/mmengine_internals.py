@@ -1,4 +1,4 @@
-"""Everything private of mmengine, mmdet and mmseg that we touch, each with the version that it was written for.
+"""Everything private of mmengine, mmdet and mmseg that we touch, as it is in mmengine 0.10 and mmdet 3.3.
 
 A release of theirs may change any of it without notice: after an upgrade, read this file first.
 """
@@ -8,30 +8,35 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from traceback import walk_tb
 from typing import Any
 
-from mmengine.config import Config, DictAction
-from mmengine.dataset import BaseDataset
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.model.weight_init import update_init_info
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import BaseLoop, Runner
-from torch import Tensor, nn
+from torch import nn
 
-# --- reading configs ---
+
+@contextmanager
+def _replaced(owner: type, methods: dict[str, Any]) -> Iterator[None]:
+    """Replace methods of a class for a while."""
+    own = {name: vars(owner)[name] for name in methods}
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name, method in own.items():
+            setattr(owner, name, method)
 
 
 @contextmanager
 def files_being_read() -> Iterator[list[str]]:
-    """Record the config files that mmengine has begun to read; after an error, the last one is where it happened.
-
-    mmengine 0.10: ``Config._file2dict`` and, for pure-Python configs, ``Config._parse_lazy_import`` read one file each
-    and call themselves for the files that it inherits.
-    """
+    """Record the files of a config that mmengine has begun to read; an error happened in the last one."""
     files: list[str] = []
 
     def recorded(read: Callable) -> staticmethod:
@@ -43,44 +48,24 @@ def files_being_read() -> Iterator[list[str]]:
 
         return staticmethod(call)
 
-    own = {name: vars(Config)[name] for name in ('_file2dict', '_parse_lazy_import')}
-    for name, method in own.items():
-        setattr(Config, name, recorded(method.__func__))
-    try:
+    names = '_file2dict', '_parse_lazy_import'  # of text and of pure Python; they call themselves for what is inherited
+    with _replaced(Config, {name: recorded(getattr(Config, name)) for name in names}):
         yield files
-    finally:
-        for name, method in own.items():
-            setattr(Config, name, method)
 
 
 def content_of(cfg: Config) -> dict:
-    """The top level of a config; ``dict.items`` of it gives lazy objects as they are. mmengine 0.10."""
+    """The top level of a config; ``dict.items`` of it gives lazy objects as they are."""
     return cfg._cfg_dict
 
 
 def names_imported_by(cfg: Config) -> set[str]:
-    """The top-level names that a pure-Python config only imports. mmengine 0.10."""
+    """The top-level names that a pure-Python config only imports."""
     return cfg._imported_names
-
-
-def parse_value(text: str) -> Any:
-    """The value of a ``--cfg-options key=value``, as mmengine's ``DictAction`` parses it. mmengine 0.10.
-
-    Raises:
-        AssertionError: The brackets do not match.
-    """
-    return DictAction._parse_iterable(text)
-
-
-# --- building from registries, running ---
 
 
 @contextmanager
 def watched_builds(failed: Callable[[Exception, Registry, list, dict], None]) -> Iterator[None]:
     """Call a function when a registry fails to build something, once for each config on the way out.
-
-    mmengine 0.10: everything that a config names is built by ``Registry.build(cfg, default_args)``, which is public;
-    we replace it for a while.
 
     Args:
         failed: Takes the exception, the registry, the configs that were being built, the innermost last, and the
@@ -98,18 +83,12 @@ def watched_builds(failed: Callable[[Exception, Registry, list, dict], None]) ->
         finally:
             chain.pop()
 
-    Registry.build = build
-    try:
+    with _replaced(Registry, {'build': build}):
         yield
-    finally:
-        Registry.build = own
-
-
-# --- checkpoints ---
 
 
 class OpenRunner(Runner):
-    """mmengine's runner, with public names for two methods that it hides (mmengine 0.10)."""
+    """mmengine's runner, with public names for two methods that it hides."""
 
     def init_weights(self) -> None:
         """Initialise the parameters; mmengine calls it in ``train()``. A subclass may override it."""
@@ -124,17 +103,17 @@ class OpenRunner(Runner):
 
 
 class OpenCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, with public names for the two methods by which it saves (mmengine 0.10)."""
+    """mmengine's CheckpointHook, with public names for the two methods by which it saves."""
 
     def save_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save the checkpoint of an epoch or iteration. A subclass may override it."""
+        """Save the checkpoint of an epoch or iteration."""
         super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         self.save_step(runner, step, meta)
 
     def save_best_of(self, runner: Runner, metrics: dict) -> None:
-        """Save the best checkpoint, if these metrics are the best. A subclass may override it."""
+        """Save the best checkpoint, if these metrics are the best."""
         super()._save_best_checkpoint(runner, metrics)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -142,103 +121,67 @@ class OpenCheckpointHook(CheckpointHook):
 
 
 def loaded_from(runner: Runner) -> str:
-    """Return the checkpoint that a runner resumes or loads (mmengine 0.10)."""
-    return runner._load_from
+    """The checkpoint that a runner resumes or loads."""
+    return runner._load_from or ''
 
 
 def is_training(runner: Runner) -> bool:
-    """Whether a runner has built its training loop, which its ``train_loop`` would do when asked (mmengine 0.10)."""
+    """Whether a runner has built its training loop, which its ``train_loop`` would do when asked."""
     return isinstance(runner._train_loop, BaseLoop)
 
 
-def update_val_interval(loop: BaseLoop) -> None:
-    """Set a loop's ``val_interval`` to what ``dynamic_intervals`` says for now (mmengine 0.10)."""
+def update_val_interval(loop: Any) -> None:
+    """Set a loop's ``val_interval`` to what ``dynamic_intervals`` says for now."""
     loop._decide_current_val_interval()
 
 
 def note_initialised(module: nn.Module, info: str) -> None:
-    """Note where the parameters of a module came from, for mmengine's log of them (mmengine 0.10)."""
+    """Note where the parameters of a module came from, for mmengine's log of them."""
     if hasattr(module, '_params_init_info'):
         update_init_info(module, init_info=info)
 
 
-# --- data sets and heads of mmdet and mmseg ---
-
-
-def failed_dataset(error: BaseException) -> tuple[BaseDataset, bool] | None:
-    """Return the data set that raised an error while it read its annotations (mmengine 0.10, mmdet 3.3).
-
-    It is built deep inside of a runner, which tells nobody; so it is looked up in the traceback.
-
-    Returns:
-        The data set, and whether it was its list that could not be read. If not, the list was empty: ``full_init`` then
-        asks NumPy to concatenate nothing. None if no data set raised the error.
-    """
-    frames = [(frame.f_code.co_name, frame.f_locals.get('self')) for frame, _ in walk_tb(error.__traceback__)]
-    found = [owner for name, owner in frames if name == 'full_init']
-    if not found or not isinstance(found[-1], BaseDataset):
-        return None
-    return found[-1], 'load_data_list' in dict(frames)
-
-
 def unbuilt_dataloaders(runner: Runner) -> dict[str, dict]:
-    """Return the configs of the data loaders that a runner has not built yet, by split (mmengine 0.10)."""
+    """The configs of the data loaders that a runner has not built yet, by split."""
     loaders = {split: getattr(runner, f'_{split}_dataloader') for split in ('train', 'val', 'test')}
     return {split: loader for split, loader in loaders.items() if isinstance(loader, dict)}
 
 
 def set_dataloader(runner: Runner, split: str, loader: dict) -> None:
-    """Have a runner build a data loader of a split from another config (mmengine 0.10)."""
+    """Have a runner build a data loader of a split from another config."""
     setattr(runner, f'_{split}_dataloader', loader)
 
 
 def box_modules() -> tuple[type, type]:
-    """Return the base classes of mmdet's dense heads and of its RoI extractors (mmdet 3.3)."""
+    """The base classes of mmdet's dense heads and of its RoI extractors."""
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
     from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 
     return BaseDenseHead, BaseRoIExtractor
 
 
-# --- training steps and logs ---
-
-
-def losses_of(model: BaseModel, batch: Any) -> dict[str, Tensor]:
-    """Run the forward pass of a training step (mmengine 0.10)."""
+def losses_of(model: BaseModel, batch: Any) -> Any:
+    """Run the forward pass of a training step."""
     return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
 
 
-def init_amp_wrapper(wrapper: AmpOptimWrapper, dtype: Any, scaler: Any, scale: float | None, **kwargs: Any) -> None:
-    """Do what ``AmpOptimWrapper.__init__`` does, which asks for an accelerator (mmengine 0.10).
-
-    Args:
-        wrapper: The one to initialise.
-        dtype: The data type of autocast.
-        scaler: A GradScaler.
-        scale: The loss scale, if it is fixed.
-        **kwargs: Those of ``OptimWrapper``.
-    """
+def init_amp_wrapper(wrapper: Any, dtype: Any, scaler: Any, scale: float | None, **kwargs: Any) -> None:
+    """Do what ``AmpOptimWrapper.__init__`` does, which asks for an accelerator; ``kwargs`` are ``OptimWrapper``'s."""
     OptimWrapper.__init__(wrapper, **kwargs)
     wrapper.cast_dtype, wrapper.loss_scaler, wrapper._scale_update_param = dtype, scaler, scale
 
 
 @contextmanager
 def filtered_screen(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Filter what the loggers that are built in this context print (mmengine 0.10).
-
-    Runners log as soon as they have a logger: adding the filter afterwards is too late.
-    """
+    """Filter what the loggers print that are built in this context: a runner logs as soon as it has one."""
     build = MMLogger.__init__
 
     @wraps(build)
-    def build_filtered(self: MMLogger, *arguments: Any, **named: Any) -> None:
-        build(self, *arguments, **named)
+    def build_filtered(self: MMLogger, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
         for handler in self.handlers:
             if type(handler) is logging.StreamHandler:  # a FileHandler is one, too
                 handler.addFilter(keep)
 
-    MMLogger.__init__ = build_filtered
-    try:
+    with _replaced(MMLogger, {'__init__': build_filtered}):
         yield
-    finally:
-        MMLogger.__init__ = build

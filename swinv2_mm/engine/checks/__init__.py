@@ -1,13 +1,11 @@
 """Checks of a complete config: what would go wrong in a run, reported by its config key; nothing is written or edited.
 
-A check is a function of the config and a :class:`~swinv2_mm.engine.checks.context.Context`. It raises
-:class:`~swinv2_mm.errors.UserError`. The lists below are the order of the checks.
+A check takes the config and a :class:`~swinv2_mm.engine.checks.context.Context`, and raises a ``UserError``.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -25,10 +23,10 @@ from swinv2_mm.engine.checks.optimizer import check_optimizer
 from swinv2_mm.engine.checks.paths import check_data, check_folders
 from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained
 
-Check = Callable[[Config, Context], None]
+Checks = list[Callable[[Config, Context], None]]
 
 # The dry run builds everything that the config names, without data or memory.
-DRY_RUN: list[Check] = [
+DRY_RUN: Checks = [
     check_components,
     check_datasets,
     check_model,
@@ -37,7 +35,7 @@ DRY_RUN: list[Check] = [
     check_channels,
     check_window_size,
 ]
-ALL: list[Check] = [
+ALL: Checks = [
     check_launcher,
     check_numbers,
     check_folders,
@@ -48,36 +46,21 @@ ALL: list[Check] = [
 ]
 
 
-def run_checks(cfg: Config, splits: Sequence[str], checks: Sequence[Check] = ALL) -> nn.Module | None:
-    """Run checks in their order.
+def run_checks(cfg: Config, splits: Sequence[str], checks: Checks = ALL) -> nn.Module | None:
+    """Run one of the lists above on a complete config, for the ``splits`` that the run reads; a mistake is a UserError.
 
-    Args:
-        cfg: A complete config; it is not changed.
-        splits: Those of ``'train'``, ``'val'``, ``'test'`` that the run reads.
-        checks: One of the lists above.
-
-    Returns:
-        The model of the dry run, without memory for its weights.
-
-    Raises:
-        UserError: A check has found a mistake.
+    Returns the model of the dry run, which has no memory for its weights and cannot compute.
     """
     context = Context(tuple(splits))
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), _silence():
-        for check in checks:
-            check(cfg, context)
-    return context.model
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Hide what frameworks log and warn of when they build something: the run itself will repeat it."""
     logger = MMLogger.get_current_instance()
     level = logger.level
+    # Hide what frameworks log and warn of when they build something: the run itself will repeat it.
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
             warnings.simplefilter('ignore')
-            yield
+            for check in checks:
+                check(cfg, context)
     finally:
         logger.setLevel(level)
+    return context.model

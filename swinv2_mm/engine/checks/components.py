@@ -9,37 +9,41 @@ from typing import Any
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Priority, Runner, get_priority
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import check_arguments, check_call, find_class, find_type, with_key
+from swinv2_mm.engine.config.parts import each
 from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook as SafeCheckpointHook
 from swinv2_mm.errors import UserError
 
-# Keys of a data loader that are not arguments of torch's.
-_BUILT = ('dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn')
-_OF_MMENGINE = ('num_batch_per_epoch', 'disable_subprocess_warning')
+# Keys of a data loader that mmengine builds or reads itself: they are no arguments of torch's.
+_OF_MMENGINE = 'sampler batch_sampler collate_fn worker_init_fn num_batch_per_epoch disable_subprocess_warning'.split()
 
 
 def check_components(cfg: Config, context: Context) -> None:
     """Look up class and arguments of everything that the runner builds by itself."""
     for split in context.splits:
         _check_loader(cfg.get(f'{split}_dataloader'), f'{split}_dataloader')
-        _check_loop(dict(cfg.get(f'{split}_cfg')), split)
+        _check_loop(dict(cfg[f'{split}_cfg']), split)
         if split != 'train':
-            _check_evaluator(cfg[f'{split}_evaluator'], f'{split}_evaluator')
-    for name, hook in (cfg.get('default_hooks') or {}).items():
+            key, evaluator = f'{split}_evaluator', cfg[f'{split}_evaluator']
+            if not evaluator:
+                raise UserError(f'{key}={evaluator!r} measures nothing.')
+            for place, metric in each(evaluator, key):
+                if not isinstance(metric, dict) or 'metrics' not in metric:  # else an evaluator of the user's own
+                    check_arguments(metric, place, registry.METRICS)
+    hooks = [(f'default_hooks.{name}', hook) for name, hook in (cfg.get('default_hooks') or {}).items()]
+    for key, hook in [*hooks, *each(cfg.get('custom_hooks'), 'custom_hooks')]:
         if hook is not None:
-            _check_hook(hook, f'default_hooks.{name}')
-    for index, hook in enumerate(cfg.get('custom_hooks') or []):
-        _check_hook(hook, f'custom_hooks.{index}')
+            _check_hook(hook, key)
     visualizer = cfg.get('visualizer')
     if visualizer:
         check_arguments({'name': None} | visualizer, 'visualizer', registry.VISUALIZERS)
-        for index, backend in enumerate(visualizer.get('vis_backends') or []):
+        for key, backend in each(visualizer.get('vis_backends'), 'visualizer.vis_backends'):
             backend = {'save_dir': None} | backend if isinstance(backend, dict) else backend
-            check_arguments(backend, f'visualizer.vis_backends.{index}', registry.VISBACKENDS)
+            check_arguments(backend, key, registry.VISBACKENDS)
     processor = {'type': 'LogProcessor'} | (cfg.get('log_processor') or {})
     check_arguments(processor, 'log_processor', registry.LOG_PROCESSORS)
     if cfg.get('runner_type'):
@@ -51,15 +55,15 @@ def check_components(cfg: Config, context: Context) -> None:
 def _check_loader(loader: Any, key: str) -> None:
     if not isinstance(loader, dict) or not all(isinstance(loader.get(name), dict) for name in ('sampler', 'dataset')):
         raise UserError(f'{key} needs a dataset and a sampler, each a dict with a type.')
-    samplers = registry.DATA_SAMPLERS
-    check_arguments(loader['sampler'], f'{key}.sampler', samplers, 'dataset', 'seed')
+    check_arguments(loader['sampler'], f'{key}.sampler', registry.DATA_SAMPLERS, 'dataset', 'seed')
     if loader.get('batch_sampler'):
-        check_arguments(loader['batch_sampler'], f'{key}.batch_sampler', samplers, 'sampler', 'batch_size')
+        batches = f'{key}.batch_sampler'
+        check_arguments(loader['batch_sampler'], batches, registry.DATA_SAMPLERS, 'sampler', 'batch_size')
     for name in ('collate_fn', 'worker_init_fn'):
         if isinstance(loader.get(name), dict):
             find_class(loader[name], f'{key}.{name}', registry.FUNCTIONS)
     try:
-        DataLoader([0], **{name: value for name, value in loader.items() if name not in _BUILT + _OF_MMENGINE})
+        DataLoader(**{name: value for name, value in {**loader, 'dataset': [0]}.items() if name not in _OF_MMENGINE})
     except (TypeError, ValueError) as error:
         raise UserError(f'{key}: {error}.') from error
 
@@ -71,28 +75,13 @@ def _check_loop(loop: dict, split: str) -> None:
             raise UserError(f'train_cfg needs by_epoch=True, or by_epoch=False, or a type; it is {loop}.')
         default = {'train': 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop', 'val': 'ValLoop'}
         loop['type'] = default.get(split, 'TestLoop')
-    given = ['runner', 'dataloader'] if split == 'train' else ['runner', 'dataloader', 'evaluator']
+    given = ['runner', 'dataloader', 'evaluator'][: 2 if split == 'train' else 3]
     check_arguments(loop, f'{split}_cfg', registry.LOOPS, *given)
-
-
-def _check_evaluator(evaluator: Any, key: str) -> None:
-    if not evaluator:
-        raise UserError(f'{key}={evaluator!r} measures nothing.')
-    several = isinstance(evaluator, list | tuple)
-    for index, metric in enumerate(evaluator if several else [evaluator]):
-        if not isinstance(metric, dict) or 'metrics' not in metric:  # else an evaluator of the user's own
-            check_arguments(metric, f'{key}.{index}' if several else key, registry.METRICS)
 
 
 def _check_hook(hook: dict, key: str) -> None:
     plain = {name: value for name, value in hook.items() if name != 'priority'}
-    check_arguments(plain, key, registry.HOOKS)
-    try:
-        get_priority(hook.get('priority', 'NORMAL'))
-    except (KeyError, TypeError, ValueError) as error:
-        names = ', '.join(Priority.__members__)
-        raise UserError(f'{key}.priority={hook.priority!r} must be a number from 0 to 100, or of {names}.') from error
-    kind = find_class(plain, key, registry.HOOKS)
+    kind = check_arguments(plain, key, registry.HOOKS)
     of_mmengine = getattr(kind, '__module__', '').startswith('mmengine.hooks')
     if (of_mmengine and 'Visualization' not in kind.__name__) or kind is SafeCheckpointHook:
         with with_key(plain, key):

@@ -2,13 +2,15 @@
 
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from textwrap import shorten
 from typing import Any
 
 from mmengine.registry import Registry
 
+from swinv2_mm.engine.config.parts import nested
 from swinv2_mm.engine.mmengine_internals import watched_builds
 from swinv2_mm.errors import UserError, did_you_mean
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
@@ -24,16 +26,16 @@ def with_key(part: Any, key: str) -> Iterator[None]:
     The config is wrong if it names an unknown type or argument, if a class of a framework raises anything, or if one of
     ours raises a ``ValueError``. Any other exception is a bug of ours or of the user's own class: it is passed on, with
     the key as a note.
-
-    Args:
-        part: What is built, as the config has it.
-        key: Where the config has it.
     """
-    found: list = [None, key, None]  # an exception, the key of what was being built, and the mistake in the config
+    culprit, where, mistake = None, key, None
 
     def look_up(error: Exception, registry: Registry, chain: list, given: dict) -> None:
-        if error is not found[0]:  # else it has passed through an inner part
-            found[:] = error, *_mistake(error, registry, chain, given, part, key)
+        nonlocal culprit, where, mistake
+        if error is not culprit:  # else it has passed through an inner part
+            culprit, where, inner = error, key, part
+            for cfg in chain:
+                where, inner = _locate(cfg, where, inner)
+            mistake = _mistake(error, registry, chain[-1], given, where)
 
     try:
         with watched_builds(look_up):
@@ -41,24 +43,22 @@ def with_key(part: Any, key: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        _, where, mistake = found if error is found[0] else (None, key, None)
-        if mistake:
+        if mistake and error is culprit:
             raise UserError(mistake) from error
-        if hasattr(error, 'add_note'):  # since Python 3.11
-            error.add_note(f'while building {where}')
+        add_note = getattr(error, 'add_note', None)  # since Python 3.11
+        if add_note:
+            add_note(f'while building {where}')
         raise
 
 
 def find_type(kind: str, key: str, registry: Registry, scope: str | None = None) -> Any:
     """The class of a name in a registry, from the current scope or another; ``key`` is where the config has it."""
     with registry.switch_scope_and_registry(scope) as local:
-        try:
+        with suppress(RuntimeError):  # mmengine's, for a dotted name that does not exist
             found = local.get(kind)
-        except RuntimeError:  # mmengine's, for a dotted name that does not exist
-            found = None
-        if found is None:
-            raise UserError(_unknown(kind, key, local))
-    return found
+            if found is not None:
+                return found
+        raise UserError(_unknown(kind, key, local))
 
 
 def find_class(part: Any, key: str, registry: Registry) -> Any:
@@ -67,8 +67,7 @@ def find_class(part: Any, key: str, registry: Registry) -> Any:
         raise UserError(f'{key}={part!r} must be a dict with a type.')
     kind = part.get('type')
     if not kind:
-        shown = _line(str(dict(part)))
-        shown = f'{shown[:200]}{"…" if len(shown) > 200 else ""}'
+        shown = shorten(str(dict(part)), 200, placeholder='…')
         raise UserError(f'{key} has no type, so nothing can be built from it: {shown}')
     if callable(kind):
         return kind
@@ -77,52 +76,31 @@ def find_class(part: Any, key: str, registry: Registry) -> Any:
     return find_type(kind, f'{key}.type', registry, part.get('_scope_'))
 
 
-def check_arguments(part: Any, key: str, registry: Registry, *given: str) -> None:
-    """Check that the class of a part of a config takes its arguments, and those ``given`` by the runner."""
+def check_arguments(part: Any, key: str, registry: Registry, *given: str) -> Any:
+    """The class of a part of a config, if it takes its arguments and those ``given`` by the runner."""
     kind = find_class(part, key, registry)
-    error = _misfit(kind, [*part, *given])
-    if error:
-        raise UserError(_explain(error, kind, key)) from error
+    check_call(kind, part, key, *given)
+    return kind
 
 
-def check_call(function: Any, arguments: dict, key: str, *given: str) -> None:
-    """Check that a function takes the arguments of a config, and those ``given`` by the runner."""
+def check_call(function: Any, arguments: Iterable[str], key: str, *given: str) -> None:
+    """Check that a function takes the arguments of a config and those ``given`` by the runner."""
     error = _misfit(function, [*arguments, *given])
     if error:
-        raise UserError(f'{key}: {function.__name__} {error}.') from error
-
-
-def nested(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """A part of a config and everything inside of it, each with its key."""
-    yield key, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
-    for name, value in items:
-        yield from nested(value, f'{key}.{name}')
-
-
-def initializers(model: Any, key: str) -> Iterator[tuple[str, Any, dict]]:
-    """Every ``init_cfg`` of a model: its key, itself, and the config of its module."""
-    for place, node in nested(model, key):
-        value = node.get('init_cfg') if isinstance(node, dict) else None
-        several = isinstance(value, list | tuple)
-        for index, init_cfg in enumerate(value if several else [value] if value else []):
-            yield f'{place}.init_cfg.{index}' if several else f'{place}.init_cfg', init_cfg, node
+        raise UserError(_explain(error, function, key)) from error
 
 
 def _unknown(kind: str, key: str, registry: Registry) -> str:
-    names, node = [], registry
-    while True:
-        names += node.module_dict
-        if node.parent is None:
-            break
-        node = node.parent
-    names += [f'{scope}.{name}' for scope, child in node.children.items() for name in child.module_dict]
+    names = [*registry.module_dict]
+    while registry.parent is not None:
+        registry = registry.parent
+        names += registry.module_dict
+    names += [f'{scope}.{name}' for scope, child in registry.children.items() for name in child.module_dict]
     bare = {name.split('.')[-1].lower(): name for name in reversed(names)}
     matches = [bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2)]
     close = [*dict.fromkeys([*matches, *get_close_matches(kind, names, n=2)])][:3]
     own = ' A class of your own is registered by custom_imports=dict(imports=[its module]).'
-    name = registry.name.replace('_', ' ')
-    return f'{key}={kind} is no registered {name}.{did_you_mean(close) or own}'
+    return f'{key}={kind} is no registered {registry.name.replace("_", " ")}.{did_you_mean(close) or own}'
 
 
 def _misfit(kind: Any, names: list[str]) -> TypeError | None:
@@ -136,45 +114,42 @@ def _misfit(kind: Any, names: list[str]) -> TypeError | None:
     return None
 
 
-def _mistake(
-    error: Exception, registry: Registry, chain: list, given: dict, part: Any, key: str
-) -> tuple[str, str | None]:
-    """The key of the innermost part that was being built, and the mistake in it, if the config is wrong."""
-    for cfg in chain:
-        key, part = _locate(cfg, key, part)
-    cfg = chain[-1]
+def _mistake(error: Exception, registry: Registry, cfg: Any, given: dict, key: str) -> str | None:
+    """The mistake in the part that was being built, if the config is wrong."""
     try:
         kind = find_class(cfg, key, registry)
     except UserError as mistake:
-        return key, str(mistake)
+        return str(mistake)
     except Exception:  # a module of the registry cannot be imported
-        return key, None
-    name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        return None
+    name = _unexpected(error)
     # A class with **kwargs passes an unknown argument on to its base.
-    misfit = _misfit(kind, [*cfg, *given]) or (name and name[1] in cfg)
-    if isinstance(error, TypeError) and ' argument' in str(error) and misfit:
-        return key, _explain(error, kind, key)
+    if isinstance(error, TypeError) and ' argument' in str(error) and (name in cfg or _misfit(kind, [*cfg, *given])):
+        return _explain(error, kind, key)
     owner = getattr(kind, '__module__', '').split('.')[0]
-    if owner == 'swinv2_mm':
-        return key, f'{key}: {_line(str(error))}' if isinstance(error, ValueError) else None
+    if owner == 'swinv2_mm' and isinstance(error, ValueError):
+        return f'{key}: {_line(error)}'
     if owner in _FRAMEWORKS:
-        reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-        return key, f'{key}: {_name(kind)} cannot be built: {_line(reason).rstrip(".")}. {SEE_MORE}'
-    return key, None
+        reason = _line(error if isinstance(error, ValueError) else f'{type(error).__name__}: {error}')
+        return f'{key}: {getattr(kind, "__name__", kind)} cannot be built: {reason.rstrip(".")}. {SEE_MORE}'
+    return None
 
 
 def _explain(error: TypeError, kind: Any, key: str) -> str:
-    """Say which argument a class does not have, or lacks."""
-    reason = re.sub(r'^[\w.<>]+\(\) ', '', _line(str(error)))
-    name = re.search(r"unexpected keyword argument '(\w+)'", reason)
-    if name and kind is SwinTransformerV2:  # which says what replaces those of other code bases
-        return f'{key}: {reason}.'
-    if name:
-        bases = inspect.getmro(kind) if inspect.isclass(kind) else ()
-        known = {known for base in bases for known in inspect.signature(base.__init__).parameters}
-        close = get_close_matches(name[1], sorted(known - {'self', 'args', 'kwargs', name[1]}), n=2)
-        return f'{key}.{name[1]}: {_name(kind)} has no such argument.{did_you_mean(close)}'
-    return f'{key}: {_name(kind)} {reason}. {SEE_MORE}'
+    """Say which argument a class or function does not have, or lacks."""
+    reason = re.sub(r'^[\w.<>]+\(\) ', '', _line(error))
+    name = _unexpected(error)
+    if name and kind is not SwinTransformerV2:  # which says what replaces those of other code bases
+        bases = [base.__init__ for base in inspect.getmro(kind)] if inspect.isclass(kind) else [kind]
+        known = {known for base in bases for known in inspect.signature(base).parameters}
+        close = get_close_matches(name, sorted(known - {'self', 'args', 'kwargs', name}), n=2)
+        return f'{key}.{name}: {getattr(kind, "__name__", kind)} has no such argument.{did_you_mean(close)}'
+    return f'{key}: {reason}.' if name else f'{key}: {getattr(kind, "__name__", kind)} {reason}. {SEE_MORE}'
+
+
+def _unexpected(error: Exception) -> str | None:
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return found and found[1]
 
 
 def _locate(cfg: Any, key: str, part: Any) -> tuple[str, Any]:
@@ -182,7 +157,7 @@ def _locate(cfg: Any, key: str, part: Any) -> tuple[str, Any]:
     best, found = 0, (key, part)
     for inside, node in nested(part, key):
         if isinstance(cfg, dict) and isinstance(node, dict) and node.get('type') == cfg.get('type'):
-            alike = sum(name in cfg and _same(cfg[name], value) for name, value in node.items())
+            alike = sum(name in cfg and repr(cfg[name]) == repr(value) for name, value in node.items())
             if alike > best:
                 best, found = alike, (inside, node)
         elif not isinstance(cfg, dict) and node is cfg:
@@ -190,16 +165,5 @@ def _locate(cfg: Any, key: str, part: Any) -> tuple[str, Any]:
     return found
 
 
-def _same(a: Any, b: Any) -> bool:
-    try:
-        return bool(a == b)
-    except Exception:  # arrays compare by element
-        return a is b
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, '__name__', str(kind))
-
-
-def _line(text: str) -> str:
-    return ' '.join(text.split())
+def _line(text: object) -> str:
+    return ' '.join(str(text).split())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,15 +22,15 @@ from swinv2_mm.models.swin_v2 import SwinTransformerV2
 _SIDE = 128  # of the image whose empty maps the heads get
 # RoIs of a two-stage detector: the work of its RoI heads is linear in their number, so any number can be counted.
 ROIS = 100
+_TAKING = ('forward', '_transform_inputs', '<listcomp>')  # functions in which heads pick maps
 
 
 def check_channels(cfg: Config, context: Context) -> None:
     """Hand empty maps from a SwinV2 backbone to the neck and the heads: are their channels and number right?"""
     model = context.model
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, SwinTransformerV2) or not hasattr(model, 'extract_feat'):
-        return
-    if not next(model.parameters()).is_meta:
+    backbone: Any = getattr(model, 'backbone', None)
+    ours = isinstance(backbone, SwinTransformerV2) and hasattr(model, 'extract_feat')
+    if not ours or not next(model.parameters()).is_meta:
         return
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     takes = backbone.patch_embed.proj.in_channels
@@ -39,66 +39,39 @@ def check_channels(cfg: Config, context: Context) -> None:
             f'model.backbone.in_channels={takes} does not match model.data_preprocessor, which makes '
             f'images of {len(mean)} channels.'
         )
-    with _recorded_calls(model) as calls:
+    with _LastLayer() as last:
         try:
             forward_on_meta(model.eval(), (_SIDE, _SIDE))
-        except (RuntimeError, AssertionError, IndexError) as error:
-            mistake = _mistake(error, *calls[-1]) if calls else None
+        except Exception as error:
+            mistake = _mistake(error, model, last.arguments)
             if mistake is None:
-                return  # an operation that needs values, which the meta device does not have
+                return  # anybody's code, or an operation that needs values, which the meta device does not have
             channels = [backbone.num_features[i] for i in backbone.out_indices]
             raise UserError(
                 f'{mistake} The backbone emits maps of {listed(channels)} channels '
                 f'(out_indices={list(backbone.out_indices)}); set in_channels of what follows to that. {SEE_MORE}'
             ) from error
-        except Exception:  # anybody's code, which need not run without values
-            return
 
 
-@contextmanager
-def _recorded_calls(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, list]]]:
-    """Record the modules whose ``forward`` has begun and not ended, with its inputs; an error is in the last one.
-
-    Not by hooks: heads call ``self.forward``, which passes them by.
-    """
-    calls: list[tuple[str, nn.Module, list]] = []
-
-    def recorded(name: str, module: nn.Module, forward: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            depth = len(calls)
-            calls.append((name, module, [*args, *kwargs.values()]))
-            result = forward(*args, **kwargs)
-            del calls[depth:]
-            return result
-
-        return call
-
-    modules = {name: module for name, module in model.named_modules() if name}
-    for name, module in modules.items():
-        module.forward = recorded(f'model.{name}', module, module.forward)
-    try:
-        yield calls
-    finally:
-        for module in modules.values():
-            vars(module).pop('forward', None)
-
-
-def _mistake(error: Exception, name: str, module: nn.Module, inputs: list) -> str | None:
-    """Say that a module does not take what it gets, if that is the error."""
-    sizes = [getattr(module, size, None) for size in ('in_channels', 'in_features', 'num_features')]
-    takes = next((size for size in sizes if isinstance(size, int)), None)
-    image = next((value for value in inputs if isinstance(value, Tensor)), None)
-    if type(module).__module__.startswith('torch.') and takes is not None and image is not None:
-        gets = image.shape[1 if image.ndim == 4 else -1]
-        return None if gets == takes else f'{name} takes {takes} channels and gets {gets}.'
+def _mistake(error: Exception, model: nn.Module, arguments: list) -> str | None:
+    """Say which module does not take what it gets, if that is the error; the arguments are those of the last layer."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if isinstance(error, AssertionError | IndexError) and last.name in ('forward', '_transform_inputs'):
-        reason = str(error) or last.line
-        return f'{name} ({type(module).__name__}) does not take the maps that it gets: {reason}.'
+    for name, module in model.named_modules():
+        if isinstance(error, RuntimeError) and type(module).__module__.startswith('torch.'):
+            sizes = [getattr(module, size, None) for size in ('in_channels', 'in_features', 'num_features')]
+            takes = next((size for size in sizes if isinstance(size, int)), None)
+            if takes and any(weight is value for weight in module.parameters() for value in arguments):
+                gets = arguments[0].shape[1 if arguments[0].ndim == 4 else -1]
+                return None if gets == takes else f'model.{name} takes {takes} channels and gets {gets}.'
+        elif isinstance(error, AssertionError | IndexError) and last.name in _TAKING:
+            files = [getattr(sys.modules.get(base.__module__), '__file__', None) for base in type(module).__mro__]
+            if name and last.filename in files:
+                reason = str(error) or last.line
+                return f'model.{name} ({type(module).__name__}) does not take the maps that it gets: {reason}.'
     return None
 
 
-def forward_on_meta(model: nn.Module, size: tuple[int, int]) -> None:
+def forward_on_meta(model: Any, size: tuple[int, int]) -> None:
     """Run the heads of a model on the meta device on empty maps; this replaces its backbone and its proposals."""
     backbone = model.backbone
     maps = tuple(
@@ -119,7 +92,7 @@ def forward_on_meta(model: nn.Module, size: tuple[int, int]) -> None:
             model(image, [sample], mode='tensor')
 
 
-def _fix_rois(model: nn.Module) -> None:
+def _fix_rois(model: Any) -> None:
     """Replace what depends on pixels in a two-stage detector: the proposals and the features of regions."""
     from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 
@@ -130,10 +103,10 @@ def _fix_rois(model: nn.Module) -> None:
         return proposals
 
     model.rpn_head.predict = propose
-    for extractor in model.modules():
-        if isinstance(extractor, BaseRoIExtractor):
-            shape = extractor.out_channels, *extractor.roi_layers[0].output_size
-            extractor.forward = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)
+    extractors: list[Any] = [module for module in model.modules() if isinstance(module, BaseRoIExtractor)]
+    for extractor in extractors:
+        shape = extractor.out_channels, *extractor.roi_layers[0].output_size
+        extractor.forward = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)
 
 
 class _KnownShapes(TorchFunctionMode):
@@ -154,3 +127,15 @@ class _KnownShapes(TorchFunctionMode):
                 for value in args
             )
         return func(*args, **kwargs)
+
+
+class _LastLayer(TorchFunctionMode):
+    """Keeps the arguments of the last operation that has a parameter: after an error, of the one at fault."""
+
+    arguments: list = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        arguments = [*args, *(kwargs or {}).values()]
+        if any(isinstance(value, nn.Parameter) for value in arguments):
+            self.arguments = arguments
+        return func(*args, **(kwargs or {}))

@@ -1,6 +1,5 @@
 """Build the model in the dry run, without memory for its weights, and hold it against the data sets and the window."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -10,9 +9,10 @@ from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import nn
 
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.lookup import find_class, initializers, nested, with_key
+from swinv2_mm.engine.checks.lookup import find_class, with_key
+from swinv2_mm.engine.config.parts import initializers, nested
 from swinv2_mm.engine.recipe.window_size import set_window_size
-from swinv2_mm.errors import UserError
+from swinv2_mm.errors import UserError, listed
 
 
 def check_model(cfg: Config, context: Context) -> None:
@@ -20,23 +20,17 @@ def check_model(cfg: Config, context: Context) -> None:
     config = cfg.model
     if cfg.get('data_preprocessor') and 'data_preprocessor' not in config:
         config = dict(config, data_preprocessor=cfg.data_preprocessor)
-    for key, init_cfg, _ in initializers(config, 'model'):
+    for key, init_cfg, _ in initializers(config):
         find_class(init_cfg, key, WEIGHT_INITIALIZERS)
     context.model = build_model(config)
 
 
 def build_model(config: Any, key: str = 'model') -> nn.Module:
-    """Build a model of a config without memory for its weights, which are neither downloaded nor read.
-
-    Raises:
-        UserError: It cannot be built.
-    """
+    """Build a model without memory for its weights, which are neither downloaded nor read; a mistake is a UserError."""
     model = deepcopy(config)
-    detector = model
-    while isinstance(detector, dict) and isinstance(detector.get('module', detector.get('detector')), dict):
-        detector = detector.get('module', detector.get('detector'))  # of test-time augmentation, or semi-supervised
-    if isinstance(detector, dict) and isinstance(detector.get('backbone'), dict) and 'init_cfg' in detector['backbone']:
-        detector['backbone']['init_cfg'] = None
+    for place, part in nested(model, key):
+        if place.endswith('.backbone') and isinstance(part, dict) and 'init_cfg' in part:
+            part['init_cfg'] = None
     with with_key(model, key):
         try:
             with torch.device('meta'):
@@ -52,32 +46,30 @@ def check_classes(cfg: Config, context: Context) -> None:
 
     A label beyond them would crash a GPU without a reason; a class beyond the labels would never be learned.
     """
-    if any(type(module).__name__ == 'PanopticFPNHead' for module in context.model.modules()):
+    modules = {f'model.{name}': module for name, module in context.model.named_modules()}
+    kinds = {name: type(module).__name__ for name, module in modules.items()}
+    if 'PanopticFPNHead' in kinds.values():
         return  # things and stuff have heads of their own
     heads = {
-        f'model.{name}': module.num_classes
-        for name, module in context.model.named_modules()
+        name: module.num_classes
+        for name, module in modules.items()
         if isinstance(getattr(module, 'num_classes', None), int)
-        and not name.startswith('backbone')
+        and not name.startswith('model.backbone')
         and 'rpn_head' not in name.split('.')
-        and type(module).__name__ != 'FusedSemanticHead'
+        and kinds[name] != 'FusedSemanticHead'
     }
+    spelt_out = {key for key, node in nested(cfg.model, 'model') if isinstance(node, dict) and 'num_classes' in node}
     for key, names in context.classes.items():
         wrong = {head: number for head, number in heads.items() if number != len(names)}
         if wrong:
-            raise UserError(_wrong_classes(wrong, names, key, cfg.model))
-
-
-def _wrong_classes(wrong: dict[str, int], names: Sequence[str], key: str, model: Any) -> str:
-    found = ' and '.join(f'{head}.num_classes={number}' for head, number in wrong.items())
-    spelt_out = {place for place, node in nested(model, 'model') if isinstance(node, dict) and 'num_classes' in node}
-    options = ' '.join(f'{head}.num_classes={len(names)}' for head in wrong if head in spelt_out)
-    remedy = f'Pass --cfg-options {options}' if options else f'Set num_classes={len(names)}'
-    return (
-        f'{found} {"does" if len(wrong) == 1 else "do"} not match {key}, which has {len(names)} classes '
-        f'({", ".join(names[:5])}{", …" if len(names) > 5 else ""}). {remedy}, or set metainfo=dict(classes=(...)) in '
-        'every data set to those of your own.'
-    )
+            found = ' and '.join(f'{head}.num_classes={number}' for head, number in wrong.items())
+            options = [f'{head}.num_classes={len(names)}' for head in wrong if head in spelt_out]
+            remedy = f'Pass --cfg-options {" ".join(options)}' if options else f'Set num_classes={len(names)}'
+            raise UserError(
+                f'{found} {"does" if len(wrong) == 1 else "do"} not match {key}, which has {len(names)} classes '
+                f'({listed(names)}). {remedy}, or set metainfo=dict(classes=(...)) in every data set to those of your '
+                'own.'
+            )
 
 
 def check_window_size(cfg: Config, context: Context) -> None:

@@ -7,16 +7,15 @@ from typing import Any
 
 from mmengine.config import Config
 
+from swinv2_mm.engine.config.parts import each
 from swinv2_mm.errors import UserError
 
 # The least value of each number that has such a name, and its type.
-_LEAST = dict.fromkeys(('num_workers', 'val_begin', 'seed', 'milestones'), (0, int))
+_LEAST: dict[str, tuple[int, Any]] = dict.fromkeys(('num_workers', 'val_begin', 'seed', 'milestones'), (0, int))
 _LEAST |= dict.fromkeys(('batch_size', 'prefetch_factor', 'max_epochs', 'max_iters', 'val_interval'), (1, int))
 _LEAST |= dict.fromkeys(('accumulative_counts', 'base_batch_size', 'interval', 'max_keep_ckpts'), (1, int))
 _LEAST |= dict.fromkeys(('lr', 'max_norm', 'gamma'), (0, Real))
-_PARTS = (
-    'train_dataloader val_dataloader test_dataloader train_cfg auto_scale_lr randomness optim_wrapper param_scheduler'
-)
+_PARTS = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'train_cfg', 'optim_wrapper', 'auto_scale_lr')
 _OPTIONAL = ('prefetch_factor', 'seed', 'lr')
 _NEVER = {'interval': 'never', 'max_keep_ckpts': 'all'}
 
@@ -36,13 +35,11 @@ def check_numbers(cfg: Config, context: object = None) -> None:
 
 def _numbers(cfg: Config) -> Iterator[tuple[str, str, Any]]:
     """The key, its last part and the value of each number in ``_LEAST``."""
-    parts = {key: cfg.get(key) for key in _PARTS.split()}
-    for group in ('optim_wrapper', 'default_hooks', 'param_scheduler'):
-        node = cfg.get(group) or {}
-        parts |= {
-            f'{group}.{name}': part for name, part in (node.items() if isinstance(node, dict) else enumerate(node))
-        }
-    for key, part in parts.items():
+    parts = [(key, cfg.get(key)) for key in (*_PARTS, 'randomness')]
+    for group in ('optim_wrapper', 'default_hooks'):
+        parts += [(f'{group}.{name}', part) for name, part in (cfg.get(group) or {}).items()]
+    parts += each(cfg.get('param_scheduler'), 'param_scheduler')
+    for key, part in parts:
         for name, value in part.items() if isinstance(part, dict) else ():
             if name in _LEAST:
                 for number in value if isinstance(value, list | tuple) else [value]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import check_arguments, check_call, find_class, find_type, with_key
+from swinv2_mm.engine.config.parts import each
 from swinv2_mm.engine.recipe.layer_decay import check_layer_decay
 from swinv2_mm.errors import UserError
 
@@ -20,14 +21,10 @@ def check_optimizer(cfg: Config, context: Context) -> None:
         return
     check_layer_decay(cfg)
     built = build_optimizer(cfg.optim_wrapper, context.model)
-    if built is None:
-        return
-    schedulers = cfg.get('param_scheduler') or []
-    several = isinstance(schedulers, list | tuple)
-    for index, scheduler in enumerate(schedulers if several else [schedulers]):
-        key = f'param_scheduler.{index}' if several else 'param_scheduler'
-        if not several and 'type' not in scheduler:
-            continue  # one list for each of several optimizers
+    schedulers = cfg.get('param_scheduler')
+    if built is None or (isinstance(schedulers, dict) and 'type' not in schedulers):
+        return  # several optimizers, each with a list of schedules
+    for key, scheduler in each(schedulers, 'param_scheduler'):
         find_class(scheduler, key, registry.PARAM_SCHEDULERS)
         with with_key(scheduler, key):
             registry.PARAM_SCHEDULERS.build(
@@ -36,11 +33,7 @@ def check_optimizer(cfg: Config, context: Context) -> None:
 
 
 def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
-    """Build the optimizer of a config; None if the user's own constructor builds several.
-
-    Raises:
-        UserError: It cannot be built.
-    """
+    """Build the optimizer of a config; None if the user's own constructor builds several. A mistake is a UserError."""
     constructor = wrapper.get('constructor')
     if isinstance(constructor, str):
         find_type(constructor, 'optim_wrapper.constructor', registry.OPTIM_WRAPPER_CONSTRUCTORS)
@@ -48,22 +41,17 @@ def build_optimizer(wrapper: dict, model: nn.Module) -> OptimWrapper | None:
         if constructor:
             return None
         raise UserError('optim_wrapper has no optimizer.')
-    find_class(wrapper.optimizer, 'optim_wrapper.optimizer', registry.OPTIMIZERS)
-    plain = {name: value for name, value in wrapper.items() if name not in ('constructor', 'paramwise_cfg')}
-    plain = {'type': 'OptimWrapper'} | plain
+    find_class(wrapper['optimizer'], 'optim_wrapper.optimizer', registry.OPTIMIZERS)
+    plain = {'type': 'OptimWrapper'} | wrapper
+    plain = {name: value for name, value in plain.items() if name not in ('constructor', 'paramwise_cfg')}
     kind = find_class(plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
     if isinstance(kind, type) and issubclass(kind, AmpOptimWrapper):  # which passes on what it does not know
         own = inspect.signature(kind).parameters
         plain = {name: value for name, value in plain.items() if name not in own} | {'type': 'OptimWrapper'}
     check_arguments(plain, 'optim_wrapper', registry.OPTIM_WRAPPERS)
-    clip = wrapper.get('clip_grad')
-    if clip is not None:
-        kind = clip.get('type', 'norm') if isinstance(clip, dict) else None
-        functions = {'norm': nn.utils.clip_grad_norm_, 'value': nn.utils.clip_grad_value_}
-        if kind not in functions:
-            raise UserError(f"optim_wrapper.clip_grad={clip!r} must be a dict of type 'norm' or 'value'.")
-        given = {name: value for name, value in clip.items() if name != 'type'}
-        check_call(functions[kind], given, 'optim_wrapper.clip_grad', 'parameters')
-    parts = ('optimizer', 'constructor', 'paramwise_cfg')  # precision and accumulation do not concern the optimizer
+    parts = ('optimizer', 'constructor', 'paramwise_cfg', 'clip_grad')  # not precision and accumulation
     with with_key(wrapper, 'optim_wrapper'):
-        return build_optim_wrapper(model, deepcopy({name: wrapper[name] for name in parts if name in wrapper}))
+        built = build_optim_wrapper(model, deepcopy({name: wrapper[name] for name in parts if name in wrapper}))
+    if isinstance(built, OptimWrapper) and built.clip_grad_kwargs:
+        check_call(built.clip_func, built.clip_grad_kwargs, 'optim_wrapper.clip_grad', 'parameters')
+    return built

@@ -1,91 +1,52 @@
 """Check the weights that a run starts from: they exist, can be read, and fit the model."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 
-from swinv2_mm.checkpoints.convert import recognise
-from swinv2_mm.checkpoints.files import weights_in
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.lookup import initializers
-from swinv2_mm.engine.checks.paths import is_local
+from swinv2_mm.engine.config.parts import pretrained_parts
 from swinv2_mm.engine.recipe.pretrained import Pretrained
 from swinv2_mm.engine.saving.matching import match_windows, misfits
-from swinv2_mm.engine.saving.reading import read_checkpoint
+from swinv2_mm.engine.saving.reading import open_checkpoint
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import MODELS
 
 
-def open_checkpoint(path: str, name: str = '') -> dict | None:
-    """Read a checkpoint, or say why it cannot be read.
-
-    Args:
-        path: A file; a URL or a name in a model zoo is left to the loader.
-        name: The option or key of the config that names it, for the message.
-
-    Returns:
-        The checkpoint, its tensors mapped; None if it is not a local file.
-
-    Raises:
-        UserError: It is missing, corrupt, or wants to run code.
-    """
-    if not is_local(path):
-        return None
-    file = Path(path).expanduser()
-    if not file.is_file():
-        folder = file if file.is_dir() else file.parent
-        found = sorted([*folder.glob('*.pth'), *folder.glob('*.safetensors')]) if folder.is_dir() else []
-        raise UserError(
-            f'{f"{name}: " if name else ""}checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"} '
-            f'(the current folder is {Path.cwd()}).{f" There is {found[-1]}." if found else ""}'
-        )
-    checkpoint = read_checkpoint(file)
-    weights = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise UserError(f'{f"{name}: " if name else ""}{path} is no checkpoint: it holds no named weights.')
-    return checkpoint
-
-
 def check_pretrained(cfg: Config, context: Context | None = None) -> None:
-    """Check the files of every ``init_cfg`` of the model, and that ``load_from`` is not a backbone alone."""
+    """Check the files of every ``init_cfg`` of the model."""
     if context and 'train' not in context.splits:
         return
     for key, init_cfg, module in pretrained_parts(cfg.get('model')):
-        if cfg.get('resume') and init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
+        ours = init_cfg['type'] == 'swinv2_mm.Pretrained'
+        if ours and cfg.get('resume'):
             continue  # a resumed model does not load them
         path = init_cfg.get('checkpoint')
         if not path:
             raise UserError(
-                f'{key}=dict(type={init_cfg.type!r}) names no file; pass --cfg-options {key}.checkpoint=/path/to/it, '
-                f'or set {key}=None to start from random weights.'
+                f'{key}=dict(type={init_cfg["type"]!r}) names no file; pass --cfg-options '
+                f'{key}.checkpoint=/path/to/it, or set {key}=None to start from random weights.'
             )
         backbone = _on_meta(module)
-        if init_cfg.type in ('swinv2_mm.Pretrained', Pretrained):
-            arguments = {name: value for name, value in init_cfg.items() if name != 'type'}
+        if not ours:
+            checkpoint = open_checkpoint(path, f'{key}.checkpoint')
+            if checkpoint is not None and backbone is not None:
+                _check_backbone(backbone, checkpoint, init_cfg, key)
+        elif backbone is not None:
             try:
-                if backbone is not None:
-                    Pretrained(**arguments).check(backbone)
+                Pretrained(**{name: value for name, value in init_cfg.items() if name != 'type'}).check(backbone)
             except UserError as error:
                 raise UserError(f'{key}: {error} Or set {key}=None to start from random weights.') from None
-            continue
-        checkpoint = open_checkpoint(path, f'{key}.checkpoint')
-        if checkpoint is not None and backbone is not None:
-            _check_backbone(backbone, checkpoint, init_cfg.get('prefix'), f'{key}.checkpoint={path}')
-    if cfg.get('load_from') and not cfg.get('resume'):
-        checkpoint = open_checkpoint(cfg.load_from, 'load_from')
-        if checkpoint is not None and 'backbone' in (cfg.get('model') or {}):
-            _refuse_backbone(checkpoint, cfg.load_from)
 
 
 def check_load_from(cfg: Config, context: Context) -> None:
     """Check the weights of a whole model: all tensors of a test or a resumed run, one of a training that starts."""
-    checkpoint = open_checkpoint(cfg.load_from) if cfg.get('load_from') else None
+    checkpoint = open_checkpoint(cfg.load_from, 'load_from') if cfg.get('load_from') else None
     if checkpoint is None:
         return
     model, path = context.model, cfg.load_from
@@ -98,8 +59,13 @@ def check_load_from(cfg: Config, context: Context) -> None:
     fits = any(shapes.get(key) == tensor.shape for key, tensor in wanted.items())
     whole = cfg.get('resume') or 'test' in context.splits
     if faults and (whole or not fits):
+        remedy = (
+            ' For a backbone pass --cfg-options load_from=None model.backbone.init_cfg.type=swinv2_mm.Pretrained '
+            f'model.backbone.init_cfg.checkpoint={path} instead.'
+        )
         raise UserError(
             f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone alone.'
+            f'{"" if whole else remedy}'
         )
     match_windows(model, checkpoint, path)
 
@@ -108,59 +74,34 @@ def _on_meta(module: dict) -> Any:
     """The backbone of a config without memory; None if it is not ours or has a wrong argument."""
     if module.get('type') != 'swinv2_mm.SwinTransformerV2':
         return None
-    try:
-        with torch.device('meta'):
-            return MODELS.build({**module, 'init_cfg': None})
-    except (TypeError, ValueError):  # check_model reports it
-        return None
+    with suppress(TypeError, ValueError), torch.device('meta'):  # check_model reports these
+        return MODELS.build({**module, 'init_cfg': None})
+    return None
 
 
-def _refuse_backbone(checkpoint: dict, path: str) -> None:
-    """Refuse a backbone where a whole model is expected; mmengine would warn, and load nothing."""
-    try:
-        _, prefix = recognise(weights_in(checkpoint)[0])
-    except UserError:
-        return  # a model without SwinV2 weights, or with several
-    if prefix in ('', 'module.', 'encoder.', 'swinv2.'):
-        raise UserError(
-            f'load_from={path} is a backbone, not a whole model. Pass --cfg-options load_from=None '
-            f'model.backbone.init_cfg.type=swinv2_mm.Pretrained model.backbone.init_cfg.checkpoint={path} instead.'
-        )
-
-
-def _check_backbone(backbone: Any, checkpoint: dict, prefix: str | None, name: str) -> None:
-    """Check that a file fills the backbone, apart from its output norms, which image classification does not have.
-
-    mmengine would load what fits, warn, and leave the rest random.
-    """
-    windows = backbone.pretrained_window_sizes
+def _check_backbone(backbone: Any, checkpoint: dict, init_cfg: dict, place: str) -> None:
+    """Check that a file fills the backbone but for its output norms; mmengine would warn, and leave the rest random."""
+    name, windows = f'{place}.checkpoint={init_cfg["checkpoint"]}', backbone.pretrained_window_sizes
     loaded = checkpoint.get('state_dict', checkpoint)
-    if prefix:
-        start = prefix.rstrip('.') + '.'
-        loaded = {key.removeprefix(start): tensor for key, tensor in loaded.items() if key.startswith(start)}
+    if init_cfg.get('prefix'):
+        prefix = init_cfg['prefix'].rstrip('.') + '.'
+        loaded = {key.removeprefix(prefix): tensor for key, tensor in loaded.items() if key.startswith(prefix)}
     known = pairs((checkpoint.get('meta') or {}).get('pretrained_window_sizes'), len(windows))
     if PRETRAINED_KEY in loaded:  # mmengine's loader hands them to the backbone
         known = told_windows(PRETRAINED_KEY, loaded[PRETRAINED_KEY])[: len(windows)] if backbone.windows_given else None
     if known is not None and known != windows:
         raise UserError(
             f'{name} was trained for pretrained_window_sizes={plain(known)}; the backbone has {plain(windows)}. Set '
-            f'{name.partition(".init_cfg")[0]}.pretrained_window_sizes to that.'
+            f'{place.partition(".init_cfg")[0]}.pretrained_window_sizes to that.'
         )
-    wanted = backbone.state_dict()
-    wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith('norm')}
+    wanted = {key: tensor for key, tensor in backbone.state_dict().items() if not key.startswith('norm')}
     faults = misfits(loaded, wanted)
-    if not faults:
-        return
-    if any(str(key).startswith('backbone.') for key in loaded):
-        remedy = (
-            f"It is a whole model's: pass --cfg-options {name.rpartition('.checkpoint=')[0]}.prefix=backbone along."
+    if faults:
+        raise UserError(
+            f'{name} does not fit the backbone: {faults}. Compare arch, or embed_dims and depths. If they are right, '
+            f'pass --cfg-options {place}.type=swinv2_mm.Pretrained, which finds the prefix of the keys and converts '
+            'files of other code bases.'
         )
-    elif 'of another shape' in faults:
-        remedy = 'It is of another size: compare arch, or embed_dims and depths.'
-    else:
-        kind = name.replace('.checkpoint=', '.type=swinv2_mm.Pretrained checkpoint=').split(' checkpoint=')[0]
-        remedy = f'Files of other code bases are converted on the fly with {kind}, or by tools/convert_ckpt.py.'
-    raise UserError(f'{name} does not fit the backbone: {faults}. {remedy}')
 
 
 def starts_from_noise(cfg: Config) -> bool:
@@ -170,14 +111,3 @@ def starts_from_noise(cfg: Config) -> bool:
     model = cfg.get('model') or {}
     legacy = model.get('pretrained') or (model.get('backbone') or {}).get('pretrained')
     return 'backbone' in model and not legacy and not any(pretrained_parts(model))
-
-
-_KINDS = ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained', 'swinv2_mm.Pretrained')
-
-
-def pretrained_parts(model: Any) -> Iterator[tuple[str, dict, dict]]:
-    """Every ``init_cfg=dict(type='Pretrained')`` of a model: its key, the dict, and the config of its module."""
-    for key, init_cfg, module in initializers(model, 'model'):
-        kind = init_cfg.get('type') if isinstance(init_cfg, dict) else None
-        if getattr(kind, '__name__', kind) in _KINDS:
-            yield key, init_cfg, module

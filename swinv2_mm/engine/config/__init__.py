@@ -22,6 +22,7 @@ _RUNNER_KEYS = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cf
     'activation_checkpointing bad_data compile efficient_conv_bn_eval find_unused_parameters model_wrapper_cfg '
     'runner_type strategy sync_bn tta_model tta_pipeline'.split()
 )
+_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 'MMPretrain'}
 
 
@@ -37,14 +38,7 @@ def read_config(path: str | Path, options: dict[str, Any] | None = None, *needs:
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
-    """Read a config file, merge options into it, and check that its framework is there.
-
-    Types that the config or an option spells as classes or import paths are named as in any other config, see
-    :func:`~swinv2_mm.engine.config.lazy.name_types`.
-
-    Args:
-        path: The file.
-        options: Dotted keys and values, as the command line parses them.
+    """Read a config file, merge options (dotted keys) into it, name its types, and check that its framework is there.
 
     Raises:
         UserError: The file is missing or does not parse, an option fits nowhere, or the framework cannot be imported.
@@ -52,21 +46,18 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'config {path} does not exist.{_close_files(path)}')
-    if path.suffix not in ('.py', '.json', '.yaml', '.yml'):
+    if path.suffix not in _SUFFIXES:
         raise UserError(f'{path} is no config: it is named {path.suffix or "without a suffix"} rather than .py.')
     with files_being_read() as files:
         try:
             cfg = name_types(Config.fromfile(path), _RUNNER_KEYS)
         except UserError:
             raise
-        except ImportError as error:
-            cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
-            package = next((name for name in _FRAMEWORKS if (cause.name or str(cause)).startswith(name)), None)
-            if package:
-                raise UserError(_install(package, path, error)) from error
-            raise UserError(_unreadable(path, files, error)) from error
         except (Exception, SystemExit) as error:  # a config is a program: whatever it raises is the config's mistake
-            raise UserError(_unreadable(path, files, error)) from error
+            cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
+            named = (cause.name or str(cause)) if isinstance(cause, ImportError) else ''
+            package = next((name for name in _FRAMEWORKS if named.startswith(name)), None)
+            raise UserError(_install(package, path, error) if package else _unreadable(path, files, error)) from error
     if options:
         apply_options(cfg, options, path)
         cfg = name_types(cfg, _RUNNER_KEYS)
@@ -87,11 +78,7 @@ def apply_options(cfg: Config, options: dict[str, Any], path: str | Path) -> Non
     """Merge ``--cfg-options`` into a config; refuse or warn of an option that changes nothing.
 
     A new key is passed on with a warning, since configs do not spell out every argument. A key inside a part that does
-    not exist is refused, unless the options give that part a type, as in
-    ``model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=…``, or it is a setting of the runner.
-
-    Raises:
-        UserError: An option fits nowhere.
+    not exist is a UserError, unless it is a setting of the runner, or the options give that part a type, too.
     """
     for key in options:
         _check_option(cfg, key, options, path)
@@ -108,19 +95,11 @@ def add_hook(cfg: Config, kind: str, **arguments: Any) -> None:
         cfg.custom_hooks = [*hooks, {'type': kind, **arguments}]
 
 
-def add_default_hook(cfg: Config, name: str, kind: str) -> None:
-    """Add a hook under a name of ``default_hooks``, by which a config gives it arguments or, as None, leaves it out."""
-    hooks = {name: {'type': kind}} | dict(cfg.get('default_hooks') or {})
-    if hooks[name] is None:  # mmengine knows None for its own hooks only
-        del hooks[name]
-    cfg.default_hooks = hooks
-
-
 def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Path) -> None:
     *parents, leaf = key.split('.')
     node: Any = content_of(cfg)
     for depth, name in enumerate(parents):
-        holder, node = node, _child(node, name)
+        holder, node = node, _children(node).get(name)
         prefix = '.'.join(parents[: depth + 1])
         if node is None and isinstance(holder, dict):
             holder.pop(name, None)  # a None in the config refuses to be merged with a dict
@@ -133,7 +112,7 @@ def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Pa
             remedy = _close(name, holder, parents[:depth]) or f' To create {prefix}, pass {prefix}.type=… along.'
             raise UserError(f'--cfg-options {key}: {path} has no place for it: {what}.{remedy}')
     if isinstance(node, list):
-        if _child(node, leaf) is None:
+        if leaf not in _children(node):
             raise UserError(f'--cfg-options {key}: {".".join(parents)} is a list of {len(node)}, counted from 0.')
     elif not parents and leaf not in _RUNNER_KEYS and leaf in node:
         where = f', such as train_dataloader.dataset.{leaf}' if leaf in ('data_root', 'metainfo', 'data_prefix') else ''
@@ -148,21 +127,18 @@ def _check_option(cfg: Config, key: str, options: dict[str, Any], path: str | Pa
         )
 
 
-def _child(node: Any, name: str) -> Any:
-    if isinstance(node, list):
-        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
-    return node.get(name)
+def _children(node: Any) -> dict:
+    return node if isinstance(node, dict) else {str(index): item for index, item in enumerate(node)}
 
 
 def _close(name: str, node: Any, parents: Sequence[str]) -> str:
-    names = node.keys() if isinstance(node, dict) else [str(index) for index in range(len(node))]
-    return did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*names], n=3))
+    return did_you_mean('.'.join([*parents, match]) for match in get_close_matches(name, [*_children(node)], n=3))
 
 
 def _close_files(path: Path) -> str:
     if not path.parent.is_dir():
         return f' Neither does the folder {path.parent}; the current folder is {Path.cwd()}.'
-    files = {file.name: file for file in path.parent.iterdir() if file.suffix in ('.py', '.json', '.yaml', '.yml')}
+    files = {file.name: file for file in path.parent.iterdir() if file.suffix in _SUFFIXES}
     names = get_close_matches(path.name, files, n=3, cutoff=0.5)
     return did_you_mean(str(files[name]) for name in names)
 

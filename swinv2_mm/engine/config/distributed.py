@@ -7,8 +7,3 @@ def this_run() -> str | None:
     """torchrun's name of this run, the same after a restart; None without torchrun or without a name."""
     name = os.environ.get('TORCHELASTIC_RUN_ID', 'none')
     return None if name == 'none' else name
-
-
-def was_restarted() -> bool:
-    """Whether torchrun lost a process and started this run's processes again."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0

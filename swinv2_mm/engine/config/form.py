@@ -6,8 +6,8 @@ from swinv2_mm.errors import UserError
 
 _DICTS = (
     'model train_cfg val_cfg test_cfg optim_wrapper auto_scale_lr default_hooks randomness env_cfg log_processor '
-    'visualizer data_preprocessor strategy tta_model'
-).split()
+    'visualizer data_preprocessor strategy tta_model'.split()
+)
 _TOGETHER = (
     ('train_dataloader', 'train_cfg', 'optim_wrapper'),
     ('val_dataloader', 'val_cfg', 'val_evaluator'),
@@ -16,19 +16,11 @@ _TOGETHER = (
 
 
 def check_form(cfg: Config) -> None:
-    """Check that a config can be edited and looked up without surprises.
-
-    Raises:
-        UserError: A part is text or a number, or lacks another that belongs to it.
-    """
+    """Check that a config can be edited and looked up without surprises; a part at fault is a UserError."""
     for key in _DICTS:
         value = cfg.get(key)
         if value is not None and not isinstance(value, dict):
             raise UserError(f'{key}={value!r} must be a dict.')
-    for key in ('param_scheduler', 'val_evaluator', 'test_evaluator'):
-        value = cfg.get(key)
-        if value is not None and not isinstance(value, dict | list | tuple):
-            raise UserError(f'{key}={value!r} must be a dict with a type, or a list of such.')
     hooks = cfg.get('custom_hooks')
     if hooks is not None and not (isinstance(hooks, list | tuple) and all(isinstance(hook, dict) for hook in hooks)):
         raise UserError(f'custom_hooks={hooks!r} must be a list of dicts, each with a type.')
@@ -52,11 +44,7 @@ def check_form(cfg: Config) -> None:
 
 def policy_of(cfg: Config) -> str | None:
     """Return ``bad_data`` of a config: ``'stop'`` (default); ``'skip'``, for training only, since metrics over fewer
-    images are not comparable; or None, which leaves everything to the frameworks.
-
-    Raises:
-        UserError: It is something else.
-    """
+    images are not comparable; or None, which leaves everything to the frameworks. Anything else is a UserError."""
     policy = cfg.get('bad_data', 'stop')
     if policy not in ('stop', 'skip', None):
         raise UserError(

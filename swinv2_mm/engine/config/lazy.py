@@ -24,21 +24,13 @@ def name_types(cfg: Config, settings: Container[str] = ()) -> Config:
     """Spell every type of a config by its name in mmengine's registries.
 
     A pure-Python ("lazy") config imports what it builds, and a text config may give an import path. Checks compare
-    names, and a config that is saved holds text alone: ``type=MaskRCNN`` and ``type='mmdet.models.MaskRCNN'`` become
-    ``'MaskRCNN'`` in the scope of MMDetection. A class that no framework registers by itself gets its import path,
-    which mmengine imports. Where a lazy config leaves ``default_scope`` None, it becomes that of the model. Classes,
-    functions and modules at the top level are left out: they are what the file imported or defined.
-
-    Args:
-        cfg: As mmengine read it.
-        settings: The keys of the top level that may name a type.
-
-    Returns:
-        A new config, with the file name and text of the old one.
+    names, and a saved config is text: ``type=MaskRCNN`` and ``type='mmdet.models.MaskRCNN'`` become ``'MaskRCNN'`` in
+    the scope of MMDetection, a class that no framework registers its import path, and a ``default_scope`` of None that
+    of the model's class. Classes, functions and modules at the top level are left out, unless their key is one of
+    the ``settings``: the file imported or defined them.
 
     Raises:
-        UserError: A function, a class or a module cannot be named, and so not saved with the run.
-        Exception: What an import raises.
+        UserError: A function, a class or a module has no name, and so cannot be saved with the run.
     """
     content = {
         key: value
@@ -95,11 +87,9 @@ def _is_code(value: Any) -> bool:
 
 def _scope_of(model: Any) -> str:
     """The scope in which a model, or what it is derived from, is registered."""
-    for base in inspect.getmro(model) if isinstance(model, type) else (model,):
-        for scope, child in MODELS.children.items():
-            if base in child.module_dict.values():
-                return scope
-    return 'mmengine'
+    bases = inspect.getmro(model) if isinstance(model, type) else (model,)
+    found = (scope for base in bases for scope, child in MODELS.children.items() if base in child.module_dict.values())
+    return next(found, 'mmengine')
 
 
 def _registered(found: Any, scope: str) -> str | None:

@@ -15,12 +15,14 @@ from zlib import crc32
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS, Registry
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.config.form import policy_of
-from swinv2_mm.engine.mmengine_internals import failed_dataset, set_dataloader, unbuilt_dataloaders
+from swinv2_mm.engine.mmengine_internals import set_dataloader, unbuilt_dataloaders, watched_builds
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import TRANSFORMS
 
@@ -232,16 +234,26 @@ def named_annotations() -> Iterator[None]:
     Raises:
         UserError: In place of the data set's ValueError.
     """
-    try:
+    with watched_builds(_name_annotations):
         yield
-    except ValueError as error:
-        failed = failed_dataset(error)
-        if failed is None:
-            raise
-        dataset, unreadable = failed
-        source = dataset.ann_file or ', '.join(map(str, dataset.data_prefix.values()))
-        if unreadable:
-            raise UserError(f'{source} cannot be read as a list of annotations: {error}.') from error
+
+
+def _name_annotations(error: Exception, registry: Registry, chain: list, given: dict) -> None:
+    """Read the annotations again, to see what is wrong with them."""
+    if registry.name != DATASETS.name or not isinstance(error, ValueError) or chain[-1].get('lazy_init'):
+        return
+    try:
+        dataset = registry.build(dict(chain[-1], lazy_init=True))
+    except Exception:  # not the annotations are at fault
+        return
+    if not isinstance(dataset, BaseDataset):
+        return
+    source = dataset.ann_file or ', '.join(map(str, dataset.data_prefix.values()))
+    try:
+        dataset.data_list = dataset.load_data_list()
+    except ValueError:
+        raise UserError(f'{source} cannot be read as a list of annotations: {error}.') from error
+    if not dataset.filter_data():  # then mmengine asks NumPy to concatenate nothing
         classes = ', '.join(map(str, dataset.metainfo.get('classes') or ())) or 'none'
         raise UserError(
             f'{source} gives not a single image: it lists none, or filter_cfg={dataset.filter_cfg} leaves out all '

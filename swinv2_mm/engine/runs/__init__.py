@@ -1,26 +1,28 @@
 """A training run and a test run: from a config file and the flags of a command line to mmengine's runner.
 
-``prepare_*`` has three phases: read the config, complete it (all edits), check it (no edits). It writes nothing, and
-its result can be run.
+``prepare_*`` reads the config, completes it (all edits) and checks it (no edits); it writes nothing.
 """
 
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, build_runner_from_cfg
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.checks import run_checks
 from swinv2_mm.engine.checks.weights import starts_from_noise
-from swinv2_mm.engine.config import read_config
+from swinv2_mm.engine.config import add_hook, read_config
 from swinv2_mm.engine.diagnosis.corrupt_data import named_annotations, watch_loading
 from swinv2_mm.engine.diagnosis.non_finite import blamed_on_numbers
+from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
-from swinv2_mm.engine.runs.complete import complete, complete_test, complete_training
+from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
+from swinv2_mm.engine.recipe.precision import set_precision
+from swinv2_mm.engine.runs.complete import complete, set_input_size, set_out, set_resume
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
-from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, told
+from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
-from swinv2_mm.errors import Stopped
+from swinv2_mm.errors import Stopped, UserError
 
 
 def prepare_training(
@@ -34,24 +36,29 @@ def prepare_training(
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Turn a config file and the flags of ``tools/train.py`` into a config that can be run.
+    """Turn a config file and the flags of ``tools/train.py``, see its ``--help``, into a config that can be run.
 
     Args:
-        config: The config file.
-        work_dir: The folder for checkpoints and logs. Default: the config's, else ``./work_dirs/<name of the config>``.
-        amp: See :func:`~swinv2_mm.engine.recipe.precision.set_precision`.
-        compile: Compile the backbone.
-        auto_scale_lr: Scale the learning rate with the batch size.
         resume: ``'auto'`` for the latest checkpoint of the work dir, if there is one, or a checkpoint.
         cfg_options: Dotted keys and values to merge into the config.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
         UserError: The run would fail or have no effect; nothing has been written.
     """
     cfg = read_config(config, cfg_options, 'train')
     complete(cfg, work_dir, compile, launcher)
-    complete_training(cfg, amp, auto_scale_lr, resume)
+    set_precision(cfg, amp)
+    if auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise UserError(
+                f'--auto-scale-lr: {config} does not say for which batch size its learning rate is; pass '
+                '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
+            )
+        cfg.auto_scale_lr.enable = True
+    save_safely(cfg)
+    set_resume(cfg, resume)
+    set_input_size(cfg)
+    log_to_tensorboard(cfg)
     run_checks(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     return cfg
 
@@ -71,28 +78,22 @@ def prepare_test(
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config that can be run.
-
-    Args:
-        config: The config file.
-        checkpoint: The weights to test.
-        work_dir: As for training.
-        out: Detection: a ``.pkl`` for the predictions. Segmentation: a folder for the predicted maps.
-        show: Open a window for each image, for ``wait_time`` seconds.
-        show_dir: Save the pictures, ground truth left and prediction right, in this folder.
-        wait_time: In seconds.
-        tta: Test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` describe it.
-        window_size: Test at this window: one number, or one per stage.
-        compile: Compile the backbone.
-        cfg_options: Dotted keys and values to merge into the config.
-        launcher: As for training.
-
-    Raises:
-        UserError: The run would fail or have no effect; nothing has been written.
-    """
+    """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config, see `prepare_training`."""
     cfg = read_config(config, cfg_options, 'test')
     complete(cfg, work_dir, compile, launcher)
-    complete_test(cfg, checkpoint, out, show, show_dir, wait_time, tta, window_size)
+    cfg.load_from, cfg.resume = checkpoint, False
+    add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
+    if out is not None:
+        set_out(cfg, out)
+    draw_predictions(cfg, show, show_dir, wait_time)
+    if tta:
+        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+            raise UserError(f'--tta: {config} has no tta_model or no tta_pipeline that would say what to augment.')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+    if window_size is not None:
+        sizes = window_size[0] if len(window_size) == 1 else window_size
+        add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=sizes)
     run_checks(cfg, ('test',))
     return cfg
 
@@ -103,21 +104,18 @@ def build_runner(cfg: Config) -> Runner:
     protect_saving()
     start_processes(cfg)
     with dumps_in_file_only():
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = build_runner_from_cfg(cfg, RUNNERS)
     runner.logger.info(f'environment, config, hooks and parameters: see {runner.logger.log_file}')
     if cfg.get('resume'):  # the checkpoint fills the model; the ImageNet weights may be gone
-        for module in runner.model.modules():
-            if hasattr(module, 'windows_given'):
-                module.init_cfg = None
+        backbones: list[Any] = [module for module in runner.model.modules() if hasattr(module, 'windows_given')]
+        for backbone in backbones:
+            backbone.init_cfg = None
     watch_loading(runner)
     return runner
 
 
 def train(cfg: Config) -> Runner:
-    """Run a training that :func:`prepare_training` has prepared.
-
-    Returns:
-        The runner, after its last epoch.
+    """Run a training that :func:`prepare_training` has prepared, and return its runner.
 
     Raises:
         UserError: The disk is full or read-only, data are corrupt, or the loss is not finite.
@@ -128,10 +126,9 @@ def train(cfg: Config) -> Runner:
             runner = build_runner(cfg)
             if starts_from_noise(cfg):
                 runner.logger.warning(
-                    'The backbone starts from random weights: nothing is loaded into it. For pretrained ones set '
-                    "model.backbone.init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='/path/to/it.pth'), or pass "
-                    '--cfg-options model.backbone.init_cfg.type=swinv2_mm.Pretrained '
-                    'model.backbone.init_cfg.checkpoint=/path/to/it.pth'
+                    'The backbone starts from random weights. For pretrained ones pass --cfg-options '
+                    'model.backbone.init_cfg.type=swinv2_mm.Pretrained '
+                    'model.backbone.init_cfg.checkpoint=/path/to/it.pth, or set them in the config.'
                 )
             with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
                 runner.train()
@@ -144,11 +141,7 @@ def train(cfg: Config) -> Runner:
 
 
 def test(cfg: Config) -> dict[str, float]:
-    """Run a test that :func:`prepare_test` has prepared.
-
-    Returns:
-        The metrics.
-    """
+    """Run a test that :func:`prepare_test` has prepared, and return its metrics."""
     runner = build_runner(cfg)
     with named_annotations(), screen_given_back(runner):
         metrics = runner.test()

@@ -7,12 +7,12 @@ import sys
 import time
 import traceback
 import warnings
-from argparse import Action, ArgumentParser, Namespace
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from argparse import ArgumentParser
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
-from swinv2_mm.engine.mmengine_internals import parse_value
+from mmengine.config import DictAction
+
 from swinv2_mm.errors import Stopped, UserError, is_first, is_launched
 
 
@@ -23,27 +23,23 @@ class Parser(ArgumentParser):
         raise UserError(f'{message}. {self.prog} --help explains the arguments.')
 
 
-class ConfigOptions(Action):
+class ConfigOptions(DictAction):
     """``--cfg-options key=value ...``, in mmengine's syntax for values."""
 
-    def __call__(
-        self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str], option_string: str | None = None
-    ) -> None:
-        options = dict(getattr(namespace, self.dest) or {})
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for value in values:
-            key, equals, text = value.partition('=')
+            key, equals, _ = value.partition('=')
             if not equals or not all(key.split('.')):
                 raise UserError(
                     f'{option_string} {value}: expected key=value, as in train_cfg.max_epochs=12. Put the other '
                     'arguments in front.'
                 )
             try:
-                options[key] = parse_value(text)
+                super().__call__(parser, namespace, [value], option_string)
             except AssertionError:
                 raise UserError(
                     f"{option_string} {value}: the brackets do not match. Quote lists, as in 'key=[(1,2),(3,4)]'."
                 ) from None
-        setattr(namespace, self.dest, options)
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -80,20 +76,18 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str
 
 
 def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command; report a :class:`UserError` or a signal on stderr, let other exceptions keep their traceback.
+    """Run a command and return 0, 2 after a UserError, or 128 and the number of a signal; these are said on stderr."""
 
-    Args:
-        command: Parses its arguments and does the work.
-        argv: The arguments; those of the process if None.
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(number)
 
-    Returns:
-        0, 2 after a :class:`UserError`, or 128 and the number of the signal.
-    """
     # mmengine causes this warning; a user cannot act on it.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
+    # While a launcher's process waits for another one, Python's handlers would not run: a signal ends it at once.
+    handler = signal.SIG_DFL if is_launched() else stop
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _stoppable():
-            command(argv)
+        command(argv)
     except UserError as error:
         if not is_first():
             # The first process reports the same within this time, and then the launcher ends all of them.
@@ -105,34 +99,15 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         return 128 + stopped.number
-    return 0
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise :class:`Stopped`, or end a launcher's process at once.
-
-    While such a process waits for another one, Python's handlers would not run.
-    """
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise Stopped(number)
-
-    handler = signal.SIG_DFL if is_launched() else stop
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+    return 0
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process without shutting down the interpreter.
-
-    During shutdown, a thread of gloo that frees a tensor would abort the process ("terminate called without an active
-    exception"), and a data loader would wait for its workers.
-    """
+    """End this process without shutting down the interpreter, where a thread of gloo that frees a tensor would abort
+    the process ("terminate called without an active exception"), and a data loader would wait for its workers."""
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

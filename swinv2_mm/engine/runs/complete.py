@@ -1,20 +1,23 @@
-"""Complete a config for a run: every edit by a flag of a command line or by a default of ours is made here."""
+"""Complete a config for a run: the edits by flags of a command line and by defaults of ours."""
 
+import os
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 
-from swinv2_mm.engine.checks.weights import open_checkpoint, pretrained_parts
-from swinv2_mm.engine.config import add_default_hook, add_hook
-from swinv2_mm.engine.config.distributed import this_run, was_restarted
-from swinv2_mm.engine.display.pictures import draw_predictions
-from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
+from swinv2_mm.engine.config import add_hook
+from swinv2_mm.engine.config.distributed import this_run
+from swinv2_mm.engine.config.parts import each, nested, pretrained_parts
 from swinv2_mm.engine.recipe.compilation import compile_backbone
-from swinv2_mm.engine.recipe.precision import set_precision
-from swinv2_mm.engine.saving.checkpoint_hook import save_safely
-from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint
+from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, open_checkpoint
 from swinv2_mm.errors import UserError, say
+
+# By their names in default_hooks, where a config gives them arguments or, as None, leaves them out.
+_HOOKS = {
+    'non_finite': {'type': 'swinv2_mm.NonFiniteHook'},
+    'report': {'type': 'swinv2_mm.ReportHook'},
+    'progress': {'type': 'swinv2_mm.ProgressHook'},
+}
 
 
 def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) -> None:
@@ -22,63 +25,19 @@ def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) ->
     cfg.launcher = launcher
     default = Path('work_dirs', Path(cfg.filename).stem)
     cfg.work_dir = str(Path(work_dir or cfg.get('work_dir') or default).expanduser())
-    add_default_hook(cfg, 'progress', 'swinv2_mm.ProgressHook')
-    add_default_hook(cfg, 'report', 'swinv2_mm.ReportHook')
-    add_default_hook(cfg, 'non_finite', 'swinv2_mm.NonFiniteHook')
+    hooks = _HOOKS | dict(cfg.get('default_hooks') or {})
+    # mmengine refuses None for hooks that it does not know; its base class does nothing.
+    cfg.default_hooks = hooks | {name: {'type': 'mmengine.hooks.Hook'} for name in _HOOKS if hooks[name] is None}
     if compile:
         compile_backbone(cfg)
 
 
-def complete_training(cfg: Config, amp: str | None, auto_scale_lr: bool, resume: str | None) -> None:
-    """Make the edits of a training."""
-    set_precision(cfg, amp)
-    if auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise UserError(
-                f'--auto-scale-lr: {cfg.filename} does not say for which batch size its learning rate is; pass '
-                '--cfg-options auto_scale_lr.base_batch_size=16, or whatever it is.'
-            )
-        cfg.auto_scale_lr.enable = True
-    save_safely(cfg)
-    _set_resume(cfg, resume)
-    set_input_size(cfg)
-    log_to_tensorboard(cfg)
-
-
-def complete_test(
-    cfg: Config,
-    checkpoint: str,
-    out: str | None,
-    show: bool,
-    show_dir: str | None,
-    wait_time: float,
-    tta: bool,
-    window_size: list[int] | None,
-) -> None:
-    """Make the edits of a test."""
-    cfg.load_from, cfg.resume = checkpoint, False
-    add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
-    if out is not None:
-        _set_out(cfg, out)
-    draw_predictions(cfg, show, show_dir, wait_time)
-    if tta:
-        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-            raise UserError(
-                f'--tta: {cfg.filename} has no tta_model or no tta_pipeline that would say what to augment.'
-            )
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = dict(cfg.tta_model, module=cfg.model)
-    if window_size is not None:
-        window_size = window_size[0] if len(window_size) == 1 else window_size
-        add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=window_size)
-
-
-def _set_resume(cfg: Config, resume: str | None) -> None:
+def set_resume(cfg: Config, resume: str | Path | None) -> None:
     """Find the checkpoint to go on from, and take its seed."""
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    if was_restarted():
-        # From this run's last checkpoint, not from another run's, unless that was asked for.
+    if os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0':
+        # torchrun lost a process: from this run's last checkpoint, not from another run's, unless that was asked for.
         resume = (this_run() and latest_checkpoint(cfg.work_dir, this_run())) or resume
     if resume == 'auto':
         resume = latest_checkpoint(cfg.work_dir)
@@ -103,7 +62,7 @@ def set_input_size(cfg: Config) -> None:
     """Give every ``swinv2_mm.Pretrained`` the size of the images, for its log about padding."""
     size = input_size(cfg)
     for _, init_cfg, _ in pretrained_parts(cfg.get('model')):
-        if size is not None and init_cfg.type == 'swinv2_mm.Pretrained':
+        if size is not None and init_cfg['type'] == 'swinv2_mm.Pretrained':
             init_cfg.setdefault('input_size', size)
 
 
@@ -112,13 +71,8 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
     fixed = (cfg.model.get('data_preprocessor') or {}).get('size')
     if fixed:
         return tuple(fixed)
-    node = cfg.get('train_dataloader') or {}
-    while 'pipeline' not in node and isinstance(node.get('dataset'), dict):
-        node = node['dataset']
     size = None
-    for transform in node.get('pipeline') or []:
-        if not isinstance(transform, dict):
-            continue  # building the data set reports it
+    for transform in (part for _, part in nested(cfg.get('train_dataloader'), '') if isinstance(part, dict)):
         crop, scale = transform.get('crop_size'), transform.get('scale') or transform.get('scales')
         if crop and transform.get('crop_type', 'absolute') == 'absolute':
             size = (crop, crop) if isinstance(crop, int) else tuple(crop)
@@ -129,10 +83,9 @@ def input_size(cfg: Config) -> tuple[int, int] | None:
     return size
 
 
-def _set_out(cfg: Config, out: str) -> None:
+def set_out(cfg: Config, out: str) -> None:
     """Have a test write its predictions to the path of ``--out``, each framework in its own format."""
-    evaluator: Any = cfg.test_evaluator
-    metrics = evaluator if isinstance(evaluator, list) else [evaluator]
+    metrics = [metric for _, metric in each(cfg.test_evaluator, '')]
     pickled = out.endswith(('.pkl', '.pickle'))
     if cfg.get('default_scope') == 'mmseg':
         if pickled:

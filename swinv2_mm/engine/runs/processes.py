@@ -8,27 +8,18 @@ from mmengine.device import get_device
 
 
 def start_processes(cfg: Config) -> None:
-    """Join the other processes over gloo on a machine without a GPU; with a GPU, mmengine does it.
+    """Join the other processes over gloo on a machine without a GPU, and give the config a wrapper without a device.
 
-    mmengine's ``init_dist`` sets a CUDA device and its default wrapper names one. Once the group exists and the wrapper
-    is spelled out, mmengine's runner does the rest.
-
-    Args:
-        cfg: Edited in place: ``model_wrapper_cfg`` for a model on the CPU.
+    mmengine's own start and its default wrapper name a CUDA device; with a GPU, they do it.
     """
     if cfg.get('launcher', 'none') != 'pytorch' or get_device() != 'cpu':
         return
     if not torch.distributed.is_initialized():
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout) if timeout else None)
-    wrapper = cfg.get('model_wrapper_cfg')
-    if wrapper is None:  # mmengine's default, without the device
-        wrapper = {
-            'type': 'MMDistributedDataParallel',
-            'broadcast_buffers': False,
-            'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        }
-    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    unused = cfg.get('find_unused_parameters', False)
+    default = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
+    cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or default, device_ids=None)
 
 
 def leave_processes() -> None:

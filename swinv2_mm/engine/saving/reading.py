@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from swinv2_mm.checkpoints.files import read_file
+from swinv2_mm.engine.config.parts import is_local
 from swinv2_mm.engine.saving.plain_data import restore_log
 from swinv2_mm.errors import UserError, say
 from swinv2_mm.registry import OF_MMENGINE
@@ -33,6 +34,36 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     checkpoint = read_file(path, allow=OF_MMENGINE)
     restore_log(checkpoint)
+    return checkpoint
+
+
+def open_checkpoint(path: str, name: str) -> dict | None:
+    """Read a checkpoint of weights by their names.
+
+    Args:
+        path: A file; a URL or a name in a model zoo is left to the loader.
+        name: The option or key of the config that names it, for the message.
+
+    Returns:
+        The checkpoint, its tensors mapped; None if it is not a local file.
+
+    Raises:
+        UserError: It is missing, corrupt, or wants to run code.
+    """
+    if not is_local(path):
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        folder = file if file.is_dir() else file.parent
+        found = sorted([*folder.glob('*.pth'), *folder.glob('*.safetensors')])
+        raise UserError(
+            f'{name}: checkpoint {path} {"is a folder" if file.is_dir() else "does not exist"} (the current folder is '
+            f'{Path.cwd()}).{f" There is {found[-1]}." if found else ""}'
+        )
+    checkpoint = read_checkpoint(file)
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise UserError(f'{name}: {path} is no checkpoint: it holds no named weights.')
     return checkpoint
 
 

@@ -18,11 +18,10 @@ def launched(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize('left_out', LAUNCHED)
-def test_missing_variables_of_the_launcher_are_named(left_out, launched, monkeypatch):
+def test_a_missing_variable_of_the_launcher_is_named(launched, monkeypatch):
     """Bug: KeyError: 'RANK' from the depths of mmengine, for ``python tools/train.py … --launcher pytorch``."""
-    monkeypatch.delenv(left_out)
-    with pytest.raises(UserError, match=rf'{left_out}.*dist_train\.sh'):
+    monkeypatch.delenv('RANK')
+    with pytest.raises(UserError, match=r'RANK.*dist_train\.sh'):
         check_launcher(Config({'launcher': 'pytorch'}))
     check_launcher(Config({'launcher': 'none'}))
 

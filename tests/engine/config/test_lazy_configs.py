@@ -309,7 +309,7 @@ def test_a_lazy_config_trains_and_resumes_to_the_weights_of_the_same_text_config
 
 
 def test_the_saved_config_is_one_to_go_on_with(run_tool):
-    """Bug: what a run had saved as its config could not be tested with, or trained from."""
+    """Bug: what a run had saved as its config could not be tested with, or trained from, or drew a report again."""
     assert run_tool('train', write(TINY), '--work-dir', 'run', '--cfg-options', 'train_cfg.max_epochs=1') == 0
     for config in ('lazy.py', 'run/lazy.py'):
         assert (
@@ -327,10 +327,10 @@ def test_the_saved_config_is_one_to_go_on_with(run_tool):
             '--resume',
             '--cfg-options',
             'train_cfg.max_epochs=2',
-            'default_hooks.report=None',
         )
         == 0
     )
+    assert not Path('run/report.png').exists()
 
 
 def test_a_lazy_detector_does_all_that_one_of_text_does(run_tool, shapes):
@@ -400,7 +400,10 @@ def test_a_lazy_segmentor_does_all_that_one_of_text_does(run_tool, shapes):
             "model['backbone'].update(window_sise=4)",
             "model.backbone: SwinTransformerV2 got an unexpected .*'window_sise' .Did you mean window_size",
         ),
-        ("default_hooks['checkpoint'].update(intervall=1)", "default_hooks.checkpoint: .*argument 'intervall'"),
+        (
+            "default_hooks['checkpoint'].update(intervall=1)",
+            'default_hooks.checkpoint.intervall: save_checkpoint has no such argument',
+        ),
         ('custom_hooks.append(dict(type=EpochSeedHook, sede=1))', 'custom_hooks.1.sede: EpochSeedHook has no such'),
         ("optim_wrapper['optimizer'].update(lrr=1)", 'optim_wrapper.optimizer.lrr: AdamW has no such argument'),
         ('custom_hooks.append(dict(type=loader))', '^error: custom_hooks.1.type=<function loader'),

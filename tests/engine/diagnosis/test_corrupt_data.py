@@ -211,6 +211,12 @@ def test_an_empty_list_of_images_is_named(shapes):
         load('mmdet')
 
 
+def test_another_mistake_in_a_data_set_is_passed_on(shapes):
+    """Bug: annotations are blamed for the ValueError of a transform."""
+    with pytest.raises(ValueError, match='probs must be'):
+        load('mmdet', **{'train_dataloader.dataset.pipeline': [dict(type='RandomFlip', prob='x')]})
+
+
 def test_loading_alone_is_wrapped_and_a_policy_is_one_of_two():
     """Bug: other transforms are taken for loading, or a misspelt policy for the default."""
     cfg = deepcopy(config_of('mmdet'))

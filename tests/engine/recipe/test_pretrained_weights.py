@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import export_state_dict
 from swinv2_mm.checkpoints.files import write_file
-from swinv2_mm.engine.checks.weights import check_pretrained, starts_from_noise
+from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained, starts_from_noise
 from swinv2_mm.engine.runs.complete import set_input_size
 from swinv2_mm.errors import UserError
 
@@ -332,9 +333,11 @@ def test_the_windows_outlive_the_checkpoint(microsoft):
 
 def test_a_backbone_is_not_a_whole_model(state, tmp_path):
     """Prevents: load_from with a converted backbone, of which nothing is loaded and little is said."""
+    model = torch.nn.Module()
+    model.backbone = MODELS.build(BACKBONE)
+    cfg, context = Config(dict(load_from=str(tmp_path / 'ours.pth'))), Context(('train',), model=model)
     write_file(state, tmp_path / 'ours.pth', {})
-    cfg = Config(dict(model=dict(type='Detector', backbone=dict(BACKBONE)), load_from=str(tmp_path / 'ours.pth')))
-    with pytest.raises(UserError, match=r'is a backbone.*model\.backbone\.init_cfg'):
-        check_pretrained(cfg)
+    with pytest.raises(UserError, match=r'a backbone alone.*load_from=None model\.backbone\.init_cfg\.type'):
+        check_load_from(cfg, context)
     write_file({f'backbone.{key}': value for key, value in state.items()}, tmp_path / 'ours.pth', {})
-    check_pretrained(cfg)
+    check_load_from(cfg, context)
