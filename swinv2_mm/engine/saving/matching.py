@@ -1,32 +1,26 @@
 """Matching: a checkpoint that does not fit its model is an error; mmengine only warns, and random weights remain."""
 
-import re
 from collections.abc import Mapping
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
-from swinv2_mm.checkpoints.load import as_state, plain, windows_of_training
+from swinv2_mm.checkpoints.load import plain, windows_of_training
 from swinv2_mm.engine.mmengine_internals import loaded_from
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
 
 def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Describe the tensors of a model that a checkpoint does not fill; empty if it fills all.
-
-    Args:
-        loaded: The state_dict of the checkpoint; ``module.`` in front of its keys is ignored.
-        wanted: That of the model.
-    """
-    loaded = {re.sub(r'^module\.', '', key): tensor for key, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    """Describe the tensors of a model that the state_dict of a checkpoint does not fill; empty if it fills all."""
+    loaded = {key.removeprefix('module.'): value for key, value in loaded.items() if isinstance(value, Tensor)}
     # Older checkpoints have neither the counters of BatchNorm nor our pretrained windows.
-    wanted = {
-        key: tensor for key, tensor in wanted.items() if not key.endswith(('num_batches_tracked', PRETRAINED_KEY))
-    }
+    optional = ('num_batches_tracked', PRETRAINED_KEY)
+    wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith(optional)}
     missing = [key for key in wanted if key not in loaded]
     reshaped = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
     faults = []
@@ -43,13 +37,8 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
     """Check the pretrained windows of a checkpoint against those of the model's config.
 
-    An older checkpoint has them only in the config saved with it; they are added to its weights, so that a model
-    without configured windows takes them over.
-
-    Args:
-        model: The model, before the weights are loaded.
-        checkpoint: Edited in place.
-        path: The checkpoint's.
+    An older checkpoint has them only in the config saved with it; they are added to its weights, in place, so that a
+    model without configured windows takes them over.
 
     Raises:
         UserError: The two differ.
@@ -66,7 +55,8 @@ def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
             told = told_windows(key, state[key])
         else:
             _, told = windows_of_training((checkpoint.get('meta') or {}).get('cfg'), prefix, len(own))
-            state.update({f'{before}{prefix}{entry}': windows for entry, windows in as_state(told).items()})
+            if told is not None:
+                state[key] = torch.tensor(told)
         if told is not None and module.windows_given and own != told[: len(own)]:
             raise UserError(
                 f'{path} was trained with pretrained_window_sizes={plain(told)}; this config has {plain(own)}. Leave '
@@ -90,7 +80,6 @@ class CheckpointMatchHook(Hook):
         faults = misfits(checkpoint.get('state_dict', checkpoint), model.state_dict())
         if faults:
             raise UserError(
-                f'{loaded_from(runner)} does not fit this config: {faults}. It belongs to another config, or holds a '
-                'backbone alone.'
+                f'{loaded_from(runner)} does not fit this config: {faults}. It belongs to another, or is a backbone.'
             )
         match_windows(model, checkpoint, loaded_from(runner))

@@ -6,10 +6,9 @@ from swinv2_mm.engine.mmengine_internals import OpenRunner
 
 
 class GatheringRunner(OpenRunner):
-    """A runner whose processes put a checkpoint together; mmengine asks rank 0 alone, which would wait for ever.
+    """Every process runs mmengine's ``save_checkpoint`` up to its last hook, so that state_dicts may communicate.
 
-    Every process runs mmengine's ``save_checkpoint`` up to its last hook, so that state_dicts may communicate; then
-    rank 0 writes the file.
+    mmengine asks rank 0 alone, which would wait for ever.
     """
 
     def save_checkpoint(self, *args, **kwargs) -> None:

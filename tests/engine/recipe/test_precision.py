@@ -116,8 +116,8 @@ def test_the_config_says_what_was_asked_for(kind, arithmetic, chosen, line, monk
 @pytest.mark.parametrize(
     ('kind', 'dtype', 'name', 'slower', 'remedy'),
     [
-        ('cpu', 'bfloat16', 'this processor', '80 times', 'auto'),
-        ('cpu', 'float16', 'this processor', '80 times', 'fp32'),
+        ('cpu', 'bfloat16', 'this processor', 'slower than float32', 'auto'),
+        ('cpu', 'float16', 'this processor', 'slower than float32', 'fp32'),
         ('cuda', 'bfloat16', 'Tesla T4', 'slower than float16', 'fp16'),
     ],
 )
@@ -140,14 +140,6 @@ def test_a_type_that_the_machine_has_is_no_matter_of_warning(device, said):
     for dtype in ('bfloat16', torch.float16):
         build_wrapper(dtype)
     assert said == []
-
-
-def test_a_gpu_that_does_not_even_emulate_is_refused(monkeypatch):
-    """Bug: an error out of the first convolution."""
-    pretend(monkeypatch, 'cuda', ())
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: False)
-    with pytest.raises(UserError, match='Tesla T4 does not compute in bfloat16; pass --amp fp16'):
-        configured({'type': 'OptimWrapper'}, 'bf16')
 
 
 def test_the_processor_is_asked(tmp_path):
