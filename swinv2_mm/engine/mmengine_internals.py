@@ -146,11 +146,6 @@ def loaded_from(runner: Runner) -> str:
     return runner._load_from
 
 
-def is_training(runner: Runner) -> bool:
-    """Whether a runner has built its training loop, which its ``train_loop`` would do when asked (mmengine 0.10)."""
-    return isinstance(runner._train_loop, BaseLoop)
-
-
 def update_val_interval(loop: BaseLoop) -> None:
     """Set a loop's ``val_interval`` to what ``dynamic_intervals`` says for now (mmengine 0.10)."""
     loop._decide_current_val_interval()

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from swinv2_mm.engine.diagnosis.step_dump import Step, write_step
 from swinv2_mm.engine.diagnosis.watching import Trace
-from swinv2_mm.engine.sharding.fsdp2 import gather
+from swinv2_mm.engine.sharding.gathering import gather
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 

@@ -33,11 +33,7 @@ class CompileBackboneHook(Hook):
 
 
 def compile_backbone(cfg: Config) -> None:
-    """Make a run compile its backbone, by a hook in its config.
-
-    Raises:
-        UserError: Something else compiles or wraps the blocks, or there is no compiler.
-    """
+    """Make a run compile its backbone, by a hook in its config; raise a UserError if it cannot."""
     if cfg.get('compile'):
         raise UserError('--compile: compile=... of this config compiles the whole step; leave one of them out.')
     if cfg.get('runner_type') == 'swinv2_mm.FSDP2Runner':

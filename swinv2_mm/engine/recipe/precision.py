@@ -58,14 +58,11 @@ def tell_precision(asked: torch.dtype | None) -> None:
         reason = '' if chosen == torch.bfloat16 else f', since {name} has no bfloat16 arithmetic'
         print_log(f'precision: {str(chosen).removeprefix("torch.")}{reason}', 'current')
     elif not computes(device, asked):
-        better, remedy = ('float16', 'fp16') if device == 'cuda' else ('float32', 'auto or --amp fp32')
-        print_log(
-            f'precision: {str(asked).removeprefix("torch.")} as asked for, but {name} has no arithmetic for it and '
-            f'emulates it, slower than {better} (see docs/precision.md). Pass --amp {remedy}, or set '
-            "optim_wrapper.dtype='auto'.",
-            'current',
-            logging.WARNING,
+        line = (
+            f'precision: {str(asked).removeprefix("torch.")} as asked for, but {name} only emulates it, which is slow. '
         )
+        remedy = "Pass --amp auto, or set optim_wrapper.dtype='auto'; see docs/precision.md."
+        print_log(line + remedy, 'current', logging.WARNING)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -87,7 +84,8 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         self, loss_scale: str | float | dict | None = None, dtype: str | torch.dtype | None = None, **kwargs
     ) -> None:
         asked, device = half_type(dtype), get_device()
-        settings, fixed = {}, None
+        settings: dict[str, Any] = {}
+        fixed = None
         if isinstance(loss_scale, dict):
             settings = loss_scale
         elif isinstance(loss_scale, int | float):

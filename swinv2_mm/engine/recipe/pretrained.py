@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from swinv2_mm.checkpoints.adapt import adapt_channels, adapt_patch
 from swinv2_mm.checkpoints.geometry import read_geometry
@@ -15,6 +15,7 @@ from swinv2_mm.checkpoints.load import Windows, as_state, fetch, pairs, plain, w
 from swinv2_mm.engine.mmengine_internals import note_initialised
 from swinv2_mm.engine.saving.matching import misfits
 from swinv2_mm.errors import UserError
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
 PATCHES = 'patch_embed.proj.weight'
@@ -70,12 +71,12 @@ class Pretrained:
         found = dict(geometry.arguments(), out_indices=tuple(range(len(geometry.depths))))
         return dict(found, window_size=windows) if windows else found
 
-    def check(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], Windows | None]:
+    def check(self, module: SwinTransformerV2) -> tuple[dict[str, Tensor], dict[str, Any], Windows | None]:
         """Check that the checkpoint fits a backbone, also on the meta device; return weights, meta and windows."""
-        if not hasattr(module, 'pretrained_window_sizes') or not hasattr(module, 'patch_embed'):
+        if not isinstance(module, SwinTransformerV2):
+            kind = type(module).__name__
             raise UserError(
-                "init_cfg=dict(type='swinv2_mm.Pretrained') belongs into a swinv2_mm.SwinTransformerV2, as "
-                f'model.backbone.init_cfg, not into a {type(module).__name__}.'
+                f"init_cfg=dict(type='swinv2_mm.Pretrained') belongs into model.backbone, not into a {kind}."
             )
         weights, meta = fetch(self.checkpoint, **self.options)
         wanted = module.state_dict()
@@ -100,7 +101,7 @@ class Pretrained:
             )
         return weights, meta, known
 
-    def __call__(self, module: nn.Module) -> None:
+    def __call__(self, module: SwinTransformerV2) -> None:
         weights, meta, known = self.check(module)
         wanted = module.state_dict()
         old, shape = weights[PATCHES], wanted[PATCHES].shape

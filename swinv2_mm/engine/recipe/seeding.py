@@ -27,7 +27,8 @@ def seed_everything(*entropy: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every generator, as tensors and plain numbers, without waiting for a device."""
-    kind, keys, *position = np.random.get_state()
+    state: Any = np.random.get_state()
+    kind, keys, *position = state
     return {
         'python': random.getstate(),
         'numpy': [kind, torch.from_numpy(keys.astype(np.int64)), *position],
@@ -69,7 +70,7 @@ class EpochSeedHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        loader = runner.train_dataloader
+        loader: Any = runner.train_dataloader
         default = isinstance(loader.worker_init_fn, partial) and loader.worker_init_fn.func is mmengine_worker_init_fn
         if _by_epoch(runner) and (default or loader.worker_init_fn is None):
             loader.worker_init_fn = seed_worker

@@ -30,11 +30,7 @@ def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence
 
 @HOOKS.register_module()
 class WindowSizeHook(Hook):
-    """Run validation and test at another window; training keeps its own.
-
-    Args:
-        window_size: As ``SwinTransformerV2.set_window_size`` takes it.
-    """
+    """Run validation and test at another window, as ``SwinTransformerV2.set_window_size`` takes it, and reset it."""
 
     def __init__(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
         self.window_size = window_size

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from rich.filesize import decimal
 
@@ -108,7 +108,7 @@ class CheckpointHook(OpenCheckpointHook):
             resumed = Path(loaded_from(runner))
             if is_main_process() and resumed.parent.resolve() == folder.resolve():
                 WholeFileBackend().put_text(str(folder / resumed.name), Path(runner.work_dir, 'last_checkpoint'))
-            if _validation_is_due(runner):
+            if runner.val_loop is not None and _validation_is_due(runner):
                 runner.logger.info('The validation after the checkpoint was interrupted, and is run now.')
                 runner.val_loop.run()
 
@@ -137,24 +137,22 @@ class CheckpointHook(OpenCheckpointHook):
 
 def _done(runner: Runner) -> int:
     """Epochs or iterations so far, whichever the training loop counts."""
-    loop = runner.train_loop
-    return loop.epoch if isinstance(loop, EpochBasedTrainLoop) else loop.iter
+    return runner.epoch if isinstance(runner.train_loop, EpochBasedTrainLoop) else runner.iter
 
 
 def _validation_is_due(runner: Runner) -> bool:
     """Whether the run that saved the checkpoint was killed before the validation that follows."""
-    loop, done = runner.train_loop, _done(runner)
-    if runner.val_loop is None or runner.message_hub.runtime_info.get('validated') == done:
-        return False
+    loop: Any = runner.train_loop
+    done = _done(runner)
     end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
     update_val_interval(loop)
-    return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
+    asked = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
+    return asked and runner.message_hub.runtime_info.get('validated') != done
 
 
 def save_safely(cfg: Config) -> None:
     """Replace mmengine's CheckpointHook, which a config has by default, by :class:`CheckpointHook`."""
     hooks = cfg.setdefault('default_hooks', {})
     checkpoint = hooks.get('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
-    kind = (checkpoint or {}).get('type')
-    if kind in ('CheckpointHook', 'mmengine.CheckpointHook', MMEngineCheckpointHook):
+    if (checkpoint or {}).get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
         hooks['checkpoint'] = dict(checkpoint, type='swinv2_mm.CheckpointHook')

@@ -1,6 +1,7 @@
 """Matching: a checkpoint that does not fit its model is an error; mmengine only warns, and random weights remain."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -35,19 +36,15 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Check the pretrained windows of a checkpoint against those of the model's config.
+    """Raise a UserError if the pretrained windows of a checkpoint are not those of the model's config.
 
     An older checkpoint has them only in the config saved with it; they are added to its weights, in place, so that a
     model without configured windows takes them over.
-
-    Raises:
-        UserError: The two differ.
     """
     state = checkpoint.get('state_dict', checkpoint)
     before = 'module.' if any(str(key).startswith('module.') for key in state) else ''
-    for name, module in model.named_modules():
-        if not hasattr(module, 'windows_given'):
-            continue
+    backbones: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(m, 'windows_given')}
+    for name, module in backbones.items():
         prefix = f'{name}.' if name else ''
         key = f'{before}{prefix}{PRETRAINED_KEY}'
         own = module.pretrained_window_sizes
@@ -74,7 +71,7 @@ class CheckpointMatchHook(Hook):
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = runner.model
+        model: Any = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         faults = misfits(checkpoint.get('state_dict', checkpoint), model.state_dict())

@@ -16,11 +16,7 @@ def protect_loading() -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a local file, with the log in ``message_hub`` as mmengine expects it.
-
-    Raises:
-        UserError: The file is missing, corrupt, no checkpoint, or would run code.
-    """
+    """Read a local file as :func:`read_file`, with the log in ``message_hub`` as mmengine expects it."""
     checkpoint = read_file(path, allow=OF_MMENGINE)
     restore_log(checkpoint)
     return checkpoint
@@ -40,11 +36,8 @@ def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | No
     """Find the checkpoint that ``--resume`` continues from: the last one saved that can be read.
 
     Args:
-        work_dir: The folder.
+        work_dir: If it holds no checkpoint, the result is None.
         run: Take only checkpoints of this run, see :func:`~swinv2_mm.engine.config.distributed.this_run`.
-
-    Returns:
-        The path, or None if the folder holds no checkpoint, or none of that run.
 
     Raises:
         UserError: There are checkpoints, but none can be resumed.

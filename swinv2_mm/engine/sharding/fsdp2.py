@@ -60,9 +60,6 @@ class FSDP2Runner(GatheringRunner):
             self._scatter(kwargs['checkpoint'])
         super().call_hook(fn_name, **kwargs)
 
-    def gather(self, checkpoint: dict) -> None:
-        gather(checkpoint, keep=self.rank == 0)
-
     def _scatter(self, checkpoint: dict) -> None:
         parameters = dict(self.model.named_parameters())
         for part in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
@@ -84,9 +81,6 @@ def shard(model: nn.Module, block_dtype: str = 'float32', offload: bool = False)
             the blocks in that type, except for the position bias. Shards, gradients and the optimizer stay in float32.
         offload: Keep shards, gradients and the optimizer's state in main memory, and update there: slower, for models
             whose shards do not fit the GPUs.
-
-    Raises:
-        UserError: Another ``block_dtype``, or ``offload`` is neither True nor False.
     """
     if block_dtype not in ('float32', 'bfloat16'):
         raise UserError(f"fsdp2.block_dtype={block_dtype!r}: set it to 'float32' or 'bfloat16'.")
@@ -120,20 +114,6 @@ def parameters_alone(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         copy.add_module(name, parameters_alone(child))
     return copy
-
-
-def gather(value: Any, keep: bool) -> Any:
-    """Replace each divided tensor in nested dicts and lists, in place, by the complete one on the CPU.
-
-    Every process calls it; those that do not ``keep`` the result send their part and get None.
-    """
-    if isinstance(value, DTensor):
-        whole = value.to(value.device_mesh.device_type).full_tensor()
-        return whole.cpu() if keep else None
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        value[key] = gather(inner, keep)
-    return value
 
 
 def like(value: Any, parameter: Tensor | None) -> Any:
