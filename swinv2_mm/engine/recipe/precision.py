@@ -53,16 +53,14 @@ def tell_precision(asked: torch.dtype | None) -> None:
     """Log the type that is chosen on this device if None is asked for, or warn of an emulated type."""
     device = get_device()
     name = torch.cuda.get_device_name() if device == 'cuda' else 'this processor'
+    chosen = asked or best_dtype(device)
+    line = f'precision: {str(chosen).removeprefix("torch.")}'
     if asked is None:
-        chosen = best_dtype(device)
         reason = '' if chosen == torch.bfloat16 else f', since {name} has no bfloat16 arithmetic'
-        print_log(f'precision: {str(chosen).removeprefix("torch.")}{reason}', 'current')
+        print_log(line + reason, 'current')
     elif not computes(device, asked):
-        line = (
-            f'precision: {str(asked).removeprefix("torch.")} as asked for, but {name} only emulates it, which is slow. '
-        )
-        remedy = "Pass --amp auto, or set optim_wrapper.dtype='auto'; see docs/precision.md."
-        print_log(line + remedy, 'current', logging.WARNING)
+        line += f' as asked for, but {name} only emulates it, which is slow (see docs/precision.md). Pass --amp auto, '
+        print_log(line + "or set optim_wrapper.dtype='auto'.", 'current', logging.WARNING)
 
 
 @OPTIM_WRAPPERS.register_module()
