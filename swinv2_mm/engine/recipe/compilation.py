@@ -16,15 +16,9 @@ from swinv2_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class CompileBackboneHook(Hook):
-    """Compile only the backbone. It is one graph; heads, losses and boxes are Python code that breaks a graph.
+    """Compile only the backbone, with a backend of :func:`torch.compile`; heads, losses and boxes break a graph.
 
     The compiled code is no part of the state: checkpoints, copies and averages of the model are as without it.
-
-    Args:
-        backend: That of :func:`torch.compile`.
-
-    Raises:
-        UserError: The model has no SwinV2 backbone.
     """
 
     def __init__(self, backend: str = 'inductor') -> None:
@@ -39,28 +33,12 @@ class CompileBackboneHook(Hook):
 
 
 def compile_backbone(cfg: Config) -> None:
-    """Make a run compile its backbone.
-
-    Args:
-        cfg: Edited in place.
-
-    Raises:
-        UserError: Something else compiles or wraps the blocks, or there is no compiler.
-    """
+    """Make a run compile its backbone, by a hook in its config; raise a UserError if it cannot."""
     if cfg.get('compile'):
-        raise UserError(
-            '--compile compiles the backbone, and this config has compile=..., with which mmengine would '
-            'compile the training step around it; leave one of them out.'
-        )
+        raise UserError('--compile: compile=... of this config compiles the whole step; leave one of them out.')
     if cfg.get('runner_type') == 'swinv2_mm.FSDP2Runner':
-        raise UserError(
-            f'--compile: {cfg.runner_type} gathers the parameters of one block at a time, which a graph of '
-            'the whole backbone leaves no place for; leave one of them out.'
-        )
+        raise UserError('--compile: FSDP2Runner gathers the parameters block by block; leave one of them out.')
     compiler = os.environ.get('CXX') or 'g++'
     if get_device() == 'cpu' and shutil.which(compiler) is None:
-        raise UserError(
-            f'--compile: torch.compile needs a C++ compiler, and {compiler} is not installed. Install g++, '
-            'or name another by the environment variable CXX.'
-        )
+        raise UserError(f'--compile needs a C++ compiler, and {compiler} is not installed; install g++, or set CXX.')
     add_hook(cfg, 'swinv2_mm.CompileBackboneHook')

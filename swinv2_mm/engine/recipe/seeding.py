@@ -1,8 +1,7 @@
 """Exact resuming: each epoch has its own seed, so that a resumed run repeats an uninterrupted one.
 
-Three things in mmengine depend on history: the main process (drop path, RoI sampling) draws from one stream from start
-to end; data workers get the same seeds at each start, so that the second epoch after a resume is augmented like the
-first; and persistent workers keep their streams across epochs. ``EpochSeedHook`` resets all three.
+In mmengine the main process draws from one stream from start to end (drop path, RoI sampling), data workers get the
+same seeds at each start, and persistent workers keep their streams across epochs. ``EpochSeedHook`` resets all three.
 """
 
 import random
@@ -27,11 +26,9 @@ def seed_everything(*entropy: int) -> None:
 
 @FUNCTIONS.register_module()
 def seed_worker(worker_id: int) -> None:
-    """Seed a data worker from the main process, not only from the run's seed.
+    """Seed a data worker from the main process, whose number torch has seeded the worker's generator with.
 
-    torch draws a fresh number from the main process whenever workers start, and has seeded its own generator with it
-    by the time this runs. Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')``; ``EpochSeedHook``
-    replaces mmengine's default by it.
+    Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')``; ``EpochSeedHook`` replaces mmengine's default by it.
     """
     seed_everything(torch.initial_seed() % 2**64)
 
@@ -41,16 +38,15 @@ class EpochSeedHook(Hook):
     """Seed all randomness of an epoch from (the run's seed, epoch, rank) before its data workers start.
 
     With it, ``--resume`` ends in the same weights as an uninterrupted run, on the same number of processes and workers.
-    An iteration-based loop has no epochs, and skips the data of past iterations by loading it again; there the main
-    process is seeded before each iteration, and exactness needs ``num_workers >= 1`` (without workers, loading the
-    skipped data would draw from the model's stream).
+    An iteration-based loop, which loads the data of past iterations again, is seeded before each iteration; exactness
+    needs ``num_workers >= 1`` there, or loading would draw from the model's stream.
     """
 
     # The last hook before an epoch: nothing may draw between this and the start of the epoch's workers.
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        loader = runner.train_dataloader
+        loader: Any = runner.train_dataloader
         default = isinstance(loader.worker_init_fn, partial) and loader.worker_init_fn.func is mmengine_worker_init_fn
         if _by_epoch(runner) and (default or loader.worker_init_fn is None):
             loader.worker_init_fn = seed_worker

@@ -11,10 +11,7 @@ from swinv2_mm.registry import HOOKS
 
 
 def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence[int]]) -> list[tuple]:
-    """Set the window of every SwinV2 backbone of a model.
-
-    Returns:
-        The backbones, each with its former windows.
+    """Set the window of every SwinV2 backbone of a model; return the backbones, each with its former windows.
 
     Raises:
         UserError: The model has no SwinV2 backbone, or the window does not fit its stages.
@@ -33,14 +30,7 @@ def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence
 
 @HOOKS.register_module()
 class WindowSizeHook(Hook):
-    """Run validation and test at another window; training keeps its own.
-
-    Args:
-        window_size: As ``SwinTransformerV2.set_window_size`` takes it.
-
-    Raises:
-        UserError: The model has no SwinV2 backbone, or the window does not fit its stages.
-    """
+    """Run validation and test at another window, as ``SwinTransformerV2.set_window_size`` takes it, and reset it."""
 
     def __init__(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
         self.window_size = window_size

@@ -1,8 +1,9 @@
 """Matching: a checkpoint that does not fit its model is an error; mmengine only warns, and random weights remain."""
 
-import re
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -16,17 +17,11 @@ from swinv2_mm.registry import HOOKS
 
 
 def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Describe the tensors of a model that a checkpoint does not fill; empty if it fills all.
-
-    Args:
-        loaded: The state_dict of the checkpoint; ``module.`` in front of its keys is ignored.
-        wanted: That of the model.
-    """
-    loaded = {re.sub(r'^module\.', '', key): tensor for key, tensor in loaded.items() if isinstance(tensor, Tensor)}
+    """Describe the tensors of a model that the state_dict of a checkpoint does not fill; empty if it fills all."""
+    loaded = {key.removeprefix('module.'): value for key, value in loaded.items() if isinstance(value, Tensor)}
     # Older checkpoints have neither the counters of BatchNorm nor our pretrained windows.
-    wanted = {
-        key: tensor for key, tensor in wanted.items() if not key.endswith(('num_batches_tracked', PRETRAINED_KEY))
-    }
+    optional = ('num_batches_tracked', PRETRAINED_KEY)
+    wanted = {key: tensor for key, tensor in wanted.items() if not key.endswith(optional)}
     missing = [key for key in wanted if key not in loaded]
     reshaped = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
     faults = []
@@ -41,21 +36,11 @@ def misfits(loaded: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
 
 
 def match_windows(model: nn.Module, checkpoint: dict, path: str) -> None:
-    """Check the pretrained windows of a checkpoint against those of the model's config.
-
-    Args:
-        model: The model, before the weights are loaded.
-        checkpoint: The checkpoint.
-        path: The checkpoint's.
-
-    Raises:
-        UserError: The two differ.
-    """
+    """Raise a UserError if the pretrained windows of a checkpoint are not those of the model's config."""
     state = checkpoint.get('state_dict', checkpoint)
     before = 'module.' if any(str(key).startswith('module.') for key in state) else ''
-    for name, module in model.named_modules():
-        if not hasattr(module, 'windows_given'):
-            continue
+    backbones: dict[str, Any] = {name: m for name, m in model.named_modules() if hasattr(m, 'windows_given')}
+    for name, module in backbones.items():
         prefix = f'{name}.' if name else ''
         key = f'{before}{prefix}{PRETRAINED_KEY}'
         own = module.pretrained_window_sizes
@@ -77,13 +62,12 @@ class CheckpointMatchHook(Hook):
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        model = runner.model
+        model: Any = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         faults = misfits(checkpoint.get('state_dict', checkpoint), model.state_dict())
         if faults:
             raise UserError(
-                f'{loaded_from(runner)} does not fit this config: {faults}. It belongs to another config, or holds a '
-                'backbone alone.'
+                f'{loaded_from(runner)} does not fit this config: {faults}. It belongs to another, or is a backbone.'
             )
         match_windows(model, checkpoint, loaded_from(runner))

@@ -11,27 +11,13 @@ from swinv2_mm.registry import OF_MMENGINE
 
 
 def protect_loading() -> None:
-    """Make every ``torch.load`` of this process refuse code, whatever the environment and the caller say.
-
-    That includes ``torch.hub``, which would switch the protection off for checkpoints from a URL. mmengine's
-    checkpoints can still be read, since :mod:`swinv2_mm.registry` allows their classes.
-    """
+    """Make every ``torch.load`` of this process, also that of ``torch.hub``, refuse code, whatever the caller says."""
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint, its tensors mapped rather than copied into memory where the format allows.
-
-    Args:
-        path: A local file.
-
-    Returns:
-        Its content, with the log in ``message_hub`` as mmengine's ``MessageHub`` expects it.
-
-    Raises:
-        UserError: The file is missing, corrupt, no checkpoint, or would run code.
-    """
+    """Read a local file as :func:`read_file`, with the log in ``message_hub`` as mmengine expects it."""
     checkpoint = read_file(path, allow=OF_MMENGINE)
     restore_log(checkpoint)
     return checkpoint
@@ -68,11 +54,7 @@ def open_checkpoint(path: str, name: str) -> dict | None:
 
 
 def check_resumable(path: str | Path, checkpoint: dict) -> None:
-    """Check that a checkpoint holds everything that resuming needs, not only weights.
-
-    Raises:
-        UserError: It does not.
-    """
+    """Raise a UserError if a checkpoint lacks what resuming needs beside the weights."""
     missing = [key for key in ('state_dict', 'optimizer', 'message_hub', 'meta') if key not in checkpoint]
     if missing:
         raise UserError(
@@ -84,15 +66,9 @@ def check_resumable(path: str | Path, checkpoint: dict) -> None:
 def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | None:
     """Find the checkpoint that ``--resume`` continues from: the last one saved that can be read.
 
-    The file ``last_checkpoint`` names it, unless the run was killed between writing the two. In a moved or copied
-    folder its path and the times of files are wrong, so only the name counts. Corrupt files are skipped.
-
     Args:
-        work_dir: The folder.
-        run: Take only checkpoints saved by this run, see :func:`~swinv2_mm.engine.config.distributed.this_run`.
-
-    Returns:
-        The path, or None if the folder holds no checkpoint, or none of that run.
+        work_dir: If it holds no checkpoint, the result is None.
+        run: Take only checkpoints of this run, see :func:`~swinv2_mm.engine.config.distributed.this_run`.
 
     Raises:
         UserError: There are checkpoints, but none can be resumed.
@@ -102,30 +78,28 @@ def latest_checkpoint(work_dir: str | Path, run: str | None = None) -> Path | No
     for path in _candidates(folder):
         try:
             checkpoint = read_checkpoint(path)
-            if run is not None and checkpoint.get('message_hub', {}).get('runtime_info', {}).get('run') != run:
-                continue
-            check_resumable(path, checkpoint)
+            if run in (None, checkpoint.get('message_hub', {}).get('runtime_info', {}).get('run')):
+                check_resumable(path, checkpoint)
+                if problems:
+                    say(f'warning: {problems[0]} Resuming from {path}.')
+                return path
         except UserError as problem:
             problems.append(str(problem))
-            continue
-        if problems:
-            say(f'warning: {problems[0]} Resuming from {path}.')
-        return path
     if problems and run is None:
         raise UserError(f'nothing in {folder} can be resumed. {problems[0]}')
     return None
 
 
 def _candidates(folder: Path) -> list[Path]:
-    saved = sorted([*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')], key=_time, reverse=True)
+    """Checkpoints, the best one first: that in the note, unless the run was killed between saving and noting.
+
+    In a moved or copied folder the path in the note and the times of files are wrong, so only the name counts.
+    """
+    saved = sorted([*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')], key=os.path.getmtime, reverse=True)
     note = folder / 'last_checkpoint'
     noted = Path(note.read_text().strip()) if note.is_file() else Path()
     if not noted.suffix:  # none, or cut off
         return saved
     in_place = noted.parent.resolve() == folder.resolve()
-    newer = [path for path in saved if _time(path) > note.stat().st_mtime_ns] if in_place else []
+    newer = [path for path in saved if os.path.getmtime(path) > os.path.getmtime(note)] if in_place else []
     return [path for path in dict.fromkeys([*newer, folder / noted.name, noted, *saved]) if path.exists()]
-
-
-def _time(path: Path) -> int:
-    return path.stat().st_mtime_ns

@@ -1,6 +1,6 @@
 """FSDP2 divides parameters, gradients and the optimizer's state among the processes (ZeRO stage 3)."""
 
-import re
+from typing import Any
 
 import torch
 from mmengine.device import get_device
@@ -19,15 +19,12 @@ from swinv2_mm.registry import RUNNERS
 
 @RUNNERS.register_module()
 class FSDP2Runner(GatheringRunner):
-    """A runner that trains with torch's ``fully_shard``.
+    """A runner that trains with torch's ``fully_shard``; ``fsdp2 = dict(...)`` has the arguments of :func:`shard`.
 
     Each block of the backbone is a unit: its parameters are gathered while it computes, and divided otherwise. The rest
     of the model is one more unit: frameworks call their heads by ``loss`` and ``predict``, which the hooks of a unit do
-    not see. Parameters are initialised or loaded as in a run without sharding. Checkpoints are the same, too: they can
-    be tested and resumed with or without sharding, by any number of processes. A single process without a launcher
-    trains as always; tests run unsharded.
-
-    ``fsdp2 = dict(...)`` in the config holds the arguments of :func:`shard`.
+    not see. Checkpoints are those of a run without sharding, for any number of processes. A single process without a
+    launcher trains as always; tests run unsharded.
     """
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -54,30 +51,20 @@ class FSDP2Runner(GatheringRunner):
     def init_weights(self) -> None:
         """Done before sharding."""
 
-    def resume(
-        self,
-        filename: str,
-        resume_optimizer: bool = True,
-        resume_param_scheduler: bool = True,
-        map_location: str = 'cpu',
-    ) -> None:
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """As mmengine's, but the complete checkpoint stays in main memory."""
-        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        super().resume(filename, *args, **{'map_location': 'cpu', **kwargs})
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
         if fn_name == 'after_load_checkpoint':
             self._scatter(kwargs['checkpoint'])
         super().call_hook(fn_name, **kwargs)
 
-    def gather(self, checkpoint: dict) -> None:
-        gather(checkpoint, keep=self.rank == 0)
-
     def _scatter(self, checkpoint: dict) -> None:
-        """Divide the tensors of a checkpoint, in place, like those of the model and the optimizer."""
         parameters = dict(self.model.named_parameters())
         for part in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
             for key, value in part.items():
-                part[key] = like(value, parameters.get(re.sub(r'^module\.', '', key)))
+                part[key] = like(value, parameters.get(key.removeprefix('module.')))
         if isinstance(self.optim_wrapper, OptimWrapper) and 'optimizer' in checkpoint:
             optimized = [p for group in self.optim_wrapper.optimizer.param_groups for p in group['params']]
             for index, state in checkpoint['optimizer']['state'].items():
@@ -92,19 +79,15 @@ def shard(model: nn.Module, block_dtype: str = 'float32', offload: bool = False)
         model: With the same values in each process.
         block_dtype: ``'float32'``, or ``'bfloat16'`` to gather the blocks' parameters in half the bytes and to compute
             the blocks in that type, except for the position bias. Shards, gradients and the optimizer stay in float32.
-        offload: Keep shards, gradients and the optimizer's state in main memory, and update there; a block's parameters
-            are on the GPU only while it computes. Slower, for models whose shards do not fit the GPUs.
-
-    Raises:
-        UserError: Another ``block_dtype``, or ``offload`` is neither True nor False.
+        offload: Keep shards, gradients and the optimizer's state in main memory, and update there: slower, for models
+            whose shards do not fit the GPUs.
     """
     if block_dtype not in ('float32', 'bfloat16'):
         raise UserError(f"fsdp2.block_dtype={block_dtype!r}: set it to 'float32' or 'bfloat16'.")
     if not isinstance(offload, bool):
         raise UserError(f'fsdp2.offload={offload!r}: set it to True or False.')
     device = get_device()
-    mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-    options = {'mesh': mesh}
+    options: dict[str, Any] = {'mesh': init_device_mesh(device, (torch.distributed.get_world_size(),))}
     if offload:  # only an accelerator's driver can pin memory
         options['offload_policy'] = CPUOffloadPolicy(pin_memory=device != 'cpu')
     precision = MixedPrecisionPolicy()
@@ -118,9 +101,7 @@ def shard(model: nn.Module, block_dtype: str = 'float32', offload: bool = False)
     # fully_shard forbids copies, since they could not run; mmengine's EMAHook copies the model only for its values.
     # The class that fully_shard gave the model belongs to every sharded model of its kind, so this one gets its own.
     kind = type(model)
-    model.__class__ = type(
-        kind.__name__, kind.__bases__, {'__deepcopy__': lambda module, memo: parameters_alone(module)}
-    )
+    model.__class__ = type(kind.__name__, kind.__bases__, {'__deepcopy__': lambda module, _: parameters_alone(module)})
 
 
 def parameters_alone(module: nn.Module) -> nn.Module:
@@ -135,23 +116,7 @@ def parameters_alone(module: nn.Module) -> nn.Module:
     return copy
 
 
-def gather(value: object, keep: bool) -> object:
-    """Replace each divided tensor in nested dicts and lists by the complete one on the CPU; called by every process.
-
-    Args:
-        value: Dicts and lists are edited in place.
-        keep: Whether this process wants the result; the others send their part and get None.
-    """
-    if isinstance(value, DTensor):
-        whole = value.to(value.device_mesh.device_type).full_tensor()
-        return whole.cpu() if keep else None
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        value[key] = gather(inner, keep)
-    return value
-
-
-def like(value: object, parameter: Tensor | None) -> object:
+def like(value: Any, parameter: Tensor | None) -> Any:
     """Divide a tensor like the parameter of its shape, without communication; return anything else as it is."""
     if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
         return value

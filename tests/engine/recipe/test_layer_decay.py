@@ -203,16 +203,15 @@ def test_frozen_stages_do_not_shift_the_layers():
     assert rates['norm1.weight'] == 1e-4
 
 
-def test_shared_parameters_are_trained_once_or_refused():
-    """Trained once with ``bypass_duplicate``, refused without. Prevents: a parameter that each step updates twice."""
+def test_shared_parameters_are_trained_once():
+    """Whatever ``bypass_duplicate`` says. Prevents: a parameter that each step updates twice."""
     model = nn.Module()
     model.backbone = SwinTransformerV2(embed_dims=8, depths=(1,), num_heads=(1,), out_indices=(0,))
     model.head = nn.Linear(4, 4)
     model.other_head = model.head
     model.third_head = nn.Sequential(model.head)
-    with pytest.raises(UserError, match=r'head.weight belongs to several modules.*bypass_duplicate'):
-        groups_of(model, decay_rate=0.9)
-    assert set(found(model, decay_rate=0.9, bypass_duplicate=True)) == {name for name, _ in model.named_parameters()}
+    for settings in ({}, {'bypass_duplicate': True}, {'bypass_duplicate': False}):
+        assert set(found(model, decay_rate=0.9, **settings)) == {name for name, _ in model.named_parameters()}
 
 
 def test_schedule_and_batch_size_scale_every_layer(own_process, tmp_path):

@@ -114,14 +114,14 @@ def test_the_config_says_what_was_asked_for(kind, arithmetic, chosen, line, monk
 
 
 @pytest.mark.parametrize(
-    ('kind', 'dtype', 'name', 'slower', 'remedy'),
+    ('kind', 'dtype', 'name'),
     [
-        ('cpu', 'bfloat16', 'this processor', '80 times', 'auto'),
-        ('cpu', 'float16', 'this processor', '80 times', 'fp32'),
-        ('cuda', 'bfloat16', 'Tesla T4', 'slower than float16', 'fp16'),
+        ('cpu', 'bfloat16', 'this processor'),
+        ('cpu', 'float16', 'this processor'),
+        ('cuda', 'bfloat16', 'Tesla T4'),
     ],
 )
-def test_an_emulated_type_is_obeyed_with_a_warning(kind, dtype, name, slower, remedy, monkeypatch, said):
+def test_an_emulated_type_is_obeyed_with_a_warning(kind, dtype, name, monkeypatch, said):
     """Bug: the type is refused or replaced; or nine hours instead of minutes, without a word of why."""
     pretend(monkeypatch, kind, ())
     for flag, wrapper in ((dtype, {'type': 'OptimWrapper'}), (None, {'type': 'AmpOptimWrapper', 'dtype': dtype})):
@@ -129,10 +129,10 @@ def test_an_emulated_type_is_obeyed_with_a_warning(kind, dtype, name, slower, re
     assert build_wrapper(dtype).cast_dtype == getattr(torch, dtype)
     ((level, line),) = said
     assert level == logging.WARNING
-    for part in (f'precision: {dtype} as asked for', name, slower, f'--amp {remedy}', "dtype='auto'"):
+    for part in (f'precision: {dtype} as asked for', name, 'slow', '--amp auto', "dtype='auto'"):
         assert part in line
     # The remedy is one.
-    assert configured({'type': 'AmpOptimWrapper', 'dtype': dtype}, remedy).optim_wrapper.get('dtype') != dtype
+    assert configured({'type': 'AmpOptimWrapper', 'dtype': dtype}, 'auto').optim_wrapper.get('dtype') != dtype
 
 
 def test_a_type_that_the_machine_has_is_no_matter_of_warning(device, said):
@@ -140,14 +140,6 @@ def test_a_type_that_the_machine_has_is_no_matter_of_warning(device, said):
     for dtype in ('bfloat16', torch.float16):
         build_wrapper(dtype)
     assert said == []
-
-
-def test_a_gpu_that_does_not_even_emulate_is_refused(monkeypatch):
-    """Bug: an error out of the first convolution."""
-    pretend(monkeypatch, 'cuda', ())
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: False)
-    with pytest.raises(UserError, match='Tesla T4 does not compute in bfloat16; pass --amp fp16'):
-        configured({'type': 'OptimWrapper'}, 'bf16')
 
 
 def test_the_processor_is_asked(tmp_path):

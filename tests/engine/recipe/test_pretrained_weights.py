@@ -203,10 +203,10 @@ def test_fewer_stages_or_outputs_than_the_file(microsoft, state):
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        (dict(in_channels=1), 'from 3 to 1 channels'),
-        (dict(in_channels=5), 'from 3 to 5 channels'),
-        (dict(patch_size=8), 'from patches of 4 pixels to 8'),
-        (dict(patch_size=2, in_channels=4), 'channels and from patches'),
+        (dict(in_channels=1), 'from 3 channels and patches of 4 pixels to 1 and 4'),
+        (dict(in_channels=5), 'from 3 channels and patches of 4 pixels to 5 and 4'),
+        (dict(patch_size=8), 'from 3 channels and patches of 4 pixels to 3 and 8'),
+        (dict(patch_size=2, in_channels=4), 'from 3 channels and patches of 4 pixels to 4 and 2'),
     ],
 )
 def test_other_images_adapt_the_patch_embedding(microsoft, state, changes, words, log):

@@ -50,11 +50,14 @@ def test_each_kind_becomes_plain(value, plain):
     assert type(found) is type(plain) and repr(found) == repr(plain)
 
 
-def test_what_is_plain_stays_the_same_object():
-    """Bug: copies of large state_dicts, whose layout versions get lost; a dataset that pickles otherwise."""
+def test_what_is_plain_keeps_its_objects():
+    """Bug: copies of tensors; the layout versions of state_dicts get lost; a dataset that pickles otherwise."""
     model = torch.nn.BatchNorm1d(2)
     value = {'a': [1, (2.5, 'x', None)], 'b': model.state_dict(), 'c': torch.Size([1]), 'd': torch.float16}
-    assert to_plain(value) is value
+    plain = to_plain(value)
+    assert plain.keys() == value.keys() and all(plain[key] is value[key] for key in 'acd')
+    assert type(plain['b']) is OrderedDict and plain['b']._metadata == value['b']._metadata
+    assert plain['b'].keys() == value['b'].keys() and all(plain['b'][key] is value['b'][key] for key in value['b'])
     changed = to_plain(OrderedDict(b=model.state_dict(), c=np.float64(1)))
     assert changed['b']._metadata['']['version'] == 2
     state = model.state_dict()
