@@ -1,6 +1,8 @@
 """What several tests share."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,3 +21,9 @@ def load_script(path: Path) -> ModuleType:
         patch.setitem(sys.modules, spec.name, module)  # where dataclasses looks for it
         spec.loader.exec_module(module)
     return module
+
+
+def run_process(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a program on one thread, which finds the package, these helpers and this interpreter from any folder."""
+    environment = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests')
+    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)

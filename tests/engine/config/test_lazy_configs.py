@@ -1,8 +1,6 @@
 """Pure-Python configs, which import what they build, train, test and resume as others do, and mistakes have keys."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import cv2
 import pytest
 import torch
 from mmengine.config import Config
-from support import ROOT
+from support import run_process
 from support.lazy_configs import TINY, framework_config, write
 from support.tiny_training import write_config
 
@@ -84,9 +82,7 @@ def test_a_lazy_detector_does_all_that_one_of_text_does(run_tool, shapes):
         'print(len(inference_detector(model, sys.argv[1]).pred_instances))'
     )
     image = next((shapes / 'images' / 'validation').iterdir())
-    done = subprocess.run(
-        [sys.executable, '-c', code, image], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))
-    )
+    done = run_process(sys.executable, '-c', code, image)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) == 5
 
