@@ -7,19 +7,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_script(path: Path) -> ModuleType:
     """The module of a script, which may import its neighbours."""
     spec = importlib.util.spec_from_file_location(f'{path.parent.name}_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        patch.setitem(sys.modules, spec.name, module)  # where dataclasses looks for it
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent))
+    try:
         spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
