@@ -11,19 +11,18 @@ float64, relative to its largest value: of the output, and of the worst gradient
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import math
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring import about, new_table, print_report, report
 from torch import Tensor
 
 from swinv2_mm.models.kernels.cosine_attention import cosine_attention, unit_vectors
@@ -165,36 +164,26 @@ def measure(case: Case, dtype: torch.dtype, device: str, rounds: int) -> list[di
     return list(rows.values())
 
 
-def about() -> dict[str, Any]:
-    import triton
-
-    import swinv2_mm
-
-    return dict(
-        gpu=torch.cuda.get_device_name(),
-        cuda=torch.version.cuda,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        triton=triton.__version__,
-        swinv2_mm=swinv2_mm.__version__,
-    )
+def measure_all(sides: list[int], dtypes: list[str], rounds: int) -> Iterator[dict[str, Any]]:
+    """The report after every case, with where it is on stderr."""
+    here = about(triton='triton') | dict(cuda=torch.version.cuda)
+    rows = []
+    for dtype, side, (stage, (H, W, heads)) in itertools.product(dtypes, sides, enumerate(STAGES)):
+        print(f'\r{dtype}, window {side}, stage {stage}    ', end='', file=sys.stderr, flush=True)
+        torch.manual_seed(0)
+        found = measure(Case(2, H, W, heads, 32, side), DTYPES[dtype], 'cuda', rounds)
+        rows += [dict(dtype=dtype, window=side, stage=stage, **row) for row in found]
+        yield dict(about=here, rows=rows)
+    print(file=sys.stderr)
 
 
-def show(report: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     """Print the report, one line per case."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     number = lambda value, form: '-' if value is None else format(value, form)  # noqa: E731
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title='Shifted window attention of SwinV2-T, two images of 800 x 1333',
-        title_justify='left',
-    )
-    for column in ('type', 'window', 'stage', 'way', 'forward ms', 'with backward ms', 'MiB', 'error', 'of gradients'):
-        table.add_column(column, justify='right' if column not in ('type', 'way') else 'left')
-    for row in report['rows']:
+    columns = 'type', 'window', 'stage', 'way', 'forward ms', 'with backward ms', 'MiB', 'error', 'of gradients'
+    title = 'Shifted window attention of SwinV2-T, two images of 800 x 1333'
+    table = new_table(title, *columns, left=('type', 'way'))
+    for row in found['rows']:
         table.add_row(
             row['dtype'],
             str(row['window']),
@@ -207,11 +196,7 @@ def show(report: dict[str, Any]) -> None:
             number(row['gradient_error'], '.1e'),
             end_section=row['way'] == [*WAYS][-1],
         )
-    console = Console(highlight=False)
-    console.width = max(console.width, 110)
-    console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
-    console.print(report['command'])
+    print_report(table, found, 110)
 
 
 def main() -> None:
@@ -223,20 +208,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit('benchmarks/attention.py measures on a CUDA GPU, and there is none.')
-    rows = []
-    for dtype in args.dtypes:
-        for side in args.windows:
-            for stage, (H, W, heads) in enumerate(STAGES):
-                print(f'\r{dtype}, window {side}, stage {stage}    ', end='', file=sys.stderr, flush=True)
-                torch.manual_seed(0)
-                found = measure(Case(2, H, W, heads, 32, side), DTYPES[dtype], 'cuda', args.rounds)
-                rows += [dict(dtype=dtype, window=side, stage=stage, **row) for row in found]
-    print(file=sys.stderr)
-    report = dict(command=' '.join(['python', 'benchmarks/attention.py', *sys.argv[1:]]), about=about(), rows=rows)
-    show(report)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report, indent=1) + '\n')
+    report(measure_all(args.windows, args.dtypes, args.rounds), show, args.json)
 
 
 if __name__ == '__main__':

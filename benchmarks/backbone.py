@@ -20,7 +20,6 @@ import ctypes
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -30,10 +29,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from backbones import PEERS, PeakMemory, about, available, build, report
+from backbone_report import EAGER, OURS, plot, show, title
+from backbones import PEERS, available, build, packages
+from measuring import GIB, PeakMemory, about, report
 
-GIB = 2**30
-OURS, EAGER = 'ours', 'ours eager'
 SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)
 Case = dict[str, Any]
 
@@ -238,23 +237,14 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The report after every case, with what is left to do on stderr."""
     peers = args.peers if args.peers is not None else available(args.microsoft)
     names = [OURS, *([EAGER] if args.compile else []), *peers]
+    alike = dict(compile=args.compile, device=args.device, attn_backend=args.attn_backend)
     cases = [
-        dict(
-            arch=a,
-            window=w,
-            size=s,
-            batch=b,
-            mode=m,
-            dtype=d,
-            compile=args.compile,
-            device=args.device,
-            attn_backend=args.attn_backend,
-        )
+        dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, **alike)
         for a, s, b, w, m, d in itertools.product(
             args.arch, args.sizes, args.batches, args.windows, args.modes, args.dtypes
         )
     ]
-    rows, here = [], about(peers)
+    rows, here = [], about(**packages(peers))
     if args.resume and args.json and Path(args.json).exists():
         before = json.loads(Path(args.json).read_text())
         others = [f'{key} {value}' for key, value in before['about'].items() if here.get(key, value) != value]
@@ -271,92 +261,6 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         print(f'{done}/{len(cases)}{left}; now {title(case)}', file=sys.stderr, flush=True)
         rows.append(dict(case, **take_turns(names, case, args.rounds, args.microsoft), floor=floor(case)))
         yield dict(about=here, rows=rows)
-
-
-def title(case: Case) -> str:
-    return f'{case["arch"]} w{case["window"]} {case["batch"]}x{case["size"]} {case["dtype"]} {case["mode"]}' + (
-        ' compiled' if case['compile'] else ''
-    )
-
-
-def times_of_ours(row: dict[str, Any]) -> dict[str, float]:
-    """How many times as long each peer takes: the median over the turns, each divided by ours of the same turn."""
-    ours = row['seconds'].get('ours', [])
-    return {
-        name: statistics.median(theirs / mine for theirs, mine in zip(taken, ours, strict=True))
-        for name, taken in row['seconds'].items()
-        if name != 'ours' and ours
-    }
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print the report: seconds of ours, ratios of the others to it, peaks."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    names = list(dict.fromkeys(name for row in found['rows'] for name in (*row['seconds'], *row['failed'])))
-    peers = [name for name in names if name != 'ours']
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title_justify='left',
-        title=f'Seconds (peak GiB); for peers as multiples of ours. Processor: {found["about"].get("kind", "unknown")}',
-    )
-    for column in ('', 'ours', *peers, 'best peer', 'products alone', 'maps'):
-        table.add_column(column, justify='left' if not column else 'right')
-    for row in found['rows']:
-        gib, ratios, cells = row.get('gib') or {}, times_of_ours(row), []
-        for name in names:
-            if name not in row['seconds']:
-                cells.append('fails')
-            elif name not in ratios:
-                median = statistics.median(row['seconds'][name])
-                cells.append(f'{median:.3f}' + (f' ({gib[name]:.2f})' if gib.get(name) else ''))
-            else:
-                more = f' ({gib[name] / gib["ours"]:.2f}x)' if gib.get(name) and gib.get('ours') else ''
-                cells.append(f'{ratios[name]:.2f}x{more}')
-        theirs = [ratio for name, ratio in ratios.items() if name != EAGER]
-        best = f'{min(theirs):.2f}x' if theirs else ''
-        table.add_row(title(row), *cells, best, f'{row["floor"]["seconds"]:.3f}', f'{row["floor"]["gib"]:.2f} GiB')
-    console = Console(highlight=False)
-    console.width = max(console.width, 140)
-    console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in found['about'].items()))
-    console.print(found['command'])
-
-
-def plot(found: dict[str, Any], path: Path) -> None:
-    """Speed of the peers and of the products alone, relative to ours."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in found['rows'] if 'ours' in row['seconds']]
-    names = list(dict.fromkeys(name for row in rows for name in row['seconds']))
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.12 * len(rows) * (len(names) + 1)))
-    height = 0.85 / (len(names) + 1)
-    for i, name in enumerate([*names, 'products alone']):
-        values = []
-        for row in rows:
-            ratios = dict(times_of_ours(row), ours=1)
-            ratios['products alone'] = row['floor']['seconds'] / statistics.median(row['seconds']['ours'])
-            values.append(ratios.get(name, 0))
-        axis.barh(
-            [j + i * height for j in range(len(rows))],
-            values,
-            height,
-            label=name,
-            color='0.8' if name == 'products alone' else f'C{i}',
-        )
-    axis.set_yticks([j + 0.4 for j in range(len(rows))], [title(row) for row in rows], fontsize=7)
-    axis.margins(y=0.01)
-    axis.invert_yaxis()
-    axis.axvline(1, color='black', linewidth=0.6)
-    axis.set_xlabel('time relative to ours: shorter is faster')
-    axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -392,7 +296,7 @@ def main() -> None:
         return
     if args.short:
         vars(args).update(SHORT)
-    report(measure(args), show, plot, args.json, args.plot)
+    report(measure(args), show, args.json, plot, args.plot)
 
 
 if __name__ == '__main__':

@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from measuring import about, new_table, print_report, report
 
 OUTPUTS = ('.pth', '.safetensors')
 RATIO_GOAL, MEMORY_GOAL = 1.5, 2.5
@@ -132,32 +133,6 @@ def peak_of(src: Path, suffix: str | None) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def about() -> dict[str, Any]:
-    """Hardware and versions."""
-    import safetensors
-    import torch
-
-    import swinv2_mm
-
-    cpu = next(
-        (
-            line.partition(':')[2].strip()
-            for line in Path('/proc/cpuinfo').read_text().splitlines()
-            if line.startswith('model name')
-        ),
-        platform.machine(),
-    )
-    return dict(
-        cpu=cpu,
-        cores=len(os.sched_getaffinity(0)),
-        threads=torch.get_num_threads(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        safetensors=safetensors.__version__,
-        swinv2_mm=swinv2_mm.__version__,
-    )
-
-
 def in_child(task: str, *arguments: object) -> Any:
     """Run a task of :data:`_TASKS` in a process of its own."""
     child = subprocess.run(
@@ -170,21 +145,21 @@ _TASKS = {
     'make': lambda src: make_file(Path(src)),
     'time': lambda action, src, dst: seconds_of(action, Path(src), Path(dst)),
     'peak': lambda src, suffix='': peak_of(Path(src), suffix),
-    'about': about,
+    'about': lambda: about(safetensors='safetensors'),
 }
 
 
-def measure(folder: Path, pairs: int) -> dict[str, Any]:
-    """All of it."""
+def measure(folder: Path, pairs: int) -> Iterator[dict[str, Any]]:
+    """The report after each kind of file that is written."""
     src = folder / 'swinv2_base.pth'
     in_child('make', src)
     size = src.stat().st_size
-    report: dict[str, Any] = dict(about=in_child('about'), file_bytes=size, pairs=pairs, outputs={})
+    found: dict[str, Any] = dict(about=in_child('about'), file_bytes=size, pairs=pairs, outputs={})
     for suffix in OUTPUTS:
         seconds = take_turns(src, suffix, pairs)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         peak = in_child('peak', src, suffix) - in_child('peak', src)
-        report['outputs'][suffix] = dict(
+        found['outputs'][suffix] = dict(
             seconds=seconds,
             median_seconds=medians,
             ratio=medians['convert'] / medians['copy'],
@@ -192,23 +167,18 @@ def measure(folder: Path, pairs: int) -> dict[str, Any]:
             peak_bytes=peak,
             peak_per_file=peak / size,
         )
-    return report
+        yield found
 
 
-def show(report: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> None:
     """Print the report as a table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     title = (
-        f'A file of {report["file_bytes"] / 1e6:.0f} MB, medians of {report["pairs"]} pairs; goals: ratio < '
+        f'A file of {found["file_bytes"] / 1e6:.0f} MB, medians of {found["pairs"]} pairs; goals: ratio < '
         f'{RATIO_GOAL}, memory < {MEMORY_GOAL} of the file'
     )
-    table = Table(box=box.SIMPLE_HEAD, title_justify='left', title=title)
-    for column in ('written as', 'load + save', 'convert', 'ratio', 'of the fastest', 'peak memory', 'of the file'):
-        table.add_column(column, justify='left' if column == 'written as' else 'right')
-    for suffix, row in report['outputs'].items():
+    columns = 'written as', 'load + save', 'convert', 'ratio', 'of the fastest', 'peak memory', 'of the file'
+    table = new_table(title, *columns, left=('written as',))
+    for suffix, row in found['outputs'].items():
         a, b = (row['median_seconds'][name] for name in ('copy', 'convert'))
         table.add_row(
             suffix,
@@ -219,9 +189,7 @@ def show(report: dict[str, Any]) -> None:
             f'{row["peak_bytes"] / 1e6:.0f} MB',
             f'{row["peak_per_file"]:.2f}',
         )
-    Console(highlight=False, width=100).print(table)
-    print(', '.join(f'{name} {value}' for name, value in report['about'].items()))
-    print(report['command'])
+    print_report(table, found, 100)
 
 
 def main() -> None:
@@ -235,18 +203,8 @@ def main() -> None:
         task, *arguments = args.child
         print(json.dumps(_TASKS[task](*arguments)))
         return
-    folder = Path(tempfile.mkdtemp(prefix='swinv2_mm_', dir=args.folder))
-    try:
-        report = measure(folder, args.pairs)
-    finally:
-        shutil.rmtree(folder)
-    words = ['python', 'benchmarks/convert.py', *sys.argv[1:]]
-    report = dict(command=' '.join(words), **report)
-    show(report)
-    if args.json:
-        path = Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + '\n')
+    with tempfile.TemporaryDirectory(prefix='swinv2_mm_', dir=args.folder) as folder:
+        report(measure(Path(folder), args.pairs), show, args.json)
 
 
 if __name__ == '__main__':

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backbones import PeakMemory, about, available, build, report
+from backbones import available, build, packages
+from measuring import GIB, PeakMemory, about, new_table, print_report, report
 
-GIB = 2**30
 WAYS = {
     'ours': dict(),
     'ours, with_cp': dict(checkpointing=True),
@@ -75,7 +75,7 @@ def measure(sides: list[int], windows: list[int], limit: float) -> Iterator[dict
     peers = available()
     ways = ways_of(peers)
     jobs = [(way, side, window) for side in sides for window in windows for way in ways]
-    steps, start = [], time.monotonic()
+    steps, start, here = [], time.monotonic(), about(**packages(peers))
     for done, (way, side, window) in enumerate(jobs):
         left = (time.monotonic() - start) / done * (len(jobs) - done) if done else 0
         print(
@@ -86,25 +86,15 @@ def measure(sides: list[int], windows: list[int], limit: float) -> Iterator[dict
         )
         result = in_child(way, side, window, limit)
         steps.append(dict(way=way, side=side, window=window, **(result or dict(gib=None, seconds=None))))
-        yield dict(about=about(peers), limit_gib=limit, steps=steps)
+        yield dict(about=here, limit_gib=limit, steps=steps)
     print(file=sys.stderr)
 
 
 def show(found: dict[str, Any]) -> None:
     """Print the report as a table: peak in GiB and seconds."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     cases = list(dict.fromkeys((row['side'], row['window']) for row in found['steps']))
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title='One training step of SwinV2-T, float32: GiB above the model (seconds)',
-        title_justify='left',
-    )
-    table.add_column('')
-    for side, window in cases:
-        table.add_column(f'{side} px, w{window}', justify='right')
+    words = 'One training step of SwinV2-T, float32: GiB above the model (seconds)'
+    table = new_table(words, '', *(f'{side} px, w{window}' for side, window in cases))
     for way in dict.fromkeys(row['way'] for row in found['steps']):
         cells = {(row['side'], row['window']): row for row in found['steps'] if row['way'] == way}
         table.add_row(
@@ -116,11 +106,7 @@ def show(found: dict[str, Any]) -> None:
                 for case in cases
             ),
         )
-    console = Console(highlight=False)
-    console.width = max(console.width, 32 + 17 * len(cases))
-    console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in found['about'].items()))
-    console.print(found['command'])
+    print_report(table, found, 32 + 17 * len(cases))
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
@@ -163,7 +149,7 @@ def main() -> None:
         way, side, window, limit = args.child
         print(json.dumps(step(way, int(side), int(window), float(limit))))
         return
-    report(measure(args.sides, args.windows, args.limit), show, plot, args.json, args.plot)
+    report(measure(args.sides, args.windows, args.limit), show, args.json, plot, args.plot)
 
 
 if __name__ == '__main__':

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from unittest import mock
 
 import torch
-from backbone import title
-from backbones import about, build
+from backbone_report import title
+from backbones import build
+from measuring import about, new_table, print_report
 
 from swinv2_mm.models.kernels import attention_op, choose, linear
 
@@ -62,10 +63,6 @@ def measure(side: int, window: int, mode: str, dtype: str, rounds: int) -> dict[
 
 
 def main() -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=7, help='turns that each takes; default 7')
     rounds = parser.parse_args().rounds
@@ -76,16 +73,12 @@ def main() -> None:
         (512, 8, 'training', 'float32'),
         (512, 16, 'training', 'float32'),
     ]
-    table = Table(
-        '',
-        *(
-            title(dict(arch='tiny', window=w, batch=1, size=f'{s}x{s}', dtype=d, mode=m, compile=False))
-            for s, w, m, d in cases
-        ),
-        box=box.SIMPLE_HEAD,
-        title_justify='left',
-        title='Seconds as it is; without a step, times as long (median over the turns)',
+    words = 'Seconds as it is; without a step, times as long (median over the turns)'
+    names = (
+        title(dict(arch='tiny', window=w, batch=1, size=f'{s}x{s}', dtype=d, mode=m, compile=False))
+        for s, w, m, d in cases
     )
+    table = new_table(words, '', *names)
     found = [measure(*case, rounds) for case in cases]
     for step in STEPS:
         table.add_row(
@@ -97,10 +90,7 @@ def main() -> None:
                 for seconds in found
             ),
         )
-    console = Console(highlight=False)
-    console.width = max(console.width, 130)
-    console.print(table)
-    console.print(', '.join(f'{name} {value}' for name, value in about([]).items()))
+    print_report(table, dict(about=about()), 130)
 
 
 if __name__ == '__main__':

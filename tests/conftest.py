@@ -8,7 +8,9 @@ import torch
 if not torch.cuda.is_available():  # read when Triton is imported, which any test may do first
     os.environ['TRITON_INTERPRET'] = '1'
 
-from support.tiny_fixtures import fork_server, mmengine_trained, own_process, run_tool, trained  # noqa: F401
+pytest.register_assert_rewrite('support')  # whose assertions then show their values, too
+
+from support.tiny_fixtures import fork_server, mmengine_trained, own_process, run_tool, trained  # noqa: E402, F401
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,14 @@
 """The benchmarks measure what they say, as far as a CPU can tell."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from support import ROOT, load_script
 from torch.utils.flop_counter import FlopCounterMode
 
-FOLDER = Path(__file__).parents[1] / 'benchmarks'
+FOLDER = ROOT / 'benchmarks'
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 CASE = dict(
     arch='tiny',
@@ -24,26 +23,31 @@ CASE = dict(
 )
 
 
-def load(name, monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    spec = importlib.util.spec_from_file_location(f'benchmark_of_{name}', FOLDER / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses looks for it
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def benchmark(monkeypatch):
     pytest.importorskip('triton', reason='Triton exists for Linux only')
-    module = load('attention', monkeypatch)
+    module = load_script(FOLDER / 'attention.py')
     monkeypatch.setattr(module, 'RUNS', 1)
     return module
 
 
 @pytest.fixture
-def backbone(monkeypatch):
-    return load('backbone', monkeypatch)
+def backbone():
+    return load_script(FOLDER / 'backbone.py')
+
+
+@pytest.fixture
+def run(backbone, tmp_path, monkeypatch):
+    """Measure a small image with more arguments; the file that it writes is ``found.json``."""
+
+    def call(*arguments):
+        small = '--sizes 32x32 --windows 2 --dtypes float32 --rounds 1 --peers'
+        file = tmp_path / 'found.json'
+        monkeypatch.setattr(sys, 'argv', ['backbone.py', *small.split(), *arguments, '--json', str(file)])
+        backbone.main()
+        return json.loads(file.read_text())
+
+    return call
 
 
 def test_the_floor_counts_the_products_of_the_blocks(backbone):
@@ -69,7 +73,9 @@ def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone, mode):
     assert {name: len(taken) for name, taken in found['seconds'].items()} == {'ours': 2, 'huggingface': 2}
     assert list(found['gib']) == ['ours', 'huggingface']
     assert found['failed'] == {'microsoft': "ModuleNotFoundError: No module named 'models'"}
-    ratios = backbone.times_of_ours(dict(seconds={'ours': [1.0, 4.0, 2.0], 'huggingface': [3.0, 4.0, 4.0]}))
+    ratios = load_script(FOLDER / 'backbone_report.py').times_of_ours(
+        dict(seconds={'ours': [1.0, 4.0, 2.0], 'huggingface': [3.0, 4.0, 4.0]})
+    )
     assert ratios == {'huggingface': 2.0}
 
 
@@ -93,63 +99,24 @@ def test_a_peak_is_that_of_a_call(backbone):
     assert 0 <= small < 0.1 < large < 2
 
 
-def test_a_run_goes_on_where_it_was_stopped(backbone, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_it_was_stopped(run):
     """Prevents: hours measured again, or measured cases lost."""
-    file = tmp_path / 'found.json'
-    arguments = [
-        'backbone.py',
-        '--sizes',
-        '32x32',
-        '--windows',
-        '2',
-        '--dtypes',
-        'float32',
-        '--rounds',
-        '1',
-        '--peers',
-        '--json',
-        str(file),
-    ]
     found = []
     for more, modes in (([], ['inference']), (['--resume'], ['inference', 'training'])):
-        monkeypatch.setattr(sys, 'argv', [*arguments, *more, '--modes', *modes])
-        backbone.main()
-        found.append(json.loads(file.read_text())['rows'])
+        found.append(run(*more, '--modes', *modes)['rows'])
         assert [row['mode'] for row in found[-1]] == modes
     assert found[1][0] == found[0][0]
 
 
-def test_what_was_measured_elsewhere_is_not_continued(backbone, tmp_path, monkeypatch):
+def test_what_was_measured_elsewhere_is_not_continued(backbone, run, tmp_path):
     """Prevents: two machines in one table; or the loss of the version of a peer that is left out now."""
     file = tmp_path / 'found.json'
-    monkeypatch.setattr(
-        sys,
-        'argv',
-        [
-            'backbone.py',
-            '--sizes',
-            '32x32',
-            '--windows',
-            '2',
-            '--dtypes',
-            'float32',
-            '--modes',
-            'inference',
-            '--rounds',
-            '1',
-            '--peers',
-            '--resume',
-            '--json',
-            str(file),
-        ],
-    )
     here = backbone.about([])
     file.write_text(json.dumps(dict(rows=[], about=here | dict(cpu='another', timm='1.0'))))
     with pytest.raises(SystemExit, match=r'found\.json was measured with cpu another\.'):
-        backbone.main()
+        run('--resume', '--modes', 'inference')
     file.write_text(json.dumps(dict(rows=[], about=here | dict(timm='1.0'))))
-    backbone.main()
-    assert json.loads(file.read_text())['about'] == here | dict(timm='1.0')
+    assert run('--resume', '--modes', 'inference')['about'] == here | dict(timm='1.0')
 
 
 def test_all_ways_do_the_same_job(benchmark, monkeypatch, capsys):
@@ -159,9 +126,10 @@ def test_all_ways_do_the_same_job(benchmark, monkeypatch, capsys):
     for row in rows:
         assert row['forward'] > 0 and row['both'] > 0
         assert row['error'] < 1e-5 and row['gradient_error'] < 1e-5
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'no GPU')
     rows = [dict(dtype='float32', window=4, stage=0, **row) for row in rows]
-    benchmark.show(dict(rows=rows, about=benchmark.about(), command='a command'))
+    benchmark.show(dict(rows=rows, about=benchmark.about(triton='triton'), command='a command'))
     printed = capsys.readouterr().out
     assert 'SDPA' in printed and 'no GPU' in printed and 'a command' in printed
 

@@ -1,16 +1,15 @@
 """doctor.py: what it reports on machines where something is missing or broken."""
 
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support import ROOT, load_script
 
 from swinv2_mm import doctor
 
-ROOT = Path(__file__).resolve().parents[1]
 SYMBOL = 'ImportError: /x/mmcv/_ext.so: undefined symbol: _ZN3c106detail14torchCheckFailE'
 VERSIONS = {name: line.tested for name, line in doctor.TABLE.items() if line.check is doctor.package}
 MODULES = {'mmdet': 'mmdet.models', 'mmsegmentation': 'mmseg.models', 'opencv-python': 'cv2'}
@@ -257,8 +256,6 @@ def test_the_tested_versions_are_those_of_the_constraints():
     pins = dict(re.findall(r'^([\w.-]+)==([^\s;]+)', lines, re.M))
     assert {name: pins.get(name) for name in VERSIONS} == VERSIONS
     assert doctor.TABLE[doctor.OPERATIONS].tested == f'for torch {pins["torch"]}'
-    spec = importlib.util.spec_from_file_location('setup_env', ROOT / 'tools' / 'setup_env.py')
-    setup_env = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setup_env)
+    setup_env = load_script(ROOT / 'tools' / 'setup_env.py')
     assert setup_env.SUPPORTED == doctor.PYTHON
     assert VERSIONS['mmcv'] == setup_env.pinned('mmcv')

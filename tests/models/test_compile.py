@@ -85,8 +85,7 @@ def test_values_and_gradients_are_those_of_the_model(options, randomize):
     model.compile(backend='aot_eager', dynamic=True)
     for size in ((64, 96), (40, 20)):
         x = torch.rand(2, 3, *size)
-        for mine, right in zip(maps_and_gradients(model, x), maps_and_gradients(expected, x), strict=True):
-            torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(maps_and_gradients(model, x), maps_and_gradients(expected, x), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         model.eval(), expected.eval()
         torch.testing.assert_close(model(x), expected(x), rtol=1e-5, atol=1e-5)
@@ -181,5 +180,4 @@ def test_inductor_computes_what_the_model_does(randomize):
     model.compile(dynamic=True)
     for size in ((16, 24), (20, 12)):
         x = torch.rand(1, 3, *size)
-        for mine, right in zip(maps_and_gradients(model, x), maps_and_gradients(expected, x), strict=True):
-            torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(maps_and_gradients(model, x), maps_and_gradients(expected, x), rtol=1e-5, atol=1e-5)

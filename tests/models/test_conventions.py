@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.tiny_layers import assert_identical
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import export_state_dict
@@ -117,10 +118,10 @@ def test_from_pretrained_reads_size_and_windows_off_the_file(suffix, model, tmp_
     assert built.pretrained_window_sizes == ((6, 6), (6, 6), (3, 3))
     image = torch.rand(1, 3, 70, 52)
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(built(image), model(image), strict=True))
+        assert_identical(built(image), model(image))
         other = SwinTransformerV2.from_pretrained(str(path), window_size=5, out_indices=(1, -1))
         model.set_window_size(5)
-        assert all(torch.equal(a, b) for a, b in zip(other(image), model(image)[1:], strict=True))
+        assert_identical(other(image), model(image)[1:])
 
 
 def test_from_pretrained_refuses_what_does_not_fit(model, tmp_path):

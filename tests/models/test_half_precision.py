@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
+from support.tiny_layers import small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import choose
 
-TINY = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 LOSS_SCALE = 2.0**16  # what torch's GradScaler starts with, and where float16 ends
 
 
@@ -98,7 +97,7 @@ def test_half_precision_is_finite_and_near_float32(
     not more. Prevents: 0 / 0 or 0 * inf of a normalisation, which no scale helps; steps of a computation that overflow
     long before its result; a bias or a scale in half precision.
     """
-    model = randomize(SwinTransformerV2(mask_padding=mask_padding, **TINY))
+    model = small(randomize, mask_padding=mask_padding)
     x = torch.randn(2, 3, 44, 36)
     change(model, x)
     expected_maps, expected = step(model, x, torch.float32)
@@ -118,7 +117,7 @@ def test_half_precision_is_finite_and_near_float32(
 def test_processors_with_and_without_arithmetic_agree(weights, dtype, monkeypatch, randomize):
     """Under autocast, and with weights of the type. Prevents: an operand that stays in half precision beside one that
     was widened, on the kind of processor not at hand; a pass in loops, fifty times slower."""
-    model, x = randomize(SwinTransformerV2(**TINY)), torch.randn(1, 3, 44, 36)
+    model, x = small(randomize), torch.randn(1, 3, 44, 36)
     if weights == 'half':
         model, x = model.to(dtype), x.to(dtype)
     found = []
@@ -136,7 +135,7 @@ def test_processors_with_and_without_arithmetic_agree(weights, dtype, monkeypatc
 def test_a_backward_pass_inside_of_autocast(dtype, monkeypatch, randomize):
     """As people write who know that it should be outside. Prevents: gradients of another type than what C++ was given,
     which it would read beyond their end."""
-    model, x = randomize(SwinTransformerV2(**TINY)), torch.randn(1, 3, 44, 36)
+    model, x = small(randomize), torch.randn(1, 3, 44, 36)
     for native in (False, True):
         monkeypatch.setattr(choose, 'has_arithmetic', lambda kind, native=native: native or kind != dtype)
         expected = step(model, x, dtype)[1]

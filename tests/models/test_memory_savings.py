@@ -2,12 +2,10 @@
 
 import pytest
 import torch
+from support.tiny_layers import assert_identical, small
 
-from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import cosine_attention, cpp
 from swinv2_mm.models.kernels.cosine_attention import at_a_time
-
-ARCH = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4)
 
 
 def step(model, x, seed=0):
@@ -21,8 +19,8 @@ def step(model, x, seed=0):
 
 def pair(randomize, **changes):
     others = {name: value for name, value in changes.items() if name not in ('attn_chunk', 'with_cp')}
-    plain = randomize(SwinTransformerV2(**ARCH, **others))
-    saving = SwinTransformerV2(**ARCH, **changes)
+    plain = small(randomize, **others)
+    saving = small(**changes)
     saving.load_state_dict(plain.state_dict())
     return plain.double(), saving.double()
 
@@ -30,17 +28,13 @@ def pair(randomize, **changes):
 @pytest.mark.parametrize('chunk', [1, 3, 1000, 'auto'])
 def test_sequential_attention_is_exact(chunk, randomize):
     """Outputs and gradients, with shifted and padded windows. Prevents: windows of one chunk under another's mask."""
-    plain, sequential = pair(randomize, attn_chunk=chunk, drop_path_rate=0.0)
+    plain, sequential = pair(randomize, attn_chunk=chunk)
     x = torch.rand(2, 3, 52, 70, dtype=torch.float64)
     (maps, gradients), (same, equal) = step(plain, x), step(sequential, x)
-    for a, b in zip(maps, same, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    assert gradients.keys() == equal.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, equal[name], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(same, maps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(equal, gradients, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
-        for a, b in zip(plain.eval()(x), sequential.eval()(x), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        torch.testing.assert_close(sequential.eval()(x), plain.eval()(x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('with_cp', [True, [0], (1,)])
@@ -51,16 +45,14 @@ def test_checkpointing_repeats_the_same_random_numbers(with_cp, changes, randomi
     plain, saving = pair(randomize, with_cp=with_cp, **changes, **rates)
     x = torch.rand(2, 3, 40, 40, dtype=torch.float64)
     (maps, gradients), (same, equal) = step(plain, x), step(saving, x)
-    for a, b in zip(maps, same, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, equal[name], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(same, maps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(equal, gradients, rtol=1e-10, atol=1e-10)
     assert [stage.with_cp for stage in saving.stages] == [with_cp is True or i in with_cp for i in range(2)]
 
 
 def test_sequential_attention_with_dropout_repeats_itself(randomize):
     """Its gradient is that of what ran, by finite differences. Prevents: others dropped when recomputing."""
-    model = randomize(SwinTransformerV2(**ARCH, attn_chunk=2, attn_drop_rate=0.3, drop_path_rate=0.0)).double()
+    model = small(randomize, attn_chunk=2, attn_drop_rate=0.3).double()
     x = torch.rand(1, 3, 24, 24, dtype=torch.float64)
     parameter = model.stages[0].blocks[1].attn.proj.weight
 
@@ -82,7 +74,7 @@ def test_sequential_attention_with_dropout_repeats_itself(randomize):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_savings_under_autocast(dtype, randomize):
     """Finite, and close to the unchunked step. Prevents: a recomputation outside of autocast."""
-    plain, saving = (m.float() for m in pair(randomize, with_cp=True, attn_chunk=1, drop_path_rate=0.0))
+    plain, saving = (m.float() for m in pair(randomize, with_cp=True, attn_chunk=1))
     x = torch.rand(1, 3, 40, 40)
     results = []
     for model in (plain, saving):
@@ -96,7 +88,7 @@ def test_savings_under_autocast(dtype, randomize):
 
 def test_no_more_than_a_chunk_of_logits_exists(monkeypatch, randomize):
     """Prevents: a chunk that is only computed, while the logits of all are kept for the backward pass."""
-    model = randomize(SwinTransformerV2(**ARCH, attn_chunk=2))
+    model = small(randomize, attn_chunk=2)
     windows, kept = [], []
     probabilities = cosine_attention._probabilities
 
@@ -123,10 +115,10 @@ def test_frozen_or_wrong_settings():
     """Frozen stages need no recomputation; nonsense is refused by name. Prevents: a typo that saves nothing."""
     for wrong in (0, -1, 1.5, 'all', True):
         with pytest.raises(ValueError, match='attn_chunk'):
-            SwinTransformerV2(**ARCH, attn_chunk=wrong)
+            small(attn_chunk=wrong)
     for wrong in ((2,), 'yes', 1, [True]):
         with pytest.raises(ValueError, match='with_cp'):
-            SwinTransformerV2(**ARCH, with_cp=wrong)
+            small(with_cp=wrong)
 
 
 def test_the_automatic_chunk_stays_within_its_budget():
@@ -149,7 +141,7 @@ def test_what_evaluation_keeps_is_small_and_given_back(randomize):
 
     Prevents: gigabytes of biases beside a training that has validated once.
     """
-    model = randomize(SwinTransformerV2(**ARCH)).eval()
+    model = small(randomize).eval()
     x = torch.rand(1, 3, 64, 64)
     attn = model.stages[0].blocks[0].attn
     with torch.no_grad():
@@ -158,4 +150,4 @@ def test_what_evaluation_keeps_is_small_and_given_back(randomize):
         again = model(x)
         model.train()
         assert attn._kept_bias is None
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert_identical(first, again)

@@ -8,11 +8,10 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner.checkpoint import load_state_dict
+from support.tiny_layers import assert_identical, small
 
-from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
 
-TINY = dict(embed_dims=16, depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1), drop_path_rate=0.0)
 TRAINED = ((8, 8), (6, 4))
 LOADERS = {
     'torch': lambda model, state: model.load_state_dict(state),
@@ -24,14 +23,9 @@ LOADERS = {
 }
 
 
-def build(randomize=None, **arguments):
-    model = SwinTransformerV2(**{**TINY, 'window_size': 4, **arguments})
-    return model if randomize is None else randomize(model)
-
-
 @pytest.fixture
 def trained(randomize):
-    return build(randomize, pretrained_window_sizes=list(TRAINED)).eval()
+    return small(randomize, pretrained_window_sizes=list(TRAINED)).eval()
 
 
 def features(model, side=52):
@@ -49,7 +43,7 @@ def test_the_weights_decide_where_nothing_is_given(loader, trained):
     """At any window, also after a forward pass in eval, whose bias is kept. Prevents: the window of the config as
     normaliser of weights that were trained with another, which no shape shows.
     """
-    model = build()
+    model = small()
     features(model)
     assert not same(model, trained)
     LOADERS[loader](model, trained.state_dict())
@@ -60,12 +54,12 @@ def test_the_weights_decide_where_nothing_is_given(loader, trained):
 @pytest.mark.parametrize('loader', LOADERS)
 def test_a_contradiction_names_both(loader, trained):
     """And leaves the model as it was. Prevents: either of two answers, silently."""
-    model = build(pretrained_window_sizes=[8, 5])
+    model = small(pretrained_window_sizes=[8, 5])
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r'pretrained_window_sizes=\[8, 5\].*\[8, \(6, 4\)\].*leave it out'):
         LOADERS[loader](model, trained.state_dict())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    LOADERS[loader](build(pretrained_window_sizes=[8, (6, 4)]), trained.state_dict())
+    LOADERS[loader](small(pretrained_window_sizes=[8, (6, 4)]), trained.state_dict())
 
 
 @pytest.mark.parametrize('loader', ['torch', 'mmengine'])
@@ -74,7 +68,7 @@ def test_older_weights_load_as_they_did(loader, given, trained, caplog):
     """Strictly, without a word of a missing key. Prevents: a warning about every file of before."""
     state = trained.state_dict()
     del state[PRETRAINED_KEY]
-    model = build(pretrained_window_sizes=given)
+    model = small(pretrained_window_sizes=given)
     with caplog.at_level(logging.WARNING):
         LOADERS[loader](model, state)
     assert not caplog.records
@@ -83,7 +77,7 @@ def test_older_weights_load_as_they_did(loader, given, trained, caplog):
 
 def test_fewer_stages_than_the_weights(trained):
     """Prevents: a shape that does not match, of weights that do."""
-    model = build(depths=(1,), num_heads=(1,), out_indices=(0,))
+    model = small(depths=(2,), num_heads=(2,), out_indices=(0,))
     model.load_state_dict(trained.state_dict(), strict=False)
     assert model.pretrained_window_sizes == TRAINED[:1]
 
@@ -99,7 +93,7 @@ def test_other_types_and_copies_keep_them(change, trained):
 def test_built_without_memory(trained):
     """As large models are. Prevents: a normaliser of whatever was in memory, saved with the next checkpoint."""
     with torch.device('meta'):
-        model = build(pretrained_window_sizes=list(TRAINED))
+        model = small(pretrained_window_sizes=list(TRAINED))
     model.to_empty(device='cpu')
     assert model.state_dict()[PRETRAINED_KEY].tolist() == [list(pair) for pair in TRAINED]
     model.load_state_dict(trained.state_dict())
@@ -111,13 +105,13 @@ def test_averages_of_weights(update_buffers, trained):
     """mmengine's, with and without buffers, resumed too; and one that averages whole state_dicts in place, as timm's
     does, which would truncate 8 to 7. Prevents: an average under another normaliser than its weights.
     """
-    average = ExponentialMovingAverage(build(), momentum=0.3, update_buffers=update_buffers)
+    average = ExponentialMovingAverage(small(), momentum=0.3, update_buffers=update_buffers)
     average.module.load_state_dict(trained.state_dict())
     for _ in range(3):
         average.update_parameters(trained)
     assert average.module.pretrained_window_sizes == TRAINED
     hook = EMAHook()
-    hook.src_model, hook.ema_model = build(), average
+    hook.src_model, hook.ema_model = small(), average
     hook.src_model.load_state_dict(trained.state_dict())
     hook._swap_ema_parameters()
     assert same(hook.src_model, trained)
@@ -136,4 +130,4 @@ def test_functional_call_takes_the_whole_state(trained):
     image = torch.rand(1, 3, 40, 40)
     with torch.no_grad():
         found = torch.func.functional_call(trained, trained.state_dict(), (image,))
-        assert all(torch.equal(a, b) for a, b in zip(found, trained(image), strict=True))
+        assert_identical(found, trained(image))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support import reference
+from support.tiny_layers import assert_identical
 from transformers import Swinv2Backbone, Swinv2Config
 
 from swinv2_mm import SwinTransformerV2
@@ -102,9 +103,8 @@ def test_there_and_back_is_bit_identical(kind, randomize):
         expected = fresh(x)
         run.set_window_size(4)
         last = call(x)
-    assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
-    for a, b in zip(other, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 if kind == 'compiled' else 0)
+    assert_identical(first, last)
+    torch.testing.assert_close(other, expected, rtol=0, atol=1e-5 if kind == 'compiled' else 0)
     assert not torch.equal(first[0], other[0])
     assert all(torch.equal(run.state_dict()[key], value) for key, value in parameters.items())
 

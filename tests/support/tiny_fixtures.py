@@ -1,13 +1,11 @@
 """Fixtures of the tests that train: a process that is put back, a finished tiny training, the tools as functions."""
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,19 +13,15 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
+from support import ROOT, load_script
 from support.tiny_training import write_config
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.engine.runs.command_line import exit_code
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def load_tool(name):
     """The module of ``tools/<name>.py``."""
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / 'tools' / f'{name}.py')
 
 
 class ForkServer:

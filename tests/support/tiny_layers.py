@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from swinv2_mm import SwinTransformerV2
+
 # Heads of 32 channels, which the C++ of the attention takes.
 TINY = dict(embed_dims=32, depths=(2, 1), num_heads=(1, 2), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
+# Heads of 8 channels, and a shifted window in each stage.
+SMALL = dict(embed_dims=16, depths=(2, 2), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 OPTIONS = {
     'defaults': {},
     'heads of 8 channels': dict(num_heads=(4, 8)),
@@ -21,9 +25,15 @@ OPTIONS = {
 each_option = pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
 
 
-def picture(batch=1):
-    """9 x 11 and 5 x 6 tokens: windows of 4 are shifted, and completed by padding."""
-    return torch.rand(batch, 3, 36, 44, generator=torch.Generator().manual_seed(2))
+def small(randomize=None, **options):
+    """A backbone of ``SMALL``, as it was initialised or with random values."""
+    model = SwinTransformerV2(**SMALL | options)
+    return model if randomize is None else randomize(model)
+
+
+def picture(batch=1, height=36, width=44):
+    """9 x 11 and 5 x 6 tokens by default: windows of 4 are shifted, and completed by padding."""
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
 def loss_of(maps):
@@ -33,6 +43,7 @@ def loss_of(maps):
 def assert_close(found, expected, tolerance=2e-5):
     """To a part of the largest value: logits of up to 100 make more of rounding errors."""
     for mine, right in zip(found, expected, strict=True):
+        assert mine.shape == right.shape
         assert (mine.double() - right.double()).abs().max() <= tolerance * right.double().abs().max()
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from support.tiny_fixtures import ROOT
+from support import ROOT, run_process
 from support.tiny_training import write_config
 
 TOOLS = ROOT / 'tools'
@@ -150,12 +150,7 @@ def test_two_processes_train_like_one(tmp_path, run_tool, monkeypatch):
     settings = {'noise': False, 'optimizer': 'SGD', 'train_cfg': 'dict(by_epoch=True, max_epochs=2)'}
     write_config(tmp_path, 'one.py', batch_size=2, **settings)
     write_config(tmp_path, 'two.py', batch_size=1, **settings)
-    together = subprocess.run(
-        ['bash', TOOLS / 'dist_train.sh', 'two.py', '2', '--work-dir', 'two processes'],
-        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests'),
-        capture_output=True,
-        text=True,
-    )
+    together = run_process('bash', TOOLS / 'dist_train.sh', 'two.py', '2', '--work-dir', 'two processes')
     assert together.returncode == 0, together.stderr
     assert together.stderr.count('Checkpoints and logs are in') == 1
     assert run_tool('train', 'one.py', '--work-dir', 'one process') == 0
@@ -168,13 +163,7 @@ def test_two_processes_train_like_one(tmp_path, run_tool, monkeypatch):
 
 def test_of_several_processes_one_prints_a_mistake(tmp_path):
     """Bug: as many copies of a message as there are processes, or none because the wrong one was ended first."""
-    result = subprocess.run(
-        ['bash', TOOLS / 'dist_train.sh', 'gone.py', '2'],
-        env=dict(os.environ, PYTHON=sys.executable, PYTHONPATH=str(ROOT)),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    result = run_process('bash', TOOLS / 'dist_train.sh', 'gone.py', '2', cwd=tmp_path)
     assert result.returncode != 0
     assert result.stderr.count('error: config gone.py does not exist') == 1
     assert list(tmp_path.iterdir()) == []

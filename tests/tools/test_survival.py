@@ -6,15 +6,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.visualization import LocalVisBackend
+from support import ROOT, run_process
 from support.resuming import same
-from support.tiny_fixtures import ROOT
 from support.tiny_training import write_config
 
 from swinv2_mm.engine.runs import prepare_training, train
@@ -216,15 +214,8 @@ def test_torchrun_restarts_a_lost_process(tmp_path):
     lost = "custom_hooks.append(dict(type='KillHook', iteration=6, rank=1))\n"
     write_config(tmp_path, batch_size=1, extra=lost)
     write_config(tmp_path, 'straight.py', batch_size=1)
-    environment = dict(os.environ, PYTHON=sys.executable, PYTHONPATH=f'{ROOT}:{ROOT}/tests', OMP_NUM_THREADS='1')
     for config, options in (('tiny.py', ['--max-restarts', '1']), ('straight.py', [])):
-        done = subprocess.run(
-            ['bash', ROOT / 'tools' / 'dist_train.sh', config, '2', *options],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+        done = run_process('bash', ROOT / 'tools' / 'dist_train.sh', config, '2', *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     straight, restarted = (left_in(tmp_path / 'work_dirs' / name) for name in ('straight', 'tiny'))
     straight.pop('straight.py'), restarted.pop('tiny.py')

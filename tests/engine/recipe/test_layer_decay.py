@@ -18,51 +18,32 @@ from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 SCHEDULE = Config.fromfile(ROOT / 'configs' / '_base_' / 'schedules' / 'adamw.py').optim_wrapper
 CONSTRUCTOR = 'swinv2_mm.LayerDecayOptimWrapperConstructor'
-# How many layers are above each part: get_swin_layer of Microsoft's optimizer.py, worked out for depths 2, 2, 6, 2 and
-# 2, 2, 18, 2. There the downsampling stands at the end of a stage, here at the start of the next one.
-ABOVE = {
-    'tiny': {
-        'patch_embed': 13,
-        'stages.0.blocks.0': 12,
-        'stages.0.blocks.1': 11,
-        'stages.1.downsample': 11,
-        'stages.1.blocks.0': 10,
-        'stages.1.blocks.1': 9,
-        'stages.2.downsample': 9,
-        'stages.2.blocks.0': 8,
-        'stages.2.blocks.1': 7,
-        'stages.2.blocks.2': 6,
-        'stages.2.blocks.3': 5,
-        'stages.2.blocks.4': 4,
-        'stages.2.blocks.5': 3,
-        'stages.3.downsample': 3,
-        'stages.3.blocks.0': 2,
-        'stages.3.blocks.1': 1,
-        'norm0': 0,
-        'norm1': 0,
-        'norm2': 0,
-        'norm3': 0,
-    },
-    'large': {
-        'patch_embed': 25,
-        'stages.0.blocks.0': 24,
-        'stages.0.blocks.1': 23,
-        'stages.1.downsample': 23,
-        'stages.1.blocks.0': 22,
-        'stages.1.blocks.1': 21,
-        'stages.2.downsample': 21,
-        **{f'stages.2.blocks.{i}': 20 - i for i in range(18)},
-        'stages.3.downsample': 3,
-        'stages.3.blocks.0': 2,
-        'stages.3.blocks.1': 1,
-        'norm0': 0,
-        'norm1': 0,
-        'norm2': 0,
-        'norm3': 0,
-    },
-}
-PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.downsample|stages\.\d+\.blocks\.\d+|norm\d)\.')
 UNDECAYED = re.compile(r'bias$|(norm\d?|bn)\.weight$|cpb_mlp|logit_scale')
+PART = re.compile(r'backbone\.(patch_embed|stages\.\d+\.downsample|stages\.\d+\.blocks\.\d+|norm\d)\.')
+
+
+def layers_above(third):
+    """How many layers are above each part: get_swin_layer of Microsoft's optimizer.py, for depths 2, 2, ``third``, 2.
+
+    There the downsampling stands at the end of a stage, here at the start of the next one.
+    """
+    return {
+        'patch_embed': third + 7,
+        'stages.0.blocks.0': third + 6,
+        'stages.0.blocks.1': third + 5,
+        'stages.1.downsample': third + 5,
+        'stages.1.blocks.0': third + 4,
+        'stages.1.blocks.1': third + 3,
+        'stages.2.downsample': third + 3,
+        **{f'stages.2.blocks.{i}': third + 2 - i for i in range(third)},
+        'stages.3.downsample': 3,
+        'stages.3.blocks.0': 2,
+        'stages.3.blocks.1': 1,
+        **dict.fromkeys(('norm0', 'norm1', 'norm2', 'norm3'), 0),
+    }
+
+
+ABOVE = {'tiny': layers_above(6), 'large': layers_above(18)}
 
 
 @cache

@@ -1,13 +1,12 @@
 """Validation and test at another window; and what the report says about windows."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.model import BaseTTAModel
 from mmengine.registry import DATASETS, MODELS
+from support import ROOT, run_process
 from support.tiny_training import TinyImages, write_config
 from torch import nn
 
@@ -16,8 +15,6 @@ from swinv2_mm.engine.recipe.window_size import WindowSizeHook
 from swinv2_mm.engine.runs import build_runner, prepare_test, prepare_training
 from swinv2_mm.engine.runs import test as run_test
 from swinv2_mm.errors import UserError
-
-ROOT = Path(__file__).parents[3]
 
 
 class Model(nn.Module):
@@ -102,9 +99,7 @@ def test_a_wrong_window_is_told_before_the_test(tmp_path, tta):
 
 
 def report(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / 'window_report.py'), *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    return run_process(sys.executable, ROOT / 'tools' / 'window_report.py', *arguments, cwd=ROOT)
 
 
 def test_the_report_of_a_config():

@@ -5,7 +5,6 @@ All trainings of two processes happen in one pair of them (sharded_trainings.py)
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
-from support.tiny_fixtures import ROOT, put_back
+from support import ROOT, run_process
+from support.tiny_fixtures import put_back
 from support.tiny_training import write_config
 
 from swinv2_mm.engine.runs import prepare_test, prepare_training, train
@@ -67,20 +67,8 @@ def folder(tmp_path_factory):
         os.chdir(folder)
         train(prepare_training('plain_ddp_one.py', work_dir='plain_one'))
         os.chdir(here)
-    both = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc-per-node=2',
-            ROOT / 'tests' / 'support' / 'sharded_trainings.py',
-        ],
-        cwd=folder,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests'),
-        capture_output=True,
-        text=True,
-    )
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    both = run_process(*torchrun, ROOT / 'tests' / 'support' / 'sharded_trainings.py', cwd=folder)
     assert both.returncode == 0, both.stderr
     return folder
 

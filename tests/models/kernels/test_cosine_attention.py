@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
+from support.largest_tensor import Largest
 from support.window_formula import formula
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import cosine_attention as module
@@ -52,19 +51,6 @@ def test_float32_gradients_against_float64(budget, monkeypatch):
         torch.autograd.grad(y, given, grad.float()), torch.autograd.grad(expected, exact, grad), strict=True
     ):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, torch.Tensor) and not func.is_view:
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 def test_no_tensor_has_the_square_of_a_large_window(monkeypatch):
@@ -132,5 +118,4 @@ def test_evaluation_is_the_forward_pass_of_training(size, mask_padding, randomiz
     monkeypatch.setattr(linear, 'PIECE_BYTES', 1)
     with torch.no_grad():
         maps = model.eval()(x)
-    for a, b in zip(maps, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-12)

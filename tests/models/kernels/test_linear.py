@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.largest_tensor import Largest
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm.models.kernels import linear
@@ -65,18 +65,6 @@ def test_only_what_is_wanted_gets_a_gradient(dtype, small_pieces):
     expected = torch.autograd.grad(written_out(x, w1, b1, w2, b2).sum(), (b1, w2, b2))
     for parameter, grad in zip((b1, w2, b2), expected, strict=True):
         torch.testing.assert_close(parameter.grad, grad)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.numel = max(self.numel, result.numel())
-        return result
 
 
 def test_nothing_is_kept_without_gradients(monkeypatch):

@@ -181,8 +181,7 @@ def test_torch_compile_calls_it_without_a_break():
     function = lambda *inputs: fused_window_attention(*inputs, (4, 4), (2, 2)).square().sum()  # noqa: E731
     expected = torch.autograd.grad(function(*inputs), inputs)
     compiled = torch.compile(function, backend='aot_eager', fullgraph=True)
-    for mine, right in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
-        torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(compiled(*inputs), inputs), expected, rtol=1e-6, atol=1e-6)
     torch.library.opcheck(triton_attention._attention, (*inputs, [4, 4], [2, 2]), atol=1e-4, rtol=1e-4)
 
 
