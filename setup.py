@@ -1,8 +1,10 @@
 import platform
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 # What a CPU computes in C++: compiled for each instruction set, of which the running processor's widest is chosen.
 # Without it (no compiler, another processor) torch's operations compute the same: a failing build is a warning.
@@ -37,8 +39,21 @@ class BuildForEach(build_ext):
             self.build_temp = shared
 
 
+class BuildWithConfigScope(build_py):
+    """As setuptools', with the file that makes `swinv2_mm::` known to mmengine: see swinv2_mm/config_scope.py.
+
+    It is a copy beside the package, because an import of the package here would decide too early where it comes from.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            self.copy_file('swinv2_mm/config_scope.py', f'{self.build_lib}/_swinv2_mm_config_scope.py')
+            Path(self.build_lib, 'swinv2_mm.pth').write_text('import _swinv2_mm_config_scope as _; _.install()\n')
+
+
 setup(
-    cmdclass={'build_ext': BuildForEach},
+    cmdclass={'build_ext': BuildForEach, 'build_py': BuildWithConfigScope},
     ext_modules=[
         Extension(
             f'swinv2_mm._kernels_{name}',

@@ -9,12 +9,14 @@ the logged numbers in mmengine's checkpoints.
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from mmengine import registry as root
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from torch.serialization import add_safe_globals
 
+from swinv2_mm import config_scope
 from swinv2_mm.checkpoints.safe_globals import of_numpy
+from swinv2_mm.compat import VERSION
 
 
 def _statistic(owner: type, name: str) -> object:
@@ -27,7 +29,9 @@ def _statistic(owner: type, name: str) -> object:
 OF_MMENGINE: list[Any] = [HistoryBuffer, (_statistic, 'builtins.getattr'), *of_numpy('int64', 'float64', 'float32')]
 """For resuming: logged numbers and best scores. A test proves each entry necessary by removing it."""
 
-add_safe_globals(OF_MMENGINE)
+if VERSION >= (2, 6):  # before, torch.load reads them, and whatever else
+    torch.serialization.add_safe_globals(OF_MMENGINE)
+config_scope.install()
 
 
 def _child(parent: root.Registry, location: str = 'swinv2_mm.engine') -> root.Registry:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from swinv2_mm.checkpoints.safe_globals import INERT
+from swinv2_mm.checkpoints.unpickling import load
 from swinv2_mm.errors import UserError
 
 # Where code bases keep the weights of a model, and their running averages.
@@ -52,8 +53,7 @@ def read_file(path: str | os.PathLike, allow: Sequence[Any] = INERT) -> dict[str
     if zipped and not zipfile.is_zipfile(path):
         raise UserError(f'{path} is damaged: its end is missing, as after an interrupted download or save.')
     try:
-        with _only(allow):
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
+        content = load(path, allow, mmap=zipped)
     except Exception as error:  # damaged bytes can raise almost any
         raise UserError(_why_unreadable(path, start, error)) from error
     if not isinstance(content, dict):
@@ -61,19 +61,6 @@ def read_file(path: str | os.PathLike, allow: Sequence[Any] = INERT) -> dict[str
             f'{path} is no checkpoint: it holds an object of type {type(content).__name__}, not a dict of weights.'
         )
     return content
-
-
-@contextmanager
-def _only(allow: Sequence[Any]) -> Iterator[None]:
-    """Let a pickle name these globals only: with those of other code, one name could have two meanings."""
-    others = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(list(allow))
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
 
 
 def _read_safetensors(path: Path, start: bytes) -> dict[str, Any]:

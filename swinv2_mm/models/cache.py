@@ -10,16 +10,14 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from swinv2_mm.compat import is_compiling, is_dynamo_compiling
+
 Result = TypeVar('Result')
 
 
 def is_traced() -> bool:
     """Whether a compiler, an exporter, ``torch.jit.trace`` or a transform of ``torch.func`` records the operations."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
+    return is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_recorded() -> bool:
@@ -37,7 +35,7 @@ def may_keep(device: torch.device) -> bool:
 
 def is_symbolic(*sizes: int) -> bool:
     """Whether a compiler or an exporter lets these sizes stand for any size: no decision may then depend on them."""
-    return torch.compiler.is_dynamo_compiling() or any(isinstance(size, torch.SymInt) for size in sizes)
+    return is_dynamo_compiling() or any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 class BoundedCache(Generic[Result]):

@@ -6,6 +6,7 @@ same seeds at each start, and persistent workers keep their streams across epoch
 
 import random
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from swinv2_mm.compat import custom_op
 from swinv2_mm.models.kernels import choose, cpp_attention
 from swinv2_mm.models.kernels.cosine_attention import attention_backward, attention_forward, cut
 from swinv2_mm.models.kernels.linear import call, linear
@@ -150,7 +151,12 @@ def map_attention(qkv: Tensor, scale: Tensor, table: Tensor, window: Pair, optio
     return _attention(qkv, scale, table, list(size), list(window), shifted, chunk, backend)
 
 
-@torch.library.custom_op('swinv2_mm::map_attention', mutates_args=())
+_ARGUMENTS = (
+    'Tensor qkv, Tensor scale, Tensor table, int[] size, int[] window, bool shifted, int? attn_chunk, str backend'
+)
+
+
+@custom_op('swinv2_mm::map_attention', f'({_ARGUMENTS}) -> Tensor')
 def _attention(
     qkv: Tensor,
     scale: Tensor,
@@ -169,7 +175,7 @@ def _(qkv, scale, table, size, window, shifted, attn_chunk, backend):
     return qkv.new_empty(qkv.shape[0], *size, *qkv.shape[4:])
 
 
-@torch.library.custom_op('swinv2_mm::map_attention_backward', mutates_args=())
+@custom_op('swinv2_mm::map_attention_backward', f'(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)')
 def _attention_backward(
     grad: Tensor,
     qkv: Tensor,

@@ -17,8 +17,8 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from swinv2_mm.compat import autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
 
@@ -62,13 +62,13 @@ def untouched(module: nn.Module, kind: type[Layer]) -> TypeGuard[Layer]:
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks
-        and not _has_any_global_hook()
+        and not has_global_hook()
     )
 
 
 def untouched_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """:func:`untouched` for a linear layer, and its weight is an ordinary tensor."""
-    return untouched(layer, nn.Linear) and (torch.compiler.is_compiling() or is_ordinary(layer.weight))
+    return untouched(layer, nn.Linear) and (is_compiling() or is_ordinary(layer.weight))
 
 
 def linear(x: Tensor) -> str:
@@ -80,7 +80,7 @@ def linear(x: Tensor) -> str:
     """
     if not x.is_cpu:
         return 'formula'
-    if torch.compiler.is_dynamo_compiling():
+    if is_dynamo_compiling():
         return 'operation'
     return 'formula' if is_traced() or not is_ordinary(x) else 'pieces'
 
@@ -122,8 +122,8 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which linear layers compute on a CPU: autocast's, if it is on."""
-    autocasts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
-    return torch.get_autocast_dtype('cpu') if autocasts else x.dtype
+    dtype = autocast_dtype('cpu')
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
 def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -132,12 +132,12 @@ def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     A compiler keeps autocast: the custom operations that it calls know the processor.
     """
     in_vain = (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and x.is_cpu
         and x.is_floating_point()
         and x.dtype != torch.float64
-        and torch.is_autocast_enabled('cpu')
-        and not has_arithmetic(torch.get_autocast_dtype('cpu'))
+        and (dtype := autocast_dtype('cpu')) is not None
+        and not has_arithmetic(dtype)
     )
     if not in_vain:
         return function(x)
@@ -159,7 +159,7 @@ def in_given_types(function: Function) -> Function:
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_autocast_enabled('cpu'):
+        if autocast_dtype('cpu') is None:
             return function(*args, **kwargs)
         with torch.autocast('cpu', enabled=False):
             return function(*args, **kwargs)
@@ -226,7 +226,7 @@ def attention(backend: str, x: Tensor, window: Pair, head_width: int, drops: boo
     Raises:
         ValueError: The backend is ``'cpp'``, and the C++ cannot compute this.
     """
-    if drops and torch.compiler.is_dynamo_compiling():
+    if drops and is_dynamo_compiling():
         return 'uncompiled'
     if backend == 'triton':
         return 'triton'

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from swinv2_mm.compat import custom_op
 from swinv2_mm.models.kernels import choose, cpp_token_passes
 from swinv2_mm.models.kernels.choose import in_given_types, untouched, untouched_linear
 from swinv2_mm.models.kernels.matmul import cast, gradients, input_gradient, product
@@ -212,7 +213,7 @@ def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
     return total.add_(part)
 
 
-@torch.library.custom_op('swinv2_mm::linear', mutates_args=())
+@custom_op('swinv2_mm::linear', '(Tensor x, Tensor weight, Tensor? bias) -> Tensor')
 def _linear_operation(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return in_given_types(product)(x, weight, bias).contiguous()
 
@@ -222,7 +223,9 @@ def _(x, weight, bias):
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-@torch.library.custom_op('swinv2_mm::linear_backward', mutates_args=())
+@custom_op(
+    'swinv2_mm::linear_backward', '(Tensor grad, Tensor x, Tensor weight, bool[] wanted) -> (Tensor, Tensor, Tensor)'
+)
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``x``, ``weight`` and the bias; empty tensors for those not wanted."""
     found = in_given_types(gradients)(grad.contiguous(), x, weight, wanted)
@@ -249,7 +252,7 @@ def _operation_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _linear_operation.register_autograd(_operation_gradients, setup_context=_save)
 
 
-@torch.library.custom_op('swinv2_mm::mlp', mutates_args=())
+@custom_op('swinv2_mm::mlp', '(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> Tensor')
 def _mlp_operation(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """The MLP without gradients; in training the compiler keeps the hidden layer."""
     return _mlp_forward(x, w1, b1, w2, b2, False)[0].contiguous()

@@ -7,21 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from swinv2_mm.compat import register_flops
 from swinv2_mm.models.kernels import choose
 
 # oneDNN sums over all channels in one chain of float32 additions, MKL over some 200: at 3072 channels its rounding
 # errors are 2.2 times as large. Up to this many, 1.4 times.
 MAX_CHAIN = 768
 
-# A torch built without oneDNN has no such operation.
-if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-        """The operations of oneDNN's linear layer, which torch's counter does not know."""
-        return 2 * x.numel() * weight[0]
+def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """The operations of oneDNN's linear layer, which torch's counter does not know."""
+    return 2 * x.numel() * weight[0]
+
+
+if torch.backends.mkldnn.is_available():  # a torch built without oneDNN has no such operation
+    register_flops(torch.ops.mkldnn._linear_pointwise, _flops)
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:

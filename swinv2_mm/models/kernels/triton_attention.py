@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinv2_mm.compat import custom_op
 from swinv2_mm.models.kernels import choose
 
 Pair = tuple[int, int]
@@ -101,7 +102,10 @@ def _power_of_two(number: int) -> int:
     return max(16, 1 << (number - 1).bit_length())
 
 
-@torch.library.custom_op('swinv2_mm::window_attention', mutates_args=())
+@custom_op(
+    'swinv2_mm::window_attention',
+    '(Tensor qkv, Tensor table, Tensor scale, int[] window, int[] shift) -> (Tensor, Tensor)',
+)
 def _attention(qkv: Tensor, table: Tensor, scale: Tensor, window: list[int], shift: list[int]) -> tuple[Tensor, Tensor]:
     """The output, and each soft-max's denominator as a power of 2, ``(nH, B * H * W)`` float32."""
     out, lse = _attention_like(qkv, table, scale, window, shift)
@@ -115,7 +119,11 @@ def _attention_like(qkv, table, scale, window, shift):
     return qkv.new_empty(B, H, W, nH * d), qkv.new_empty(nH, B * H * W, dtype=torch.float32)
 
 
-@torch.library.custom_op('swinv2_mm::window_attention_backward', mutates_args=())
+@custom_op(
+    'swinv2_mm::window_attention_backward',
+    '(Tensor grad, Tensor qkv, Tensor table, Tensor scale, Tensor out, Tensor lse, int[] window, int[] shift)'
+    ' -> (Tensor, Tensor, Tensor)',
+)
 def _attention_backward(
     grad: Tensor,
     qkv: Tensor,

@@ -1,0 +1,80 @@
+"""``torch.load`` that builds only what an allow-list names; before torch 2.6, which takes such a list, by an unpickler.
+
+A pickle is a program. Its only ways out are the globals that it names, what it calls, and the state that it sets: here
+each global is on the list, only those and what they return can be called, and only instances of listed classes get
+state.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from swinv2_mm.compat import VERSION
+
+
+def load(path: str | Path, allow: Sequence[Any], mmap: bool = False) -> Any:
+    """Read a file of ``torch.save`` to the CPU.
+
+    Args:
+        path: A local file.
+        allow: Globals that it may name besides torch's own, as for :func:`torch.serialization.safe_globals`.
+        mmap: Map the tensors rather than copying them.
+
+    Raises:
+        pickle.UnpicklingError: It names another global; the message has ``GLOBAL`` before the name.
+    """
+    settings = {'map_location': 'cpu', **({'mmap': True} if mmap else {})}
+    if VERSION >= (2, 6):
+        with _only(allow):
+            return torch.load(str(path), weights_only=True, **settings)
+    if zipfile.is_zipfile(path) and any(name.endswith('/constants.pkl') for name in zipfile.ZipFile(path).namelist()):
+        raise pickle.UnpicklingError('Unsupported GLOBAL torch.jit.ScriptModule')
+    unpickler = unpickler_for(allow)
+    return torch.load(str(path), weights_only=False, pickle_module=unpickler, **settings)
+
+
+@contextmanager
+def _only(allow: Sequence[Any]) -> Iterator[None]:
+    """Let a pickle name these globals only: with those of other code, one name could have two meanings."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(allow))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
+def unpickler_for(allow: Sequence[Any]) -> Any:
+    """What ``torch.load`` takes as ``pickle_module``: an unpickler for these globals and torch's own."""
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    allowed = dict(_get_allowed_globals())
+    for entry in allow:
+        thing, name = entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__qualname__}')
+        allowed[name] = thing
+    classes = [thing for thing in allowed.values() if isinstance(thing, type)]
+
+    class Unpickler(pickle._Unpickler):  # the one in Python: C's looks no operation up
+        def find_class(self, module: str, name: str) -> Any:
+            if f'{module}.{name}' not in allowed:
+                raise pickle.UnpicklingError(f'Unsupported GLOBAL {module}.{name}')
+            return allowed[f'{module}.{name}']
+
+        def load_build(self) -> None:
+            if type(self.stack[-2]) not in classes:
+                raise pickle.UnpicklingError(f'state for an object of type {type(self.stack[-2]).__name__}')
+            super().load_build()
+
+        dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
+    return SimpleNamespace(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())

@@ -1,0 +1,133 @@
+"""Run tests in the environments that people have: older torch, and the maintained successors of OpenMMLab's packages.
+
+    python tests/environments.py                   all of them, whole
+    python tests/environments.py torch2.1 --quick  without mmcv, mmdet and mmsegmentation
+
+uv makes each environment once, in .environments/NAME. swinv2_mm is then installed beside what is there, which may not
+change, and the tests run against the installed package.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / '.environments'
+TESTS = ('pytest', 'safetensors', 'rich')
+OPENMMLAB = ('mmengine==0.10.7', 'setuptools<81', 'opencv-python<4.12')
+QUICK = ('tests/models', 'tests/checkpoints', 'tests/test_registry.py')
+WHOLE = (*QUICK, 'tests/test_configs.py', 'tests/test_installed.py')
+
+
+class Environment(NamedTuple):
+    """What is installed, by pip's requirements.
+
+    Attributes:
+        python: Its version.
+        packages: With mmengine.
+        frameworks: mmcv, which is compiled without CUDA, and what needs it; left out of a quick run.
+    """
+
+    python: str
+    packages: tuple[str, ...]
+    frameworks: tuple[str, ...]
+
+
+ENVIRONMENTS = {
+    'torch2.1': Environment(
+        '3.10',
+        ('torch==2.1.2', 'numpy==1.26.4', 'transformers==4.48.3', *OPENMMLAB),
+        ('mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'),
+    ),
+    'torch2.4': Environment(
+        '3.11',
+        ('torch==2.4.1', 'numpy==1.26.4', 'transformers==4.48.3', *OPENMMLAB),
+        ('mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'),
+    ),
+    'onedl': Environment(
+        '3.11',
+        ('torch==2.13.0', 'numpy', 'transformers<5', 'onedl-mmengine'),
+        ('onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
+    ),
+}
+
+
+def make(name: str, uv: list[str], quick: bool) -> Path:
+    """Make an environment, or complete it. Return its interpreter."""
+    environment, folder = ENVIRONMENTS[name], FOLDER / name
+    python, stamp = folder / 'bin' / 'python', folder / 'complete.json'
+    wanted = [*TESTS, *environment.packages, *(() if quick else environment.frameworks)]
+    if not stamp.is_file() or not set(wanted) <= set(json.loads(stamp.read_text())):
+        if not python.is_file():
+            call(*uv, 'venv', '--quiet', '--python', environment.python, folder)
+        install = [*uv, 'pip', 'install', '--python', python]
+        call(*install, *TESTS, *environment.packages, 'ninja', 'wheel')
+        if not quick:  # all in one call, so that nothing of the above changes
+            call(*install, '--no-build-isolation', *TESTS, *environment.packages, *environment.frameworks)
+        stamp.write_text(json.dumps(wanted))
+    return python
+
+
+def call(*command: object) -> None:
+    """Run a command; mmcv compiles its operators for the CPU."""
+    variables = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '0', 'CFLAGS': '-g0', 'CXXFLAGS': '-g0'}
+    path = f'{Path(str(command[command.index("--python") + 1])).parent}:' if '--python' in command else ''
+    subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **variables, 'PATH': path + os.environ['PATH']},
+    )
+
+
+def installed(python: Path, uv: list[str]) -> dict[str, str]:
+    """The packages of an environment and their versions."""
+    listed = subprocess.check_output([*uv, 'pip', 'list', '--format', 'json', '--python', python], text=True)
+    return {package['name']: package['version'] for package in json.loads(listed)}
+
+
+def add_ours(python: Path, uv: list[str]) -> None:
+    """Install this checkout as a user would; stop if that changes or adds another package."""
+    before = installed(python, uv)
+    call(*uv, 'pip', 'install', '--quiet', '--python', python, '--reinstall-package', 'swinv2-mm', ROOT)
+    after = installed(python, uv)
+    changed = {
+        name: (before.get(name), after.get(name)) for name in before | after if before.get(name) != after.get(name)
+    }
+    changed.pop('swinv2-mm', None)
+    if changed:
+        sys.exit(f'installing swinv2_mm changed {changed}')
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', choices=[*ENVIRONMENTS, []], help='all by default')
+    parser.add_argument('--quick', action='store_true', help='models, checkpoints and registries, without mmcv')
+    parser.add_argument('--args', default='', help='more arguments for pytest, in one string')
+    args = parser.parse_args(arguments)
+    uv = [shutil.which('uv') or str(Path(sys.executable).with_name('uv'))]
+    results = []
+    for name in args.names or ENVIRONMENTS:
+        start = time.monotonic()
+        python = make(name, uv, args.quick)
+        add_ours(python, uv)
+        made = time.monotonic() - start
+        # pytest's own command leaves the folder out of the import path: the installed package is tested.
+        command = [python.with_name('pytest'), '-m', 'not slow', *(QUICK if args.quick else WHOLE), *args.args.split()]
+        run = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        print(run.stdout, end='', flush=True)
+        summary = re.sub(r'[=\x1b]|\[\d+m', '', run.stdout.rstrip().rpartition('\n')[2]).strip()
+        results.append((name, run.returncode, f'{name:10} made in {made:.0f} s; {summary}'))
+    print(*(line for *_, line in results), sep='\n')
+    return max(code for _, code, _ in results)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
