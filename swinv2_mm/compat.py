@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch.nn.modules import module as _module
 
 VERSION = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
 
-# From 2.4 on, compilers see our operations as one node each, and from 2.6 on the models are tested under them.
 COMPILES = VERSION >= (2, 4)
+"""Whether compilers see our operations; before, ``torch.compile`` leaves the backbone as it is."""
 
 
 def is_compiling() -> bool:
@@ -76,3 +77,38 @@ def has_global_hook() -> bool:
         return bool(ours())
     kinds = ('backward_pre', 'backward', 'forward_pre', 'forward')
     return any(getattr(_module, f'_global_{kind}_hooks') for kind in kinds)
+
+
+def force_eager() -> AbstractContextManager:
+    """A context in which compiled code runs as it is written: ``torch.compiler.set_stance`` (2.6)."""
+    return torch.compiler.set_stance('force_eager') if VERSION >= (2, 6) else nullcontext()
+
+
+def grad_scaler(device: str, **options: Any) -> Any:
+    """``torch.amp.GradScaler`` (2.3); before, there is one for CUDA."""
+    return torch.amp.GradScaler(device, **options) if VERSION >= (2, 3) else torch.cuda.amp.GradScaler(**options)
+
+
+def gpu_computes_bfloat16() -> bool:
+    """Whether the GPU has arithmetic for bfloat16; older versions of torch do not count emulation."""
+    try:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    except TypeError:
+        return torch.cuda.is_bf16_supported()
+
+
+def is_divided(value: Any) -> bool:
+    """Whether this process holds a part of a tensor, a DTensor, which older versions keep elsewhere."""
+    return hasattr(value, 'full_tensor')
+
+
+def total_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """``torch.nn.utils.get_total_norm`` (2.6)."""
+    if VERSION >= (2, 6):
+        return torch.nn.utils.get_total_norm(tensors)
+    return torch.stack([tensor.norm() for tensor in tensors]).norm() if tensors else torch.zeros(())
+
+
+def left_by_old_compilers(forward: Callable) -> Callable:
+    """Decorate what ``torch.compile`` calls as it is written where :data:`COMPILES` is False."""
+    return forward if COMPILES else torch.compiler.disable(forward)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import load as _torch_load
 
 from swinv2_mm.compat import VERSION
 
@@ -38,7 +39,18 @@ def load(path: str | Path, allow: Sequence[Any], mmap: bool = False) -> Any:
     if zipfile.is_zipfile(path) and any(name.endswith('/constants.pkl') for name in zipfile.ZipFile(path).namelist()):
         raise pickle.UnpicklingError('Unsupported GLOBAL torch.jit.ScriptModule')
     unpickler = unpickler_for(allow)
-    return torch.load(str(path), weights_only=False, pickle_module=unpickler, **settings)
+    return _torch_load(str(path), weights_only=False, pickle_module=unpickler, **settings)
+
+
+def protect(allow: Sequence[Any]) -> None:
+    """Let ``torch.load`` refuse code in this process where torch itself has no list of what to allow."""
+    if VERSION < (2, 6):
+        unpickler = unpickler_for(allow)
+
+        def load_data(f: Any, map_location: Any = None, *_: Any, mmap: bool | None = None, **__: Any) -> Any:
+            return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
+
+        torch.load = load_data
 
 
 @contextmanager

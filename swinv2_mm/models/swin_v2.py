@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swinv2_mm.compat import left_by_old_compilers
 from swinv2_mm.models import arguments
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.conventions import Conventions
@@ -297,6 +298,7 @@ class SwinTransformerV2(Conventions):
         self._freeze()
         return self
 
+    @left_by_old_compilers
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
         self._check_windows_known()

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from support import ROOT, load_script
 from support.tiny_training import write_config
+from swinv2_mm.compat import VERSION
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.engine.runs.command_line import exit_code
 
@@ -69,12 +70,15 @@ def fork_server():
 @contextmanager
 def put_back():
     """Give back what a run changes in its process: the environment, what torch.load allows, the number of threads."""
-    threads, allowed, environment = torch.get_num_threads(), torch.serialization.get_safe_globals(), dict(os.environ)
+    threads, load, environment = torch.get_num_threads(), torch.load, dict(os.environ)
+    allowed = torch.serialization.get_safe_globals() if VERSION >= (2, 6) else []
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     yield
     torch.set_num_threads(threads)
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
+    torch.load = load
+    if VERSION >= (2, 6):
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
     os.environ.clear()
     os.environ.update(environment)
 

@@ -20,8 +20,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from swinv2_mm.compat import is_divided, total_norm
 from swinv2_mm.engine.diagnosis.watching import Step
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
@@ -140,5 +140,5 @@ def _gradient_norm(wrapper: OptimWrapper) -> float:
     if wrapper.clip_grad_kwargs and wrapper.clip_func is torch.nn.utils.clip_grad_norm_:
         return wrapper.message_hub.get_scalar(f'train/{wrapper.grad_name}').current()
     weights = (weight for group in wrapper.optimizer.param_groups for weight in group['params'])
-    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
+    return float(norm.full_tensor() if is_divided(norm) else norm)

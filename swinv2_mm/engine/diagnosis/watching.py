@@ -17,6 +17,7 @@ from mmengine.device import get_device
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from swinv2_mm.compat import autocast_dtype, force_eager
 from swinv2_mm.engine.mmengine_internals import losses_of
 
 
@@ -30,7 +31,7 @@ class Step:
 
     def __init__(self, where: str, batch: Any) -> None:
         self.where, self.batch, self.device = where, batch, get_device()
-        self.autocast = torch.get_autocast_dtype(self.device) if torch.is_autocast_enabled(self.device) else None
+        self.autocast = autocast_dtype(self.device)
         self.random = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state())]
         self.random.append((torch.set_rng_state, torch.get_rng_state()))
         if torch.cuda.is_available():
@@ -54,7 +55,7 @@ class Step:
         model.zero_grad()
         try:
             # Compiled code ignores hooks.
-            with torch.compiler.set_stance('force_eager'), precision:
+            with force_eager(), precision:
                 losses = losses_of(model, self.batch)
             loss, terms = model.parse_losses(losses)
             loss.backward()

@@ -3,11 +3,13 @@
 import os
 import shutil
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from swinv2_mm.compat import COMPILES
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
@@ -38,6 +40,8 @@ def compile_backbone(cfg: Config) -> None:
         raise UserError('--compile: compile=... of this config compiles the whole step; leave one of them out.')
     if cfg.get('runner_type') == 'swinv2_mm.FSDP2Runner':
         raise UserError('--compile: FSDP2Runner gathers the parameters block by block; leave one of them out.')
+    if not COMPILES:
+        raise UserError(f'--compile needs torch 2.4 or newer, and this is {torch.__version__}; leave it out.')
     compiler = os.environ.get('CXX') or 'g++'
     if get_device() == 'cpu' and shutil.which(compiler) is None:
         raise UserError(f'--compile needs a C++ compiler, and {compiler} is not installed; install g++, or set CXX.')

@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch.nn import Module
 
+from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
 from swinv2_mm.errors import UserError
@@ -31,7 +32,7 @@ def computes(device: str, dtype: torch.dtype) -> bool:
     """Whether a device has arithmetic for a type; an emulated type is slower than float32."""
     if device == 'cpu':
         return has_arithmetic(dtype)
-    return device != 'cuda' or dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device != 'cuda' or dtype != torch.bfloat16 or gpu_computes_bfloat16()
 
 
 def best_dtype(device: str) -> torch.dtype:
@@ -92,7 +93,7 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         elif loss_scale not in (None, 'dynamic'):
             raise ValueError(f"loss_scale={loss_scale!r}: set it to 'dynamic', a number, or a dict for GradScaler.")
         chosen = asked or best_dtype(device)
-        scaler = torch.amp.GradScaler(device, **{**settings, 'enabled': chosen == torch.float16})
+        scaler = grad_scaler(device, **{**settings, 'enabled': chosen == torch.float16})
         init_amp_wrapper(self, chosen, scaler, fixed, **kwargs)
         tell_precision(asked)
 

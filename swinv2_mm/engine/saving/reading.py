@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from swinv2_mm.checkpoints.files import read_file
+from swinv2_mm.checkpoints.unpickling import protect
 from swinv2_mm.engine.config.parts import is_local
 from swinv2_mm.engine.saving.plain_data import restore_log
 from swinv2_mm.errors import UserError, say
@@ -12,6 +13,7 @@ from swinv2_mm.registry import OF_MMENGINE
 
 def protect_loading() -> None:
     """Make every ``torch.load`` of this process, also that of ``torch.hub``, refuse code, whatever the caller says."""
+    protect(OF_MMENGINE)
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 

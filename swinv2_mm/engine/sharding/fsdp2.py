@@ -7,10 +7,8 @@ from mmengine.device import get_device
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from swinv2_mm.compat import VERSION, is_divided
 from swinv2_mm.engine.sharding.gathering import GatheringRunner
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2Block
@@ -29,6 +27,11 @@ class FSDP2Runner(GatheringRunner):
 
     def setup_env(self, env_cfg: dict) -> None:
         """As mmengine's; with ``offload`` the processes communicate tensors in main memory, too, over gloo."""
+        if VERSION < (2, 6):
+            raise UserError(
+                f'runner_type=swinv2_mm.FSDP2Runner needs torch 2.6 or newer, and this is {torch.__version__}; '
+                'swinv2_mm.Zero1Runner divides the state of the optimizer with any version.'
+            )
         if get_device() == 'cuda' and self.cfg.get('fsdp2', {}).get('offload'):
             env_cfg = dict(env_cfg, dist_cfg=dict(env_cfg.get('dist_cfg') or {}, backend='cpu:gloo,cuda:nccl'))
         super().setup_env(env_cfg)
@@ -82,6 +85,9 @@ def shard(model: nn.Module, block_dtype: str = 'float32', offload: bool = False)
         offload: Keep shards, gradients and the optimizer's state in main memory, and update there: slower, for models
             whose shards do not fit the GPUs.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
     if block_dtype not in ('float32', 'bfloat16'):
         raise UserError(f"fsdp2.block_dtype={block_dtype!r}: set it to 'float32' or 'bfloat16'.")
     if not isinstance(offload, bool):
@@ -118,7 +124,9 @@ def parameters_alone(module: nn.Module) -> nn.Module:
 
 def like(value: Any, parameter: Tensor | None) -> Any:
     """Divide a tensor like the parameter of its shape, without communication; return anything else as it is."""
-    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
+    if not (is_divided(parameter) and isinstance(value, Tensor) and value.shape == parameter.shape):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     divided = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return divided.to(parameter.device)  # main memory, with offload

@@ -3,8 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from torch.distributed.tensor import DTensor
-
+from swinv2_mm.compat import is_divided
 from swinv2_mm.engine.mmengine_internals import OpenRunner
 
 
@@ -36,7 +35,7 @@ def gather(value: Any, keep: bool) -> Any:
 
     Every process calls it; those that do not ``keep`` the result send their part and get None.
     """
-    if isinstance(value, DTensor):
+    if is_divided(value):
         whole = value.to(value.device_mesh.device_type).full_tensor()
         return whole.cpu() if keep else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -18,7 +18,7 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.compat import autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
+from swinv2_mm.compat import COMPILES, autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
 
@@ -276,6 +276,8 @@ def why_not_triton(qkv: Tensor, window: Pair) -> str:
     Their gradient of the table is a sum in no fixed order, so training under
     ``torch.use_deterministic_algorithms`` is refused; everything else is the same in every run.
     """
+    if not COMPILES:
+        return f'it needs torch 2.4 or newer, and this is {torch.__version__}'
     if importlib.util.find_spec('triton') is None:
         return 'Triton is not installed'
     if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
