@@ -14,6 +14,9 @@ VERSION = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')
 COMPILES = VERSION >= (2, 4)
 """Whether compilers see our operations; before, ``torch.compile`` leaves the backbone as it is."""
 
+FUSED_ON_CPUS = VERSION >= (2, 4)
+"""Whether ``fused=True`` of an optimizer, a matter of speed, is more than an error on a CPU."""
+
 
 def is_compiling() -> bool:
     """``torch.compiler.is_compiling`` (2.3)."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from _codecs import encode
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,17 @@ import torch
 from torch import load as _torch_load
 
 from swinv2_mm.compat import VERSION
+
+# What torch's own list has in later versions, and older lists lack.
+_ALLOWED_LATER = {
+    'collections.Counter': Counter,
+    'builtins.set': set,
+    'builtins.bytearray': bytearray,
+    'builtins.complex': complex,
+    '_codecs.encode': encode,
+    'torch.device': torch.device,
+    **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
+}
 
 
 def load(path: str | Path, allow: Sequence[Any], mmap: bool = False) -> Any:
@@ -70,7 +83,7 @@ def unpickler_for(allow: Sequence[Any]) -> Any:
     """What ``torch.load`` takes as ``pickle_module``: an unpickler for these globals and torch's own."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    allowed = dict(_get_allowed_globals())
+    allowed = _get_allowed_globals() | _ALLOWED_LATER
     for entry in allow:
         thing, name = entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__qualname__}')
         allowed[name] = thing
@@ -89,4 +102,6 @@ def unpickler_for(allow: Sequence[Any]) -> Any:
 
         dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
-    return SimpleNamespace(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())
+    return SimpleNamespace(
+        __name__=__name__, Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()
+    )

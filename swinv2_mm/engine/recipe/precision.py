@@ -1,6 +1,7 @@
 """Mixed precision: ``--amp`` and ``'auto'`` choose the data type that the device computes in fast."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch.nn import Module
 
-from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler
+from swinv2_mm.compat import FUSED_ON_CPUS, gpu_computes_bfloat16, grad_scaler
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
 from swinv2_mm.errors import UserError
@@ -95,12 +96,16 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         chosen = asked or best_dtype(device)
         scaler = grad_scaler(device, **{**settings, 'enabled': chosen == torch.float16})
         init_amp_wrapper(self, chosen, scaler, fixed, **kwargs)
+        self.keeps_boxes = False
         tell_precision(asked)
 
     @contextmanager
     def optim_context(self, model: Module) -> Iterator[None]:
-        """As mmengine's, whose autocast knows no float16 on a CPU."""
+        """As mmengine's, whose autocast knows no float16 on a CPU; boxes stay in float32."""
         half = self.cast_dtype in HALVES
+        if half and not self.keeps_boxes:
+            self.keeps_boxes = True
+            keep_boxes_in_float32(model)
         with OptimWrapper.optim_context(self, model), torch.autocast(get_device(), self.cast_dtype, enabled=half):
             yield
 
@@ -122,7 +127,9 @@ class Float32BoxesHook(Hook):
 
 
 def keep_boxes_in_float32(model: Module) -> None:
-    """Cast what dense heads return and RoI extractors take, see :class:`Float32BoxesHook`."""
+    """Cast what dense heads return and RoI extractors take, see :class:`Float32BoxesHook`; twice is as once."""
+    if 'mmdet.models' not in sys.modules:
+        return
     dense_head, roi_extractor = box_modules()
     for module in model.modules():
         if isinstance(module, dense_head):
@@ -156,6 +163,9 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
     if amp and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp: this config has a {kind}, which sets its own precision; leave --amp out.')
     asked = PRECISIONS[amp] if amp else None
+    optimizer = wrapper.get('optimizer') or {}
+    if device == 'cpu' and not FUSED_ON_CPUS and optimizer.get('fused'):
+        optimizer.pop('fused')
     if asked == 'float32':
         wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale'):
