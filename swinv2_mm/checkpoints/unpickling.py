@@ -7,6 +7,7 @@ state.
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from _codecs import encode
@@ -56,14 +57,18 @@ def load(path: str | Path, allow: Sequence[Any], mmap: bool = False) -> Any:
 
 
 def protect(allow: Sequence[Any]) -> None:
-    """Let ``torch.load`` refuse code in this process where torch itself has no list of what to allow."""
-    if VERSION < (2, 6):
-        unpickler = unpickler_for(allow)
+    """Let every ``torch.load`` of this process read as :func:`load`, whatever its caller and the environment say."""
+    for name in ('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'):
+        os.environ.pop(name, None)
+    if VERSION >= (2, 6):
+        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+        return
+    unpickler = unpickler_for(allow)
 
-        def load_data(f: Any, map_location: Any = None, *_: Any, mmap: bool | None = None, **__: Any) -> Any:
-            return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
+    def load_data(f: Any, map_location: Any = None, *_: Any, mmap: bool | None = None, **__: Any) -> Any:
+        return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
 
-        torch.load = load_data
+    torch.load = load_data
 
 
 @contextmanager

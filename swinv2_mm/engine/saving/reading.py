@@ -14,8 +14,6 @@ from swinv2_mm.registry import OF_MMENGINE
 def protect_loading() -> None:
     """Make every ``torch.load`` of this process, also that of ``torch.hub``, refuse code, whatever the caller says."""
     protect(OF_MMENGINE)
-    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
 def read_checkpoint(path: str | Path) -> dict:
