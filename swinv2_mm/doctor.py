@@ -91,13 +91,20 @@ def python(*_: object) -> Row:
     return Row(found, WARNING, 'not tested') if sys.version_info[:2] > high else Row(found)
 
 
+OPERATIONS_RUN = """
+import torch, mmcv._ext
+from mmcv.ops import get_compiling_cuda_version, nms, roi_align
+gpu = torch.cuda.is_available()
+print(get_compiling_cuda_version(), gpu, flush=True)
+box = torch.tensor([[0.0, 0.0, 4.0, 4.0]], device='cuda' if gpu else 'cpu')
+nms(box, box.new_ones(1), 0.5)
+roi_align(box.new_ones(1, 1, 8, 8), torch.nn.functional.pad(box, (1, 0)), 2).sum().item()
+"""
+
+
 def load_operations() -> subprocess.CompletedProcess:
-    """Load mmcv's compiled operations in another process: compiled for another torch, they may crash it."""
-    code = (
-        'import torch, mmcv._ext; from mmcv.ops import get_compiling_cuda_version as cuda; '
-        'print(cuda(), torch.cuda.is_available())'
-    )
-    command = [sys.executable, '-W', 'ignore', '-c', code]
+    """Run two of mmcv's operations, on the GPU if there is one, in another process, which a wrong build may crash."""
+    command = [sys.executable, '-W', 'ignore', '-c', OPERATIONS_RUN]
     return subprocess.run(command, capture_output=True, text=True, errors='replace')
 
 
@@ -109,6 +116,8 @@ def operations(*_: object) -> Row:
     if version_of('mmcv') is None and version_of('mmcv-lite'):
         return Row('mmcv-lite has no compiled operations', ERROR, f'pip uninstall mmcv-lite, then {build}')
     done = load_operations()
+    if done.stdout.strip().endswith('not available True'):
+        return Row('loads, without CUDA, and there is a GPU', ERROR, build)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         problem = lines[-1] if lines else f'crashed with status {done.returncode}'
@@ -117,9 +126,7 @@ def operations(*_: object) -> Row:
         elif "No module named 'mmcv" in problem:
             problem = 'not compiled' if version_of('mmcv') else 'missing'
         return Row(problem, ERROR, build)
-    if done.stdout.strip().endswith('not available True'):
-        return Row('loads, without CUDA, and there is a GPU', ERROR, build)
-    return Row('loads')
+    return Row('nms and RoIAlign run' + (' on the GPU' if done.stdout.strip().endswith('True') else ''))
 
 
 def gpu(*_: object) -> Row:

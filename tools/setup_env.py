@@ -93,11 +93,13 @@ def usable(stamp: Dict[str, Any]) -> bool:
 
 def set_up(stamp: Dict[str, Any]) -> None:
     """All steps. Each finds what an interrupted earlier run has done."""
-    from environment import machine, mmcv, uv
+    from environment import cuda, machine, mmcv, uv
     from environment.messages import say, stop
 
     machine.check_compiler(sysconfig.get_path('include'))
     if installed('torch') is None:
+        if not any(os.environ.get(name) for name in cuda.ELSEWHERE):
+            cuda.check_gpus(cuda.PINNED, pinned('torch'))  # before gigabytes are downloaded
         machine.check_disk(VENV_CUDA_GIB if shutil.which('nvidia-smi') else VENV_GIB, ROOT, 'Free some space.')
         remedy = 'Free some space, or name another place: TMPDIR=/some/where make setup'
         machine.check_disk(BUILD_GIB, Path(tempfile.gettempdir()), remedy)
@@ -110,6 +112,7 @@ def set_up(stamp: Dict[str, Any]) -> None:
     say(f'install torch {pinned("torch")} and what compiling needs')
     packages.install('torch', 'setuptools', 'ninja')
     torch = mmcv.probe_torch(PYTHON)
+    cuda.check_gpus(torch.cuda, torch.version)
     say(f'install mmcv {pinned("mmcv")}; it is compiled once for torch {torch.version}, in minutes')
     same = (stamp.get('torch'), stamp.get('mmcv')) == (installed('torch'), installed('mmcv'))
     mmcv.install(torch, packages, reinstall=not same)

@@ -1,7 +1,6 @@
 """Machine checks: say what is missing, and how to get it, before anything is downloaded."""
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -41,13 +40,6 @@ def check_compiler(include: str) -> None:
         stop(f'mmcv must be compiled, and Python.h is missing in {include}.\n{APT}')
     if status:
         stop(f'{command[0]} cannot compile a small C++ program: {said.splitlines()[-1]}\n{APT}')
-
-
-def nvcc_version(home: str) -> str | None:
-    """CUDA version of the nvcc in a toolkit, or on PATH for ``''``; None if there is none."""
-    nvcc = shutil.which('nvcc', path=f'{home}/bin' if home else None)
-    found = nvcc and re.search(r'release (\d+\.\d+)', ask([nvcc, '--version'])[1])
-    return found.group(1) if found else None
 
 
 def jobs() -> int:

@@ -1,4 +1,4 @@
-"""Build mmcv for the installed torch: its flags, its cache key, and the CUDA compiler that it needs."""
+"""Build mmcv for the installed torch: its flags, its cache key, and the GPUs that it is compiled for."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from environment import machine, precompiled
+from environment import cuda, machine, precompiled
 from environment.messages import stop
 from environment.uv import Uv
 
@@ -28,7 +28,7 @@ from torch.utils.cpp_extension import CUDA_HOME
 gpu = torch.cuda.is_available()
 found = sorted({'%d.%d' % torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}) if gpu else []
 cuda = gpu or (os.environ.get('FORCE_CUDA') == '1' and torch.version.cuda is not None)
-archs = (os.environ.get('TORCH_CUDA_ARCH_LIST') or ';'.join(found) or 'all') if cuda else ''
+archs = (os.environ.get('TORCH_CUDA_ARCH_LIST') or ';'.join(found) or 'default') if cuda else ''
 print('PROBE' + json.dumps([torch.__version__, torch.version.cuda or '', archs, CUDA_HOME or '']))
 """
 
@@ -39,22 +39,9 @@ def probe_torch(python: Path) -> Torch:
     found = re.search('^PROBE(.*)$', said, re.M)
     if not found:
         stop(f'torch does not import: {said.splitlines()[-1]}\nStart afresh: rm -rf .venv && make setup')
-    return Torch(*json.loads(found.group(1)))
-
-
-def check_nvcc(torch: Torch) -> None:
-    """Stop if nvcc is needed, and is missing or has another major version than torch's CUDA."""
-    nvcc = machine.nvcc_version(torch.home) if torch.archs else torch.cuda
-    if nvcc is None:
-        problem = 'There is a GPU, but no nvcc to compile mmcv for it.'
-    elif nvcc.split('.')[0] != torch.cuda.split('.')[0]:
-        problem = f'mmcv cannot be compiled for the GPU: nvcc has CUDA {nvcc}, torch {torch.version} CUDA {torch.cuda}.'
-    else:
-        return
-    stop(
-        f'{problem} Install the CUDA {torch.cuda} toolkit (https://developer.nvidia.com/cuda-downloads), with nvcc on '
-        'PATH or CUDA_HOME set.\nTo do without the GPU: CUDA_VISIBLE_DEVICES= make setup'
-    )
+    torch = Torch(*json.loads(found.group(1)))
+    default = cuda.ARCHITECTURES.get(torch.cuda.split('.')[0], '')  # FORCE_CUDA=1 without a GPU
+    return torch._replace(archs=default) if torch.archs == 'default' else torch
 
 
 def cache_key(torch: Torch) -> list[str]:
@@ -84,11 +71,14 @@ def install(torch: Torch, uv: Uv, reinstall: bool) -> None:
 
     ``reinstall`` replaces an installed mmcv, which may have been compiled for another torch.
     """
-    check_nvcc(torch)
+    on_gpus = {}
+    if torch.archs:  # the build alone sees this CUDA_HOME
+        home = cuda.toolkit(torch.home, torch.cuda, uv)
+        on_gpus = {'CUDA_HOME': home, 'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': torch.archs}
     if reinstall:
         uv.uninstall('mmcv')  # uv's --reinstall would look for a newer source, and compile it again
     with tempfile.TemporaryDirectory(prefix='swinv2_mm-') as folder:
         temp = Path(folder)
         env = {**os.environ, **build_env(temp)}
         with precompiled.included(temp, uv.python, env) as include:
-            uv.install(*cache_key(torch), 'torch', 'mmcv', env=build_env(temp, include))
+            uv.install(*cache_key(torch), 'torch', 'mmcv', env={**build_env(temp, include), **on_gpus})

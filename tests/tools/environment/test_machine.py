@@ -1,6 +1,5 @@
 """tools/environment/machine.py: one clear message for whatever is missing on a machine."""
 
-import os
 import sysconfig
 from types import SimpleNamespace
 
@@ -38,16 +37,3 @@ def test_missing_python_headers_are_told_apart_from_a_missing_compiler(tmp_path,
     monkeypatch.setenv('CXX', 'g++')
     with pytest.raises(SystemExit, match=r'Python\.h is missing'):
         machine.check_compiler(str(tmp_path))
-
-
-def test_the_version_of_nvcc_is_that_of_the_toolkit(tmp_path, monkeypatch):
-    """Bug: the nvcc on PATH is asked, and the build takes that of CUDA_HOME."""
-    for folder, version in (('path', '12.4'), ('home/bin', '13.0')):
-        (tmp_path / folder).mkdir(parents=True)
-        nvcc = tmp_path / folder / 'nvcc'
-        nvcc.write_text(f'#!/bin/sh\necho "Cuda compilation tools, release {version}, V{version}.1"\n')
-        nvcc.chmod(0o755)
-    monkeypatch.setenv('PATH', str(tmp_path / 'path'), prepend=os.pathsep)
-    assert machine.nvcc_version(str(tmp_path / 'home')) == '13.0'
-    assert machine.nvcc_version('') == '12.4'
-    assert machine.nvcc_version(str(tmp_path)) is None

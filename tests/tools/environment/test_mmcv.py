@@ -4,31 +4,18 @@ import re
 import subprocess
 
 import pytest
-from environment import machine, mmcv
+from environment import cuda, mmcv
 from support.environments import bare_environment, needs_uv, write_packages
 
 CPU = mmcv.Torch('2.13.0+cpu', '', '', '')
 GPU = mmcv.Torch('2.13.0+cu130', '13.0', '9.0', '/usr/local/cuda')
 
 
-def test_gpu_without_a_matching_nvcc_is_told_before_the_build(monkeypatch):
-    """Bug: torch's build raises "CUDA_HOME is not set", or a version mismatch, at the end of a traceback."""
-    for nvcc in (None, '12.4'):
-        monkeypatch.setattr(machine, 'nvcc_version', lambda home, nvcc=nvcc: nvcc)
-        with pytest.raises(SystemExit, match=r'Install the CUDA 13\.0 toolkit') as error:
-            mmcv.check_nvcc(GPU)
-        assert 'CUDA_VISIBLE_DEVICES= make setup' in str(error.value)
-    monkeypatch.setattr(machine, 'nvcc_version', lambda home: '13.1')
-    mmcv.check_nvcc(GPU)
-    monkeypatch.setattr(machine, 'nvcc_version', lambda home: None)
-    mmcv.check_nvcc(CPU)
-
-
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
     """A folder with small packages for uv, where mmcv is built for any torch."""
     write_packages(tmp_path, monkeypatch)
-    monkeypatch.setattr(mmcv, 'check_nvcc', lambda torch: None)
+    monkeypatch.setattr(cuda, 'toolkit', lambda home, version, uv: home)
     return tmp_path
 
 
