@@ -103,8 +103,7 @@ def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
 def check_frozen(value: Any, stages: int) -> None:
     if type(value) is not int or value not in range(-1, stages + 1):
         raise ValueError(
-            f'frozen_stages={value!r} must be a whole number from -1 (nothing frozen) to {stages}, the number of '
-            'stages.'
+            f'frozen_stages={value!r} must be a whole number from -1 (nothing frozen) to {stages} (all stages).'
         )
 
 
@@ -114,8 +113,7 @@ def check_attention(attn_chunk: Any, attn_backend: Any, attn_drop_rate: float) -
     choice('attn_backend', attn_backend, 'auto', 'sdpa', 'cpp', 'triton')
     if attn_backend in ('cpp', 'triton') and attn_drop_rate:
         raise ValueError(
-            f'attn_backend={attn_backend!r} has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out one of '
-            'the two.'
+            f'attn_backend={attn_backend!r} has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out one.'
         )
 
 

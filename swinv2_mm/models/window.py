@@ -24,16 +24,11 @@ _REGULAR, _WRAPPED, _PAD = 0, 1, 2
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows with the same attention mask, neighbours in the order of the layout.
-
-    Attributes:
-        start, stop: The group is ``windows[start:stop]`` of the ``B * nW`` windows.
-        regions: ``(N,)``, the region of each slot; slots of one region attend to each other. None for a single region.
-    """
+    """Windows ``start .. stop - 1`` of the ``B * nW``, with the same attention mask."""
 
     start: int
     stop: int
-    regions: Tensor | None
+    regions: Tensor | None  # (N,), of each slot; slots of one region attend to each other. None for a single region.
 
     def mask(self, first: int = 0, last: int | None = None) -> Tensor | None:
         """``(last - first, N)``, True where the row's slot may attend to the column's; None if all may."""
@@ -42,21 +37,13 @@ class WindowGroup:
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The permutation between a ``(B, H, W)`` map and its ``(B * nW, N)`` windows.
+    """The permutation between a ``(B, H, W)`` map and its ``(B * nW, N)`` windows."""
 
-    Attributes:
-        window: ``(Wh, Ww)`` as used, in tokens.
-        gather: ``(B * nW * N,)``, the token in ``0 .. B * H * W - 1`` for each slot; any token for a padding slot.
-        scatter: ``(B * H * W,)``, the slot of each token.
-        pads: The slots that hold padding.
-        groups: Cover all windows, in order.
-    """
-
-    window: tuple[int, int]
-    gather: Tensor
-    scatter: Tensor
-    pads: Tensor
-    groups: tuple[WindowGroup, ...]
+    window: tuple[int, int]  # (Wh, Ww), in tokens
+    gather: Tensor  # (B * nW * N,), the token in 0 .. B * H * W - 1 for each slot; any token for a padding slot
+    scatter: Tensor  # (B * H * W,), the slot of each token
+    pads: Tensor  # the slots that hold padding
+    groups: tuple[WindowGroup, ...]  # cover all windows, in order
 
 
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
@@ -178,12 +165,8 @@ def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: n
     scatter[:, rows[r][:, None], cols[c]] = by_row[:, r, None] + by_col[c]
 
 
-def _plan_bytes(layout: WindowLayout) -> int:
-    return 8 * (len(layout.gather) + len(layout.scatter) + len(layout.pads))
-
-
 # Two int64 per token: a plan for two images of 800 x 1333 pixels takes 6 MB, of 1536 x 1536 pixels 10 MB.
-_kept_plan = BoundedCache(_plan, _plan_bytes, 128 * 2**20)
+_kept_plan = BoundedCache(_plan, lambda plan: 8 * sum(map(len, (plan.gather, plan.scatter, plan.pads))), 128 * 2**20)
 
 
 class _Permute(torch.autograd.Function):

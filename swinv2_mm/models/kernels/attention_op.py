@@ -27,19 +27,12 @@ FRESH_BYTES = 24 * 2**20
 
 
 class Options(NamedTuple):
-    """How to attend on a map of ``(Hp, Wp)`` tokens.
+    """How to attend on a map of ``(Hp, Wp)`` tokens."""
 
-    Attributes:
-        size: ``(H, W)``, the part of the map to return, at most ``(Hp, Wp)``.
-        shifted: Shift by half a window along each axis that has more than one window.
-        attn_chunk: See :func:`~swinv2_mm.models.kernels.cosine_attention.at_a_time`.
-        backend: See :func:`~swinv2_mm.models.kernels.choose.attention`.
-    """
-
-    size: Pair
-    shifted: bool
-    attn_chunk: int | str | None = None
-    backend: str = 'auto'
+    size: Pair  # (H, W), the part of the map to return, at most (Hp, Wp)
+    shifted: bool  # by half a window along each axis that has more than one window
+    attn_chunk: int | str | None = None  # see cosine_attention.at_a_time
+    backend: str = 'auto'  # see choose.attention
 
 
 def project_and_attend(
