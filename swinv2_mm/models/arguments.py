@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 Pair = tuple[int, int]
 
@@ -40,7 +40,7 @@ def check_mlp_ratio(value: Any, embed_dims: int) -> None:
         raise ValueError(f'mlp_ratio={value!r} leaves no channel of {embed_dims}; SwinV2 uses 4.')
 
 
-def is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
@@ -58,7 +58,7 @@ def windows_per_stage(name: str, value: Any, stages: int, minimum: int) -> list[
             f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
             f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.'
         )
-    pairs = [tuple(entry) if is_sequence(entry) else (entry, entry) for entry in per_stage]
+    pairs: list[Any] = [tuple(entry) if is_sequence(entry) else (entry, entry) for entry in per_stage]
     for i, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(f'{name}[{i}]={pair!r} must be a number or a pair (Wh, Ww).')

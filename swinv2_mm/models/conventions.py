@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmengine.registry import WEIGHT_INITIALIZERS
+
 from swinv2_mm.models.arguments import choice, windows_per_stage
 from swinv2_mm.models.pretrained_windows import WithPretrainedWindows
 from swinv2_mm.models.window import padding_to_windows
-from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
 
@@ -44,7 +45,7 @@ class Conventions(WithPretrainedWindows):
             UserError: The checkpoint cannot be found or read, or does not fill the backbone.
         """
         init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(checkpoint), prefix=prefix, source=source, ema=ema)
-        size = WEIGHT_INITIALIZERS.parent.build(dict(init_cfg)).arguments()
+        size = WEIGHT_INITIALIZERS.build(dict(init_cfg)).arguments()
         backbone = cls(**{**size, **arguments}, init_cfg=init_cfg)
         backbone.init_weights()
         return backbone.eval()

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor
 
 from swinv2_mm.models.arguments import is_sequence, windows_per_stage
 from swinv2_mm.models.kernels.choose import is_ordinary
-from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
 
@@ -33,7 +33,7 @@ class WithPretrainedWindows(BaseModule):
         if given is None:
             loading = filter(loads_backbone, self.init_cfg if is_sequence(self.init_cfg) else [self.init_cfg])
             if cfg := next(loading, None):
-                told, self._windows_unknown = WEIGHT_INITIALIZERS.parent.build(cfg).told_windows()
+                told, self._windows_unknown = WEIGHT_INITIALIZERS.build(cfg).told_windows()
                 given = told and told[: len(windows)]
         first = windows
         if given is not None:
@@ -91,7 +91,7 @@ class WithPretrainedWindows(BaseModule):
 
 def loads_backbone(cfg: Any) -> bool:
     """Whether an initialisation loads a checkpoint that names its windows."""
-    kind = WEIGHT_INITIALIZERS.parent.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
+    kind = WEIGHT_INITIALIZERS.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
     return hasattr(kind, 'told_windows')
 
 

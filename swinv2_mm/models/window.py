@@ -30,9 +30,9 @@ class WindowGroup:
     stop: int
     regions: Tensor | None  # (N,), of each slot; slots of one region attend to each other. None for a single region.
 
-    def mask(self, first: int = 0, last: int | None = None) -> Tensor | None:
-        """``(last - first, N)``, True where the row's slot may attend to the column's; None if all may."""
-        return None if self.regions is None else self.regions[first:last, None] == self.regions
+    def mask(self) -> Tensor | None:
+        """``(N, N)``, True where the row's slot may attend to the column's; None if all may."""
+        return None if self.regions is None else self.regions[:, None] == self.regions
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -
     """
     if not balanced:
         return window
-    return tuple(-(-length // -(-length // side)) for length, side in zip(size, window, strict=True))
+    rows, cols = (-(-length // -(-length // side)) for length, side in zip(size, window, strict=True))
+    return rows, cols
 
 
 def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
@@ -68,9 +69,10 @@ def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[
     return -size[0] % window[0], -size[1] % window[1]
 
 
-def shift_of(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
+def shift_of(size: Sequence[int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
     """The shift of the windows: half a window, but 0 along an axis with a single window, which sees everything."""
-    return tuple(side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
+    down, right = (side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
+    return down, right
 
 
 def _axis(size: int, window: int, shift: int) -> tuple[np.ndarray, dict[tuple[int, ...], list[int]]]:
@@ -149,9 +151,9 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
     for into, mask in zip(regions, masks, strict=True):
         into[:] = mask or []
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
-        parts = torch.from_numpy(everything).to(device).split(sizes)
-    groups = [WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, parts[3:], strict=True)]
-    return WindowLayout(window, *parts[:3], tuple(groups))
+        slot_token, token_slot, pad_slots, *own = torch.from_numpy(everything).to(device).split(sizes)
+    groups = [WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, own, strict=True)]
+    return WindowLayout(window, slot_token, token_slot, pad_slots, tuple(groups))
 
 
 def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:
@@ -208,7 +210,7 @@ def window_partition(x: Tensor, layout: WindowLayout) -> Tensor:
     return x.view(-1, Wh * Ww, C)
 
 
-def window_reverse(windows: Tensor, layout: WindowLayout, size: tuple[int, int]) -> Tensor:
+def window_reverse(windows: Tensor, layout: WindowLayout, size: Sequence[int]) -> Tensor:
     """Undo :func:`window_partition`: windows ``(B * nW, N, C)`` to features ``(B, H, W, C)`` of ``size = (H, W)``."""
     C = windows.shape[-1]
     x = _Permute.apply(windows.reshape(-1, C), layout.gather, layout.scatter, layout.pads, True)  # (B * H * W, C)

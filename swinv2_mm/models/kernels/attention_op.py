@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from swinv2_mm.models.kernels import choose, cpp_attention
-from swinv2_mm.models.kernels.cosine_attention import attention_backward, attention_forward, cut
+from swinv2_mm.models.kernels.cosine_attention import Chunk, attention_backward, attention_forward, cut
 from swinv2_mm.models.kernels.linear import call, linear
 from swinv2_mm.models.position_bias import window_of
 from swinv2_mm.models.window import WindowLayout, window_layout, window_partition, window_reverse
@@ -31,7 +31,7 @@ class Options(NamedTuple):
 
     size: Pair  # (H, W), the part of the map to return, at most (Hp, Wp)
     shifted: bool  # by half a window along each axis that has more than one window
-    attn_chunk: int | str | None = None  # see cosine_attention.at_a_time
+    attn_chunk: Chunk = None
     backend: str = 'auto'  # see choose.attention
 
 
@@ -123,7 +123,8 @@ def _to_windows(x: Tensor, bias: Tensor | None, table: Tensor, options: Options)
     """The plan for a map ``(B, H, W, ...)``, and the slots, ``(B * nW, N, ...)``, of the map plus a bias."""
     if bias is not None:
         x = x + bias.to(x.dtype).view(x.shape[3:])
-    layout = window_layout(*x.shape[:3], window_of(table), options.shifted, x.device)
+    B, H, W = x.shape[:3]
+    layout = window_layout(B, H, W, window_of(table), options.shifted, x.device)
     slots = window_partition(x.flatten(3), layout)
     return layout, slots.view(*slots.shape[:2], *x.shape[3:])
 

@@ -147,7 +147,7 @@ def _mlp_forward(
 
 
 @in_given_types
-def _mlp_backward(grad: Tensor, kept: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+def _mlp_backward(grad: Tensor, kept: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of the input, both weights and both biases from the gradient of the result."""
     x, w1, bias, w2, *hidden = kept
     n, x_grad, sums, active = len(hidden[0]), _Rows(x), [None] * 4, None

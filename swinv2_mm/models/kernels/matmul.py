@@ -72,7 +72,7 @@ def input_gradient(grad: Tensor, weight: Tensor, out: Tensor | None = None) -> T
     return found if out is None else out.copy_(found)
 
 
-def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Any]:
     """The gradients of ``x``, ``weight`` and the bias from that of :func:`product`; None for those not wanted."""
     fast = choose.product_dtype(x)
     if fast != x.dtype:
