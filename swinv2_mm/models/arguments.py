@@ -18,13 +18,17 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f'{name}={value!r} must be True or False.')
 
 
 def probability(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+    if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f'{name}={value!r} is a probability; give a number in [0, 1).')
 
 
@@ -34,7 +38,7 @@ def choice(name: str, value: Any, *known: str) -> None:
 
 
 def check_mlp_ratio(value: Any, embed_dims: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f'mlp_ratio={value!r} must be a positive number; SwinV2 uses 4.')
     if int(embed_dims * value) < 1:
         raise ValueError(f'mlp_ratio={value!r} leaves no channel of {embed_dims}; SwinV2 uses 4.')

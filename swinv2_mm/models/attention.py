@@ -49,7 +49,7 @@ class WindowAttention(nn.Module):
         attn_backend: str = 'auto',
     ) -> None:
         super().__init__()
-        self.attn_chunk = attn_chunk
+        self.attn_chunk: Chunk = attn_chunk
         self.attn_backend = attn_backend
         self.num_heads = num_heads
         self.pretrained_window_size = pretrained_window_size
@@ -134,7 +134,7 @@ class WindowAttention(nn.Module):
         dropout = self.attn_drop_rate if self.training else 0.0
         way = choose.attention(self.attn_backend, x, window, x.shape[-1] // self.num_heads, dropout > 0)
         if way == 'uncompiled':
-            return self._forward_uncompiled(x, window, shifted, size, largest)
+            return self._forward_uncompiled(x, window, shifted, size, largest)  # type: ignore[call-arg]
         if way == 'windows':
             return self._attend_in_windows(x, window, shifted, size, dropout)
         options = Options(size, shifted, self.attn_chunk, self.attn_backend)

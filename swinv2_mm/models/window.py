@@ -49,7 +49,7 @@ class WindowLayout:
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """Shrink a window that is larger than the map; with masked padding no result changes."""
     # A compiler would treat min() as a branch, and compile one side of it.
-    smaller = torch.sym_min if is_symbolic(*size) else min
+    smaller: Any = torch.sym_min if is_symbolic(*size) else min
     return smaller(size[0], window[0]), smaller(size[1], window[1])
 
 
@@ -152,8 +152,9 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
         into[:] = mask or []
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
         slot_token, token_slot, pad_slots, *own = torch.from_numpy(everything).to(device).split(sizes)
-    groups = [WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, own, strict=True)]
-    return WindowLayout(window, slot_token, token_slot, pad_slots, tuple(groups))
+    with_masks = zip(groups, own, strict=True)
+    groups = tuple(WindowGroup(first, last, mask if len(mask) else None) for (first, last), mask in with_masks)
+    return WindowLayout(window, slot_token, token_slot, pad_slots, groups)
 
 
 def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:

@@ -85,7 +85,7 @@ class _OnMap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return *_backward(grad, *ctx.saved_tensors, ctx.options), None
+        return *_backward(grad, *ctx.saved_tensors, options=ctx.options), None
 
 
 def _by_cpp(x: Tensor, head_width: int, scale: Tensor, table: Tensor, options: Options) -> bool:
@@ -114,9 +114,12 @@ def _backward(
     layout, slots = _to_windows(qkv, bias, table, options)
     _, grad = _to_windows(grad, None, table, options)
     grad.flatten(0, 1).index_fill_(0, layout.pads, 0)  # the result of padding is never read
-    qkv_grad, *others = attention_backward(grad, slots, scale, table, layout.groups, options.attn_chunk)
-    qkv_grad = window_reverse(qkv_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
-    return qkv_grad, None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype), *others
+    slots_grad, scale_grad, table_grad = attention_backward(
+        grad, slots, scale, table, layout.groups, options.attn_chunk
+    )
+    qkv_grad = window_reverse(slots_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
+    bias_grad = None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype)
+    return qkv_grad, bias_grad, scale_grad, table_grad
 
 
 def _to_windows(x: Tensor, bias: Tensor | None, table: Tensor, options: Options) -> tuple[WindowLayout, Tensor]:

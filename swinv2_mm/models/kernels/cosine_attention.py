@@ -94,7 +94,7 @@ def _written_out(
     run = _attend if chunk is None else partial(checkpoint, _attend, use_reentrant=False)
     # Splitting instead of slicing: the gradient of a slice is as large as the tensor that it was cut from.
     parts = [
-        run(*heads, bias, mask, dropout)
+        run(*heads, bias=bias, mask=mask, dropout=dropout)
         for *heads, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True)
     ]
     return torch.cat(parts).transpose(1, 2)  # (G, N, nH, d)
@@ -134,7 +134,7 @@ class _CosineAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return *attention_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.attn_chunk), None, None
+        return *attention_backward(grad, *ctx.saved_tensors, groups=ctx.groups, chunk=ctx.attn_chunk), None, None
 
 
 @in_given_types

@@ -76,7 +76,7 @@ def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -
     """The gradients of ``x``, ``weight`` and the bias from that of :func:`product`; None for those not wanted."""
     fast = choose.product_dtype(x)
     if fast != x.dtype:
-        return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted))
+        return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted=wanted))
     return [
         input_gradient(grad, weight) if wanted[0] else None,
         _weight_gradient(grad, x) if wanted[1] else None,
