@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """Widths and depths of a size.
+    """Widths and depths of a size."""
 
-    Attributes:
-        embed_dims: Channels of the first stage; each later stage doubles them.
-        depths: Blocks per stage.
-        num_heads: Attention heads per stage.
-        extra_norm_every: A LayerNorm on the main branch after this many blocks of a stage, and so on; 0 for none.
-    """
-
-    embed_dims: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    extra_norm_every: int = 0
+    embed_dims: int  # channels of the first stage; each later stage doubles them
+    depths: tuple[int, ...]  # blocks per stage
+    num_heads: tuple[int, ...]  # attention heads per stage
+    extra_norm_every: int = 0  # blocks of a stage from one LayerNorm on the main branch to the next; 0 for none
 
 
 VARIANTS = {

@@ -24,8 +24,8 @@ ROOMS = {
     'models/kernels': ({'torch', 'triton'}, {'models/cache', 'models/window', 'models/position_bias'}),
     'models/layers': ({'torch'}, {'models/kernels', 'models/window'}),
     'models/attention': ({'torch'}, {'models/cache', 'models/kernels', 'models/position_bias', 'models/window'}),
-    'models/pretrained_windows': ({'torch', 'mmengine'}, {'models/arguments', 'models/kernels', 'registry'}),
-    'models/conventions': (set(), {'models/arguments', 'models/pretrained_windows', 'models/window', 'registry'}),
+    'models/pretrained_windows': ({'torch', 'mmengine'}, {'models/arguments', 'models/kernels'}),
+    'models/conventions': ({'mmengine'}, {'models/arguments', 'models/pretrained_windows', 'models/window'}),
     'models/swin_v2': (
         {'torch'},
         {

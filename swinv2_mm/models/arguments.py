@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 Pair = tuple[int, int]
 
@@ -18,13 +18,17 @@ def integer(name: str, value: Any, minimum: int) -> int:
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f'{name}={value!r} must be True or False.')
 
 
 def probability(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+    if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f'{name}={value!r} is a probability; give a number in [0, 1).')
 
 
@@ -34,13 +38,13 @@ def choice(name: str, value: Any, *known: str) -> None:
 
 
 def check_mlp_ratio(value: Any, embed_dims: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f'mlp_ratio={value!r} must be a positive number; SwinV2 uses 4.')
     if int(embed_dims * value) < 1:
         raise ValueError(f'mlp_ratio={value!r} leaves no channel of {embed_dims}; SwinV2 uses 4.')
 
 
-def is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
@@ -58,7 +62,7 @@ def windows_per_stage(name: str, value: Any, stages: int, minimum: int) -> list[
             f'{name}={value!r} has {len(per_stage)} entries for {stages} stages; give one number, or one '
             f'entry per stage. Windows that are not square: {name}=[(Wh, Ww)] * {stages}.'
         )
-    pairs = [tuple(entry) if is_sequence(entry) else (entry, entry) for entry in per_stage]
+    pairs: list[Any] = [tuple(entry) if is_sequence(entry) else (entry, entry) for entry in per_stage]
     for i, pair in enumerate(pairs):
         if len(pair) != 2:
             raise ValueError(f'{name}[{i}]={pair!r} must be a number or a pair (Wh, Ww).')
@@ -103,8 +107,7 @@ def emitted_stages(value: Any, stages: int) -> tuple[int, ...]:
 def check_frozen(value: Any, stages: int) -> None:
     if type(value) is not int or value not in range(-1, stages + 1):
         raise ValueError(
-            f'frozen_stages={value!r} must be a whole number from -1 (nothing frozen) to {stages}, the number of '
-            'stages.'
+            f'frozen_stages={value!r} must be a whole number from -1 (nothing frozen) to {stages} (all stages).'
         )
 
 
@@ -114,8 +117,7 @@ def check_attention(attn_chunk: Any, attn_backend: Any, attn_drop_rate: float) -
     choice('attn_backend', attn_backend, 'auto', 'sdpa', 'cpp', 'triton')
     if attn_backend in ('cpp', 'triton') and attn_drop_rate:
         raise ValueError(
-            f'attn_backend={attn_backend!r} has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out one of '
-            'the two.'
+            f'attn_backend={attn_backend!r} has no dropout, but attn_drop_rate={attn_drop_rate!r}; leave out one.'
         )
 
 

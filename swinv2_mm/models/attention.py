@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from swinv2_mm.models.cache import may_keep
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.attention_op import Options, map_attention, project_and_attend
-from swinv2_mm.models.kernels.cosine_attention import cosine_attention
+from swinv2_mm.models.kernels.cosine_attention import Chunk, cosine_attention
 from swinv2_mm.models.kernels.linear import call
 from swinv2_mm.models.kernels.triton_attention import fused_window_attention
 from swinv2_mm.models.position_bias import log_spaced_coords
@@ -45,11 +45,11 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         attn_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
-        attn_chunk: int | str | None = None,
+        attn_chunk: Chunk = None,
         attn_backend: str = 'auto',
     ) -> None:
         super().__init__()
-        self.attn_chunk = attn_chunk
+        self.attn_chunk: Chunk = attn_chunk
         self.attn_backend = attn_backend
         self.num_heads = num_heads
         self.pretrained_window_size = pretrained_window_size
@@ -80,7 +80,7 @@ class WindowAttention(nn.Module):
         """
         weights = list(self.cpb_mlp.parameters())
         needs_grad = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
-        if self.training or needs_grad or not may_keep(self.logit_scale.device) or not self._has_own_mlp():
+        if self.training or needs_grad or not may_keep(self.logit_scale.device) or self._own_layers() is None:
             return self._bias_table(window)
         key = window, self.pretrained_window_size
         if self._kept_bias is not None:
@@ -97,26 +97,25 @@ class WindowAttention(nn.Module):
         # In float32 at least: bfloat16 would round a bias of 16 by up to 0.06, and the table costs next to nothing.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         coords = log_spaced_coords(window, self.pretrained_window_size, dtype, weight.device)
+        own = self._own_layers()
         with choose.without_autocast(weight):
-            if self._has_own_mlp():
-                first, _, last = self.cpb_mlp
-                hidden = F.linear(coords, first.weight.to(dtype), first.bias.to(dtype)).relu()
-                table = F.linear(hidden, last.weight.to(dtype))
-            else:
+            if own is None:
                 table = self.cpb_mlp(coords.to(weight.dtype)).to(dtype)
+            else:
+                hidden = F.linear(coords, own[0].weight.to(dtype), own[0].bias.to(dtype)).relu()
+                table = F.linear(hidden, own[1].weight.to(dtype))
             table = 16 * torch.sigmoid(table)  # (2 Wh - 1, 2 Ww - 1, nH)
         return table.permute(2, 0, 1)
 
-    def _has_own_mlp(self) -> bool:
-        """Whether the MLP of the position bias is the one that we built."""
+    def _own_layers(self) -> tuple[nn.Linear, nn.Linear] | None:
+        """The linear layers of the position bias, if its MLP is the one that we built."""
         if not choose.untouched(self.cpb_mlp, nn.Sequential) or len(self.cpb_mlp) != 3:
-            return False
+            return None
         first, act, last = self.cpb_mlp
-        return (
-            (choose.untouched_linear(first) and first.bias is not None)
-            and choose.untouched(act, nn.ReLU)
-            and (choose.untouched_linear(last) and last.bias is None)
-        )
+        if not choose.untouched_linear(first) or not choose.untouched_linear(last):
+            return None
+        whole = choose.untouched(act, nn.ReLU) and first.bias is not None and last.bias is None
+        return (first, last) if whole else None
 
     def forward(self, x: Tensor, window: Pair, shifted: bool, size: Pair, largest: Pair) -> Tensor:
         """Attend inside the windows of a feature map.
@@ -135,7 +134,7 @@ class WindowAttention(nn.Module):
         dropout = self.attn_drop_rate if self.training else 0.0
         way = choose.attention(self.attn_backend, x, window, x.shape[-1] // self.num_heads, dropout > 0)
         if way == 'uncompiled':
-            return self._forward_uncompiled(x, window, shifted, size, largest)
+            return self._forward_uncompiled(x, window, shifted, size, largest)  # type: ignore[call-arg]
         if way == 'windows':
             return self._attend_in_windows(x, window, shifted, size, dropout)
         options = Options(size, shifted, self.attn_chunk, self.attn_backend)
@@ -169,7 +168,9 @@ class WindowAttention(nn.Module):
         return qkv.view(*qkv.shape[:-1], 3, self.num_heads, qkv.shape[-1] // (3 * self.num_heads))
 
     def _qkv_bias(self) -> Tensor | None:
-        return None if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
     def _scale(self) -> Tensor:
         # The limit is computed here: torch.compile takes a global for a number that changes.

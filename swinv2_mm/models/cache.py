@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from swinv2_mm.compat import is_compiling, is_dynamo_compiling
@@ -17,7 +18,7 @@ Result = TypeVar('Result')
 
 def is_traced() -> bool:
     """Whether a compiler, an exporter, ``torch.jit.trace`` or a transform of ``torch.func`` records the operations."""
-    return is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
+    return is_compiling() or torch.jit.is_tracing() or peek_interpreter_stack() is not None
 
 
 def is_recorded() -> bool:

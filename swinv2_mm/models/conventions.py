@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmengine.registry import WEIGHT_INITIALIZERS
+
 from swinv2_mm.models.arguments import choice, windows_per_stage
 from swinv2_mm.models.pretrained_windows import WithPretrainedWindows
 from swinv2_mm.models.window import padding_to_windows
-from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
 
@@ -44,7 +45,7 @@ class Conventions(WithPretrainedWindows):
             UserError: The checkpoint cannot be found or read, or does not fill the backbone.
         """
         init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(checkpoint), prefix=prefix, source=source, ema=ema)
-        size = WEIGHT_INITIALIZERS.parent.build(dict(init_cfg)).arguments()
+        size = WEIGHT_INITIALIZERS.build(dict(init_cfg)).arguments()
         backbone = cls(**{**size, **arguments}, init_cfg=init_cfg)
         backbone.init_weights()
         return backbone.eval()
@@ -71,8 +72,7 @@ class Conventions(WithPretrainedWindows):
 
         The patch embedding is layer 0, block ``k``, counted from 0 through all stages, layer ``k + 1``. A stage's
         ``downsample`` belongs to the block in front of it, as in Microsoft's code, where it ends the stage before. The
-        output norms ``norm{i}`` belong to the heads, the last layer, like Microsoft's last norm and the norms of
-        MMDetection's ConvNeXt: only the heads read them, and a released classifier has only the last of them.
+        output norms ``norm{i}`` belong to the heads, the last layer: only these read them.
 
         Args:
             param_name: For example ``backbone.stages.1.blocks.0.norm1.weight``.
@@ -94,12 +94,9 @@ class Conventions(WithPretrainedWindows):
         return layer, last + 1
 
     def set_window_size(self, window_size: int | Sequence[int | Sequence[int]]) -> None:
-        """Change the windows of a built model, in the constructor's form; a trained model may be run at any window.
+        """Change the windows of a built model; no parameter changes, nor the normaliser of the position bias.
 
-        No parameter changes, nor the normaliser of the position bias (paper, table 3).
-
-        Raises:
-            ValueError: Not whole numbers from 1, or not one per stage.
+        A trained model may be run at any window (paper, table 3). The form and the errors are the constructor's.
         """
         windows = windows_per_stage('window_size', window_size, len(self.stages), minimum=1)
         self.window_size = tuple(windows)
@@ -108,11 +105,7 @@ class Conventions(WithPretrainedWindows):
                 block.window_size = window
 
     def set_window_fit(self, window_fit: str) -> None:
-        """Change ``window_fit`` of a built model.
-
-        Raises:
-            ValueError: Neither ``'fixed'`` nor ``'balanced'``.
-        """
+        """Change ``window_fit`` of a built model; a ValueError for neither ``'fixed'`` nor ``'balanced'``."""
         choice('window_fit', window_fit, 'fixed', 'balanced')
         for stage in self.stages:
             for block in stage.blocks:
@@ -140,9 +133,8 @@ class Conventions(WithPretrainedWindows):
         """Multiply-adds (papers: FLOPs) of one image of ``(H, W)`` pixels, for each stage.
 
         All matrix products count: attention and its projections, on windows with their padding; the MLP on the map; the
-        patch embedding in the first stage, patch merging in the others. Not counted are element-wise operations, norms,
-        soft-max, and the MLP of the position bias, which depends on the weights alone: evaluation computes it once.
-        Microsoft's ``flops()`` counts the same, and the norms.
+        patch embedding in the first stage, patch merging in the others. Only the MLP of the position bias does not:
+        evaluation computes it once. Microsoft's ``flops()`` counts the same, and the norms.
         """
         counts = []
         for stage, C, ((H, W), window), cost in zip(

@@ -7,30 +7,40 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor
 
 from swinv2_mm.models.arguments import is_sequence, windows_per_stage
 from swinv2_mm.models.kernels.choose import is_ordinary
-from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
 Pair = tuple[int, int]
 
 
 class WithPretrainedWindows(BaseModule):
-    """A backbone whose weights know the window of their first pre-training, the normaliser of the position bias.
+    """A backbone whose weights know the window of their first pre-training, the normaliser of the position bias."""
 
-    Attributes:
-        stages: Of blocks with a :class:`~swinv2_mm.models.attention.WindowAttention` each.
-        windows_given: Whether the caller gave ``pretrained_window_sizes``, so that the weights must agree.
-    """
-
-    stages: Any
+    stages: Any  # of blocks with a WindowAttention each
     pretrained_windows: Tensor
 
-    def _set_pretrained_windows(self, pretrained: Sequence[Pair], given: bool, unknown: str) -> None:
-        """Called by the constructor; ``unknown`` is the reason if only the weights know the windows, else empty."""
-        self.windows_given, self._windows_unknown = given, unknown
-        self.register_buffer('pretrained_windows', torch.tensor(pretrained))
+    def _first_pretrained_windows(self, given: Any, windows: list[Pair]) -> list[Pair]:
+        """The pretrained windows of a new backbone: those given, those of the checkpoint of ``init_cfg``, or its own.
+
+        Args:
+            given: ``pretrained_window_sizes`` of the constructor, which the weights must agree with, or None.
+            windows: The windows in use, per stage.
+        """
+        self.windows_given, self._windows_unknown = given is not None, ''
+        if given is None:
+            loading = filter(loads_backbone, self.init_cfg if is_sequence(self.init_cfg) else [self.init_cfg])
+            if cfg := next(loading, None):
+                told, self._windows_unknown = WEIGHT_INITIALIZERS.build(cfg).told_windows()
+                given = told and told[: len(windows)]
+        first = windows
+        if given is not None:
+            pairs = windows_per_stage('pretrained_window_sizes', given, len(windows), minimum=0)
+            first = [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pairs, windows, strict=True)]
+        self.register_buffer('pretrained_windows', torch.tensor(first))
+        return first
 
     def _check_windows_known(self) -> None:
         if self._windows_unknown:
@@ -79,29 +89,9 @@ class WithPretrainedWindows(BaseModule):
         self._windows_unknown = ''
 
 
-def first_pretrained_windows(given: Any, init_cfg: Any, windows: list[Pair]) -> tuple[list[Pair], str]:
-    """The pretrained windows of a new backbone, per stage, and the reason if they must come from the weights later.
-
-    Args:
-        given: ``pretrained_window_sizes`` of the constructor; None: ask the checkpoint of ``init_cfg``.
-        init_cfg: mmengine's initialisation.
-        windows: The windows in use, the default.
-    """
-    unknown = ''
-    if given is None:
-        loading = filter(loads_backbone, init_cfg if is_sequence(init_cfg) else [init_cfg])
-        if cfg := next(loading, None):
-            told, unknown = WEIGHT_INITIALIZERS.parent.build(cfg).told_windows()
-            given = told and told[: len(windows)]
-    if given is None:
-        return windows, unknown
-    pairs = windows_per_stage('pretrained_window_sizes', given, len(windows), minimum=0)
-    return [(ph or wh, pw or ww) for (ph, pw), (wh, ww) in zip(pairs, windows, strict=True)], unknown
-
-
 def loads_backbone(cfg: Any) -> bool:
     """Whether an initialisation loads a checkpoint that names its windows."""
-    kind = WEIGHT_INITIALIZERS.parent.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
+    kind = WEIGHT_INITIALIZERS.get(cfg['type']) if isinstance(cfg, dict) and 'type' in cfg else None
     return hasattr(kind, 'told_windows')
 
 

@@ -14,7 +14,7 @@ from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.conventions import Conventions
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, add_branch, init_linear
-from swinv2_mm.models.pretrained_windows import first_pretrained_windows, loads_backbone
+from swinv2_mm.models.pretrained_windows import loads_backbone
 from swinv2_mm.models.window import effective_window, fit_window, pad_bottom_right, padding_to_windows
 from swinv2_mm.registry import MODELS
 from swinv2_mm.sizes import get_variant
@@ -220,8 +220,6 @@ class SwinTransformerV2(Conventions):
         arguments.integer('in_channels', in_channels, 1)
         arguments.integer('patch_size', patch_size, 1)
         windows = arguments.windows_per_stage('window_size', window_size, stages, minimum=1)
-        given = pretrained_window_sizes is not None
-        pretrained, unknown_windows = first_pretrained_windows(pretrained_window_sizes, init_cfg, windows)
         arguments.check_mlp_ratio(mlp_ratio, embed_dims)
         arguments.probability('drop_rate', drop_rate)
         arguments.probability('attn_drop_rate', attn_drop_rate)
@@ -242,7 +240,7 @@ class SwinTransformerV2(Conventions):
         self.num_features = dims
         self.patch_size = patch_size
         self.window_size = tuple(windows)
-        self._set_pretrained_windows(pretrained, given, unknown_windows)
+        pretrained = self._first_pretrained_windows(pretrained_window_sizes, windows)
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size)
         self.pos_drop = nn.Dropout(drop_rate)
         rates = [drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
@@ -281,16 +279,12 @@ class SwinTransformerV2(Conventions):
                 for parameter in (*block.norm1.parameters(), *block.norm2.parameters()):
                     nn.init.zeros_(parameter)
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        norms = [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
-        return [self.patch_embed, self.pos_drop, *self.stages[: self.frozen_stages], *norms]
-
     def _freeze(self) -> None:
-        for module in self._frozen_modules():
-            module.eval()
-            module.requires_grad_(False)
+        if self.frozen_stages < 0:
+            return
+        norms = [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
+        for module in (self.patch_embed, self.pos_drop, *self.stages[: self.frozen_stages], *norms):
+            module.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> SwinTransformerV2:
         """Switch the mode; frozen stages stay in eval, without gradients."""

@@ -24,45 +24,32 @@ _REGULAR, _WRAPPED, _PAD = 0, 1, 2
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows with the same attention mask, neighbours in the order of the layout.
-
-    Attributes:
-        start, stop: The group is ``windows[start:stop]`` of the ``B * nW`` windows.
-        regions: ``(N,)``, the region of each slot; slots of one region attend to each other. None for a single region.
-    """
+    """Windows ``start .. stop - 1`` of the ``B * nW``, with the same attention mask."""
 
     start: int
     stop: int
-    regions: Tensor | None
+    regions: Tensor | None  # (N,), of each slot; slots of one region attend to each other. None for a single region.
 
-    def mask(self, first: int = 0, last: int | None = None) -> Tensor | None:
-        """``(last - first, N)``, True where the row's slot may attend to the column's; None if all may."""
-        return None if self.regions is None else self.regions[first:last, None] == self.regions
+    def mask(self) -> Tensor | None:
+        """``(N, N)``, True where the row's slot may attend to the column's; None if all may."""
+        return None if self.regions is None else self.regions[:, None] == self.regions
 
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The permutation between a ``(B, H, W)`` map and its ``(B * nW, N)`` windows.
+    """The permutation between a ``(B, H, W)`` map and its ``(B * nW, N)`` windows."""
 
-    Attributes:
-        window: ``(Wh, Ww)`` as used, in tokens.
-        gather: ``(B * nW * N,)``, the token in ``0 .. B * H * W - 1`` for each slot; any token for a padding slot.
-        scatter: ``(B * H * W,)``, the slot of each token.
-        pads: The slots that hold padding.
-        groups: Cover all windows, in order.
-    """
-
-    window: tuple[int, int]
-    gather: Tensor
-    scatter: Tensor
-    pads: Tensor
-    groups: tuple[WindowGroup, ...]
+    window: tuple[int, int]  # (Wh, Ww), in tokens
+    gather: Tensor  # (B * nW * N,), the token in 0 .. B * H * W - 1 for each slot; any token for a padding slot
+    scatter: Tensor  # (B * H * W,), the slot of each token
+    pads: Tensor  # the slots that hold padding
+    groups: tuple[WindowGroup, ...]  # cover all windows, in order
 
 
 def effective_window(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """Shrink a window that is larger than the map; with masked padding no result changes."""
     # A compiler would treat min() as a branch, and compile one side of it.
-    smaller = torch.sym_min if is_symbolic(*size) else min
+    smaller: Any = torch.sym_min if is_symbolic(*size) else min
     return smaller(size[0], window[0]), smaller(size[1], window[1])
 
 
@@ -73,7 +60,8 @@ def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -
     """
     if not balanced:
         return window
-    return tuple(-(-length // -(-length // side)) for length, side in zip(size, window, strict=True))
+    rows, cols = (-(-length // -(-length // side)) for length, side in zip(size, window, strict=True))
+    return rows, cols
 
 
 def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
@@ -81,9 +69,10 @@ def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[
     return -size[0] % window[0], -size[1] % window[1]
 
 
-def shift_of(size: tuple[int, int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
+def shift_of(size: Sequence[int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
     """The shift of the windows: half a window, but 0 along an axis with a single window, which sees everything."""
-    return tuple(side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
+    down, right = (side // 2 if shifted and length > side else 0 for length, side in zip(size, window, strict=True))
+    return down, right
 
 
 def _axis(size: int, window: int, shift: int) -> tuple[np.ndarray, dict[tuple[int, ...], list[int]]]:
@@ -162,9 +151,10 @@ def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device
     for into, mask in zip(regions, masks, strict=True):
         into[:] = mask or []
     with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
-        parts = torch.from_numpy(everything).to(device).split(sizes)
-    groups = [WindowGroup(*group, mask if len(mask) else None) for group, mask in zip(groups, parts[3:], strict=True)]
-    return WindowLayout(window, *parts[:3], tuple(groups))
+        slot_token, token_slot, pad_slots, *own = torch.from_numpy(everything).to(device).split(sizes)
+    with_masks = zip(groups, own, strict=True)
+    groups = tuple(WindowGroup(first, last, mask if len(mask) else None) for (first, last), mask in with_masks)
+    return WindowLayout(window, slot_token, token_slot, pad_slots, groups)
 
 
 def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: np.ndarray, by_col: np.ndarray) -> None:
@@ -178,12 +168,8 @@ def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: n
     scatter[:, rows[r][:, None], cols[c]] = by_row[:, r, None] + by_col[c]
 
 
-def _plan_bytes(layout: WindowLayout) -> int:
-    return 8 * (len(layout.gather) + len(layout.scatter) + len(layout.pads))
-
-
 # Two int64 per token: a plan for two images of 800 x 1333 pixels takes 6 MB, of 1536 x 1536 pixels 10 MB.
-_kept_plan = BoundedCache(_plan, _plan_bytes, 128 * 2**20)
+_kept_plan = BoundedCache(_plan, lambda plan: 8 * sum(map(len, (plan.gather, plan.scatter, plan.pads))), 128 * 2**20)
 
 
 class _Permute(torch.autograd.Function):
@@ -225,7 +211,7 @@ def window_partition(x: Tensor, layout: WindowLayout) -> Tensor:
     return x.view(-1, Wh * Ww, C)
 
 
-def window_reverse(windows: Tensor, layout: WindowLayout, size: tuple[int, int]) -> Tensor:
+def window_reverse(windows: Tensor, layout: WindowLayout, size: Sequence[int]) -> Tensor:
     """Undo :func:`window_partition`: windows ``(B * nW, N, C)`` to features ``(B, H, W, C)`` of ``size = (H, W)``."""
     C = windows.shape[-1]
     x = _Permute.apply(windows.reshape(-1, C), layout.gather, layout.scatter, layout.pads, True)  # (B * H * W, C)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from swinv2_mm.compat import custom_op
 from swinv2_mm.models.kernels import choose, cpp_attention
-from swinv2_mm.models.kernels.cosine_attention import attention_backward, attention_forward, cut
+from swinv2_mm.models.kernels.cosine_attention import Chunk, attention_backward, attention_forward, cut
 from swinv2_mm.models.kernels.linear import call, linear
 from swinv2_mm.models.position_bias import window_of
 from swinv2_mm.models.window import WindowLayout, window_layout, window_partition, window_reverse
@@ -28,19 +28,12 @@ FRESH_BYTES = 24 * 2**20
 
 
 class Options(NamedTuple):
-    """How to attend on a map of ``(Hp, Wp)`` tokens.
+    """How to attend on a map of ``(Hp, Wp)`` tokens."""
 
-    Attributes:
-        size: ``(H, W)``, the part of the map to return, at most ``(Hp, Wp)``.
-        shifted: Shift by half a window along each axis that has more than one window.
-        attn_chunk: See :func:`~swinv2_mm.models.kernels.cosine_attention.at_a_time`.
-        backend: See :func:`~swinv2_mm.models.kernels.choose.attention`.
-    """
-
-    size: Pair
-    shifted: bool
-    attn_chunk: int | str | None = None
-    backend: str = 'auto'
+    size: Pair  # (H, W), the part of the map to return, at most (Hp, Wp)
+    shifted: bool  # by half a window along each axis that has more than one window
+    attn_chunk: Chunk = None
+    backend: str = 'auto'  # see choose.attention
 
 
 def project_and_attend(
@@ -93,7 +86,7 @@ class _OnMap(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return *_backward(grad, *ctx.saved_tensors, ctx.options), None
+        return *_backward(grad, *ctx.saved_tensors, options=ctx.options), None
 
 
 def _by_cpp(x: Tensor, head_width: int, scale: Tensor, table: Tensor, options: Options) -> bool:
@@ -122,16 +115,20 @@ def _backward(
     layout, slots = _to_windows(qkv, bias, table, options)
     _, grad = _to_windows(grad, None, table, options)
     grad.flatten(0, 1).index_fill_(0, layout.pads, 0)  # the result of padding is never read
-    qkv_grad, *others = attention_backward(grad, slots, scale, table, layout.groups, options.attn_chunk)
-    qkv_grad = window_reverse(qkv_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
-    return qkv_grad, None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype), *others
+    slots_grad, scale_grad, table_grad = attention_backward(
+        grad, slots, scale, table, layout.groups, options.attn_chunk
+    )
+    qkv_grad = window_reverse(slots_grad.flatten(2), layout, (Hp, Wp)).view_as(qkv)
+    bias_grad = None if bias is None else qkv_grad.sum((0, 1, 2)).flatten().to(bias.dtype)
+    return qkv_grad, bias_grad, scale_grad, table_grad
 
 
 def _to_windows(x: Tensor, bias: Tensor | None, table: Tensor, options: Options) -> tuple[WindowLayout, Tensor]:
     """The plan for a map ``(B, H, W, ...)``, and the slots, ``(B * nW, N, ...)``, of the map plus a bias."""
     if bias is not None:
         x = x + bias.to(x.dtype).view(x.shape[3:])
-    layout = window_layout(*x.shape[:3], window_of(table), options.shifted, x.device)
+    B, H, W = x.shape[:3]
+    layout = window_layout(B, H, W, window_of(table), options.shifted, x.device)
     slots = window_partition(x.flatten(3), layout)
     return layout, slots.view(*slots.shape[:2], *x.shape[3:])
 

@@ -114,8 +114,7 @@ def _widens_bfloat16() -> bool:
 def product_dtype(x: Tensor) -> torch.dtype:
     """The type in which matrix products with ``x`` are fast.
 
-    The float32 products of half-precision numbers are exact, and are rounded once, as on a processor that has
-    arithmetic for the type.
+    Float32 products of half-precision numbers are exact, and rounded once, as where there is arithmetic for the type.
     """
     return torch.float32 if x.is_cpu and not has_arithmetic(x.dtype) else x.dtype
 
@@ -153,8 +152,8 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
 def in_given_types(function: Function) -> Function:
     """Let a function compute in the types of its arguments, even under autocast on a CPU.
 
-    Autocast stays on inside an ``autograd.Function`` and inside an operation. It would narrow again what was widened
-    there, and a backward pass under autocast would get gradients of other types than the forward pass had.
+    Autocast stays on inside an ``autograd.Function`` and an operation. It would narrow again what was widened there,
+    and a backward pass under it would get gradients of other types than the forward pass had.
     """
 
     @wraps(function)
@@ -236,12 +235,7 @@ def attention(backend: str, x: Tensor, window: Pair, head_width: int, drops: boo
 
 
 def attention_by_cpp(backend: str, x: Tensor, head_width: int, window: Pair, *logits: torch.dtype) -> bool:
-    """Whether the C++ computes attention; see :func:`attention`.
-
-    Args:
-        x: The map, or its queries, keys and values.
-        logits: The types of scale and bias, where they are known.
-    """
+    """Whether the C++ computes attention, see :func:`attention`; ``logits``: the types of scale and bias, if known."""
     # Where something records, nothing is computed: 'cpp' gets the formula there, as 'auto' does.
     if backend == 'sdpa' or is_recorded() or x.is_meta:
         return False

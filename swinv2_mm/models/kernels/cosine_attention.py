@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ CHUNK_BYTES = 64 * 2**20
 # The same on a CPU, where they should stay in the cache: measured with 1 MiB of second-level cache per core.
 CACHE_BYTES = 2 * 2**20
 
+# The windows that are computed together, see at_a_time.
+Chunk = int | Literal['auto'] | None
 # Masks of the windows that are computed together: ``(r, N)``, True where the row's slot must not see the column's.
 Masks = Sequence[tuple[slice, Tensor]]
 
@@ -57,12 +60,7 @@ def _inverse_norm(x: Tensor) -> Tensor:
 
 
 def cosine_attention(
-    qkv: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    groups: Sequence[WindowGroup],
-    attn_chunk: int | str | None,
-    dropout: float = 0.0,
+    qkv: Tensor, scale: Tensor, bias: Tensor, groups: Sequence[WindowGroup], attn_chunk: Chunk, dropout: float = 0.0
 ) -> Tensor:
     """``softmax(scale * cos(q, k) + bias) v`` (paper, equation 2); without dropout not differentiable twice.
 
@@ -83,12 +81,7 @@ def cosine_attention(
 
 
 def _written_out(
-    qkv: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    groups: Sequence[WindowGroup],
-    attn_chunk: int | str | None,
-    dropout: float,
+    qkv: Tensor, scale: Tensor, bias: Tensor, groups: Sequence[WindowGroup], attn_chunk: Chunk, dropout: float
 ) -> Tensor:
     """:func:`cosine_attention` in operations that a tracer can record."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # 3 x (G, nH, N, d)
@@ -101,7 +94,7 @@ def _written_out(
     run = _attend if chunk is None else partial(checkpoint, _attend, use_reentrant=False)
     # Splitting instead of slicing: the gradient of a slice is as large as the tensor that it was cut from.
     parts = [
-        run(*heads, bias, mask, dropout)
+        run(*heads, bias=bias, mask=mask, dropout=dropout)
         for *heads, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True)
     ]
     return torch.cat(parts).transpose(1, 2)  # (G, N, nH, d)
@@ -115,7 +108,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, 
     return (F.dropout(probs, dropout) if dropout else probs) @ v
 
 
-def at_a_time(attn_chunk: int | str | None, num_heads: int, N: int, on_cpu: bool) -> tuple[int | None, int]:
+def at_a_time(attn_chunk: Chunk, num_heads: int, N: int, on_cpu: bool) -> tuple[int | None, int]:
     """The number of windows, and of their heads, to compute together; None for all windows.
 
     Args:
@@ -141,13 +134,11 @@ class _CosineAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return *attention_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.attn_chunk), None, None
+        return *attention_backward(grad, *ctx.saved_tensors, groups=ctx.groups, chunk=ctx.attn_chunk), None, None
 
 
 @in_given_types
-def attention_forward(
-    qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: int | str | None
-) -> Tensor:
+def attention_forward(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk) -> Tensor:
     """:func:`cosine_attention`, without autograd."""
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
@@ -174,7 +165,7 @@ def attention_forward(
 
 @in_given_types
 def attention_backward(
-    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: int | str | None
+    grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table`` from that of :func:`attention_forward`'s result."""
     G, N, _, nH, d = qkv.shape
@@ -223,7 +214,7 @@ def attention_backward(
     return qkv_grad, scale_grad.to(scale.dtype), table_grad
 
 
-def _by_heads(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _by_heads(qkv: Tensor) -> tuple[Tensor, ...]:
     """``(n, N, 3, nH, d)`` to three times ``(n, nH, N, d)``."""
     return qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
 
@@ -262,7 +253,7 @@ def _pieces(
         for group in groups:
             start, stop = max(group.start, piece.start), min(group.stop, piece.stop)
             if group.regions is not None and start < stop:
-                outside = ~group.mask(first, first + rows.shape[1])
+                outside = group.regions[first : first + rows.shape[1], None] != group.regions
                 masks.append((slice(start - piece.start, stop - piece.start), outside))
         for which in cut(0, len(rows), heads):
             yield piece, which, rows[which], masks

@@ -61,11 +61,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def check(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> None:
-    """Check a tensor before the C++ reads or writes it: with another shape it would go beyond its end.
-
-    Raises:
-        TypeError: The type, shape or device is another, or the tensor is not contiguous. None is not checked.
-    """
+    """Raise a TypeError unless a tensor is contiguous and as given, or None: the C++ would go beyond its end."""
     if tensor is not None and (
         tensor.dtype != dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous()
     ):

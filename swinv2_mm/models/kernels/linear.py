@@ -22,11 +22,10 @@ from swinv2_mm.models.kernels import choose, cpp_token_passes
 from swinv2_mm.models.kernels.choose import in_given_types, untouched, untouched_linear
 from swinv2_mm.models.kernels.matmul import cast, gradients, input_gradient, product
 
-# The largest intermediate of a piece. Between 2 and 8 MiB no difference was measured, with 1 MiB of second-level cache
-# per core.
+# The hidden layer of a piece: from 2 to 8 MiB no difference was measured, with 1 MiB of second-level cache per core.
 PIECE_BYTES = 4 * 2**20
-# The same if the intermediate is kept for a backward pass, and so goes out to memory in any case: pieces make reading
-# it again cheap, and the gradients of the weights are faster with longer pieces.
+# The same if it is kept for a backward pass, and so goes out to memory in any case: pieces make reading it again cheap,
+# and the gradients of the weights are faster with longer pieces.
 KEPT_BYTES = 16 * 2**20
 # With fewer tokens a matrix product is slower per token.
 MIN_TOKENS = 1024
@@ -64,11 +63,6 @@ def call_convolution(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x)
     weight, bias = cast(fast, layer.weight, layer.bias)
     return F.conv2d(x.to(fast), weight, bias, stride=layer.stride).to(x.dtype)
-
-
-def tokens_at_a_time(channels: int, itemsize: int, keep: bool = False) -> int:
-    """The tokens of a piece whose widest intermediate has ``channels`` channels of ``itemsize`` bytes."""
-    return max(MIN_TOKENS, (KEPT_BYTES if keep else PIECE_BYTES) // (channels * itemsize))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -143,7 +137,8 @@ def _mlp_forward(
     # Only oneDNN adds a bias at no cost; beside other libraries the GELU does.
     by_gelu = choose.gelu_by_cpp(x) and not choose.is_by_onednn(x)
     with_product, after_it = (None, b1.contiguous()) if by_gelu else (b1, None)
-    for piece in x.split(tokens_at_a_time(len(w1), x.element_size(), keep)):
+    at_a_time = max(MIN_TOKENS, (KEPT_BYTES if keep else PIECE_BYTES) // (len(w1) * x.element_size()))
+    for piece in x.split(at_a_time):
         h = product(piece, w1, with_product)
         active = _gelu(h, after_it, active if keep else h)
         out.append(len(active), len(w2), partial(product, active, w2, b2))
@@ -153,7 +148,7 @@ def _mlp_forward(
 
 
 @in_given_types
-def _mlp_backward(grad: Tensor, kept: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+def _mlp_backward(grad: Tensor, kept: Sequence[Any], wanted: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of the input, both weights and both biases from the gradient of the result."""
     x, w1, bias, w2, *hidden = kept
     n, x_grad, sums, active = len(hidden[0]), _Rows(x), [None] * 4, None
@@ -186,10 +181,8 @@ class _Rows:
 
 
 def _gelu(x: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    """``gelu(x + bias)`` into ``out``, the memory of ``x`` or of the piece before, if that has as many rows.
-
-    Touching new memory would cost more than the function.
-    """
+    """``gelu(x + bias)`` into ``out``, ``x`` itself or the result of the piece before, if that has as many rows."""
+    # Touching new memory would cost more than the function.
     out = x.new_empty(x.shape) if out is None or len(out) != len(x) else out
     if choose.gelu_by_cpp(x):
         return cpp_token_passes.gelu(x, bias, out)

@@ -37,11 +37,6 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
 
 
-def _as_image(x: Tensor) -> Tensor:
-    """``(M, C)`` as an image of ``M`` pixels, ``(1, C, 1, M)`` in channels-last order."""
-    return x[None, None].permute(0, 3, 1, 2)
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """``x weight^T + bias``, ``(M, C)`` to ``(M, D)``, into ``out`` if that is given."""
     fast = choose.product_dtype(x)
@@ -78,11 +73,11 @@ def input_gradient(grad: Tensor, weight: Tensor, out: Tensor | None = None) -> T
     return found if out is None else out.copy_(found)
 
 
-def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
+def gradients(grad: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool]) -> list[Any]:
     """The gradients of ``x``, ``weight`` and the bias from that of :func:`product`; None for those not wanted."""
     fast = choose.product_dtype(x)
     if fast != x.dtype:
-        return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted))
+        return cast(x.dtype, *gradients(*cast(fast, grad, x, weight), wanted=wanted))
     return [
         input_gradient(grad, weight) if wanted[0] else None,
         _weight_gradient(grad, x) if wanted[1] else None,
@@ -98,8 +93,10 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         return grad.t() @ x if x.shape[1] >= grad.shape[1] else (x.t() @ grad).t()
     if len(x) <= MAX_CHAIN:
         return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, 'none', [], '')
+    # As images of M pixels, (1, C, 1, M), in channels-last order.
+    grad_image, image = grad[None, None].permute(0, 3, 1, 2), x[None, None].permute(0, 3, 1, 2)
     # Only the shape of the weight is read; in another memory format it would be copied.
     weight = torch.empty(grad.shape[1], x.shape[1], 1, 1, memory_format=torch.channels_last)
     return torch.ops.aten.convolution_backward(
-        _as_image(grad), _as_image(x), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+        grad_image, image, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
     )[1][:, :, 0, 0]
