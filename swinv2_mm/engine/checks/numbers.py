@@ -24,7 +24,7 @@ def check_numbers(cfg: Config, context: object = None) -> None:
     """Check the type and the range of numbers such as ``batch_size``."""
     for key, name, value in _numbers(cfg):
         least, kind = _LEAST[name]
-        if (value is None and name in _OPTIONAL) or (value == -1 and name in _NEVER):
+        if value == -1 and name in _NEVER:
             continue
         unbounded = name == 'max_norm' and value == math.inf  # the norm is logged, and nothing clipped
         if isinstance(value, bool) or not isinstance(value, kind) or not (least <= value < math.inf or unbounded):
@@ -41,6 +41,6 @@ def _numbers(cfg: Config) -> Iterator[tuple[str, str, Any]]:
     parts += each(cfg.get('param_scheduler'), 'param_scheduler')
     for key, part in parts:
         for name, value in part.items() if isinstance(part, dict) else ():
-            if name in _LEAST:
+            if name in _LEAST and (value is not None or name not in _OPTIONAL):
                 for number in value if isinstance(value, list | tuple) else [value]:
                     yield f'{key}.{name}', name, number
