@@ -37,7 +37,8 @@ def gather(value: Any, keep: bool) -> Any:
     Every process calls it; those that do not ``keep`` the result send their part and get None.
     """
     if isinstance(value, DTensor):
-        whole = value.to(value.device_mesh.device_type).full_tensor()
+        shard: Any = value.to(value.device_mesh.device_type)
+        whole = shard.full_tensor()
         return whole.cpu() if keep else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
