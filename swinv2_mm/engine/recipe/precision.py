@@ -145,7 +145,7 @@ def _float32(value: Any) -> Any:
 
 
 def set_precision(cfg: Config, amp: str | None = None) -> None:
-    """Set the optimizer wrapper of a config for a precision.
+    """Set the optimizer wrapper of a config for a precision; raise a UserError if it does not support that.
 
     The config keeps ``'auto'``, which the wrapper resolves, so that a run can be resumed on another kind of processor.
 
@@ -153,9 +153,6 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
         cfg: The config.
         amp: One of :data:`PRECISIONS`, where ``'float32'`` is no mixed precision, and ``'auto'`` the config's own
             type if the device computes in it, else the choice of :func:`best_dtype`. None keeps the config's choice.
-
-    Raises:
-        UserError: The wrapper does not support it.
     """
     wrapper, device = cfg.optim_wrapper, get_device()
     kind = wrapper.get('type') or 'OptimWrapper'

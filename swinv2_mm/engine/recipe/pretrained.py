@@ -74,8 +74,7 @@ class Pretrained:
     def check(self, module: SwinTransformerV2) -> tuple[dict[str, Tensor], dict[str, Any], Windows | None]:
         """Check that the checkpoint fits a backbone, also on the meta device; return weights, meta and windows."""
         if not isinstance(module, SwinTransformerV2):
-            kind = type(module).__name__
-            raise UserError(f'swinv2_mm.Pretrained belongs into model.backbone.init_cfg, not into that of a {kind}.')
+            raise UserError(f'swinv2_mm.Pretrained belongs into model.backbone.init_cfg, not {type(module).__name__}.')
         weights, meta = fetch(self.checkpoint, **self.options)
         wanted = module.state_dict()
         optional = {key for key in wanted if key.startswith('norm') and key not in weights} | {PATCHES}

@@ -1,6 +1,7 @@
 """Validation and test at another window than the training's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -16,7 +17,7 @@ def set_window_size(model: nn.Module, window_size: int | Sequence[int | Sequence
     Raises:
         UserError: The model has no SwinV2 backbone, or the window does not fit its stages.
     """
-    backbones = [module for module in model.modules() if hasattr(module, 'set_window_size')]
+    backbones: list[Any] = [module for module in model.modules() if hasattr(module, 'set_window_size')]
     if not backbones:
         raise UserError(f'window_size={window_size}: the model has no swinv2_mm.SwinTransformerV2.')
     had = [(backbone, backbone.window_size) for backbone in backbones]

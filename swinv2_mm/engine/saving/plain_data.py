@@ -16,7 +16,7 @@ LOG = 'log_buffers'
 
 _PLAIN = (NoneType, bool, int, float, complex, str, bytearray, torch.Size, torch.device, torch.dtype)
 # Functions that turn a subclass, such as np.float64 or an IntEnum, into its plain base.
-_BASES = {int: int.__int__, float: float.__float__, complex: complex.__complex__, str: str.__str__, bytes: bytearray}
+_BASES = {int: int.__int__, float: float.__float__, complex: complex, str: str.__str__, bytes: bytearray}
 
 
 def to_plain(value: Any, place: str = '', left_out: dict[str, str] | None = None) -> Any:
@@ -90,7 +90,7 @@ def make_plain(checkpoint: dict[str, Any]) -> dict[str, str]:
 
 def restore_log(checkpoint: dict[str, Any]) -> None:
     """Restore the log of a plain checkpoint in place, as mmengine's ``MessageHub`` expects it; leave others."""
-    hub = checkpoint.get('message_hub')
+    hub: Any = checkpoint.get('message_hub')
     log = hub.pop(LOG, {}) if isinstance(hub, dict) else {}
     for name, saved in log.items():
         values, counts = (saved[key].numpy(force=True) for key in ('values', 'counts'))

@@ -106,8 +106,9 @@ def shard(model: nn.Module, block_dtype: str = 'float32', offload: bool = False)
     fully_shard(model, reshard_after_forward=True, **options)
     # fully_shard forbids copies, since they could not run; mmengine's EMAHook copies the model only for its values.
     # The class that fully_shard gave the model belongs to every sharded model of its kind, so this one gets its own.
-    kind = type(model)
-    model.__class__ = type(kind.__name__, kind.__bases__, {'__deepcopy__': lambda module, _: parameters_alone(module)})
+    kind: Any = type(model)
+    kind = type(kind.__name__, kind.__bases__, {'__deepcopy__': lambda module, memo: parameters_alone(module)})
+    model.__class__ = kind
 
 
 def parameters_alone(module: nn.Module) -> nn.Module:
