@@ -112,6 +112,7 @@ def about(**packages: str) -> dict[str, Any]:
         cpu=next(models, platform.machine()),
         kind=kind_of_processor(),
         cores=len(os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
         capability=torch.backends.cpu.get_cpu_capability(),
         python=platform.python_version(),
         torch=torch.__version__,

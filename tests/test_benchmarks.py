@@ -111,7 +111,7 @@ def test_a_run_goes_on_where_it_was_stopped(run):
 def test_what_was_measured_elsewhere_is_not_continued(backbone, run, tmp_path):
     """Prevents: two machines in one table; or the loss of the version of a peer that is left out now."""
     file = tmp_path / 'found.json'
-    here = backbone.about([])
+    here = backbone.about()
     file.write_text(json.dumps(dict(rows=[], about=here | dict(cpu='another', timm='1.0'))))
     with pytest.raises(SystemExit, match=r'found\.json was measured with cpu another\.'):
         run('--resume', '--modes', 'inference')
