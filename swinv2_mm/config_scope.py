@@ -35,6 +35,16 @@ def config_path(name: str) -> str:
     return str(folder / name)
 
 
+def _name_of_successor() -> None:
+    """mmengine's table has mmsegmentation for mmseg; onedl-mmsegmentation is found by the name of its module."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version('mmsegmentation')
+    except PackageNotFoundError:
+        sys.modules['mmengine.config.utils'].MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
 def _extend(module: object) -> None:
     config = module.Config
     if getattr(config._get_cfg_path, 'knows_swinv2_mm', False):
@@ -42,6 +52,8 @@ def _extend(module: object) -> None:
     theirs = config._get_cfg_path
 
     def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith('mmseg::') and importlib.util.find_spec('mmseg'):
+            _name_of_successor()
         # No scope: with 'swinv2_mm' the detectors of mmdet would be looked up among our classes.
         return (
             (config_path(cfg_path[len(PREFIX) :]), None) if cfg_path.startswith(PREFIX) else theirs(cfg_path, filename)

@@ -79,9 +79,14 @@ def package(name: str, rows: dict[str, Row]) -> Row:
         return Row(f'{headless} (headless)', WARNING, f'works; mmengine requires {name} by name')
     if found is None:  # a fork by another name, or a checkout on the path
         found = getattr(sys.modules[modules[0].split('.')[0]], '__version__', 'version unknown')
-    if found.split('+')[0] != line.tested:
+    if found.split('+')[0] not in (line.tested, *line.also):
         return Row(found, WARNING, 'not tested; if anything fails, suspect this first')
     return Row(found)
+
+
+def setuptools(name: str, rows: dict[str, Row]) -> Row:
+    """mmengine imports pkg_resources, which newer ones lack; its successor does not."""
+    return Row(version_of(name) or 'not needed') if version_of('onedl-mmengine') else package(name, rows)
 
 
 def python(*_: object) -> Row:
@@ -185,6 +190,7 @@ class Line(NamedTuple):
     why: str = ''  # what does not work without it
     modules: tuple[str, ...] = ()  # if not the name itself; a second one is skipped where mmcv's operations do not load
     check: Callable[[str, dict[str, Row]], Row] = package  # takes the item and the rows before it
+    also: tuple[str, ...] = ()  # versions that tests/environments.py runs with
 
 
 OPERATIONS = 'mmcv._ext'
@@ -192,18 +198,18 @@ FRAMEWORKS = ('mmdet', 'mmsegmentation')
 DETECTION, SEGMENTATION = 'no detection without it', 'no segmentation without it'
 TABLE = {
     'Python': Line('{}.{} to {}.{}'.format(*PYTHON[0], *PYTHON[1]), check=python),
-    'torch': Line('2.13.0'),
-    'numpy': Line('2.2.6'),
-    'setuptools': Line('80.10.2', modules=('setuptools', 'pkg_resources')),
+    'torch': Line('2.13.0', also=('2.1.2', '2.4.1')),
+    'numpy': Line('2.2.6', also=('1.26.4', '2.4.6')),
+    'setuptools': Line('80.10.2', modules=('setuptools', 'pkg_resources'), check=setuptools),
     'opencv-python': Line('4.14.0.94', modules=('cv2',)),
-    'mmengine': Line('0.10.7'),
-    'mmcv': Line('2.1.0'),
+    'mmengine': Line('0.10.7', also=('0.10.12',)),
+    'mmcv': Line('2.1.0', also=('2.3.6',)),
     OPERATIONS: Line('for torch 2.13.0', check=operations),
-    'mmdet': Line('3.3.0', WARNING, DETECTION, ('mmdet', 'mmdet.models')),
+    'mmdet': Line('3.3.0', WARNING, DETECTION, ('mmdet', 'mmdet.models'), also=('3.5.1',)),
     'pycocotools': Line('2.0.11', WARNING, DETECTION),
     'ftfy': Line('6.3.1', WARNING, SEGMENTATION),
     'regex': Line('2026.9.29', WARNING, SEGMENTATION),
-    'mmsegmentation': Line('1.2.2', WARNING, SEGMENTATION, ('mmseg', 'mmseg.models')),
+    'mmsegmentation': Line('1.2.2', WARNING, SEGMENTATION, ('mmseg', 'mmseg.models'), also=('1.4.2',)),
     'safetensors': Line('0.8.0'),
     'rich': Line('15.0.0', WARNING),
     'GPU': Line('none needed', WARNING, check=gpu),
@@ -244,7 +250,8 @@ def report(rows: dict[str, Row]) -> str:
     """The rows as plain text, to print without any package and to paste into an issue, and a verdict."""
     lines = []
     for name, row in rows.items():
-        tested = f'  (tested: {TABLE[name].tested})' if TABLE[name].tested else ''
+        tested = ', '.join((TABLE[name].tested, *TABLE[name].also))
+        tested = f'  (tested: {tested})' if tested else ''
         lines.append(f'{row.status:8} {name:15} {row.found}{tested}')
         lines += [f'{"":8} -> {row.remedy}'] if row.remedy else []
     errors, warned = (sum(row.status == status for row in rows.values()) for status in (ERROR, WARNING))
