@@ -189,8 +189,8 @@ class _Permute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        pads = ctx.saved_tensors[2]
-        grad = _Permute.apply(grad, *ctx.saved_tensors, not ctx.back)
+        gather, scatter, pads = ctx.saved_tensors  # once: activation checkpointing gives them a single time
+        grad = _Permute.apply(grad, gather, scatter, pads, not ctx.back)
         if ctx.back and pads.numel():
             grad = grad.index_fill(0, pads, 0)
         return grad, None, None, None, None
