@@ -8,7 +8,7 @@ DET := maskrcnn_swinv2_t_shapes
 SEG := upernet_swinv2_t_shapes
 TESTS := $(PY) -m pytest
 
-.PHONY: help setup data train train-upernet test test-all lint bench clean
+.PHONY: help setup data train train-upernet test test-all test-compat lint bench clean
 
 help: ## this list
 	@echo 'swinv2_mm: Swin Transformer V2 for MMDetection and MMSegmentation'
@@ -38,8 +38,12 @@ train-upernet: data ## the same with UperNet: mIoU
 test: setup ## run the tests, but for the slow ones
 	@$(TESTS) -m 'not slow' $(ARGS)
 
-test-all: setup ## run all tests
+test-all: setup ## run all tests, in all environments
 	@$(TESTS) $(ARGS)
+	@$(MAKE) --no-print-directory test-compat
+
+test-compat: setup ## run the tests beside older torch and the successors of OpenMMLab's packages
+	@PYTHONPATH=tools $(PY) tests/environments.py $(ENVIRONMENTS)
 
 lint: setup ## ruff, and bash's syntax check of the scripts
 	@.venv/bin/ruff check .

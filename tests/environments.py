@@ -1,7 +1,7 @@
 """Run tests in the environments that people have: older torch, and the maintained successors of OpenMMLab's packages.
 
-    python tests/environments.py                   all of them, whole
-    python tests/environments.py torch2.1 --quick  without mmcv, mmdet and mmsegmentation
+    make test-compat                                     all of them, whole
+    make test-compat ENVIRONMENTS='torch2.1 --quick'     without mmcv, mmdet and mmsegmentation
 
 uv makes each environment once, in .environments/NAME. swinv2_mm is then installed beside what is there, which may not
 change, and the tests run against the installed package.
@@ -10,13 +10,16 @@ change, and the tests run against the installed package.
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from environment.mmcv import build_env
+from environment.uv import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / '.environments'
@@ -30,29 +33,29 @@ class Environment(NamedTuple):
     """What is installed, by pip's requirements.
 
     Attributes:
-        python: Its version.
+        pythons: Versions, of which the first that this machine has is taken.
         packages: With mmengine.
         frameworks: mmcv, which is compiled without CUDA, and what needs it; left out of a quick run.
     """
 
-    python: str
+    pythons: tuple[str, ...]
     packages: tuple[str, ...]
     frameworks: tuple[str, ...]
 
 
 ENVIRONMENTS = {
     'torch2.1': Environment(
-        '3.10',
+        ('3.10', '3.11'),
         ('torch==2.1.2', 'numpy==1.26.4', 'transformers==4.48.3', *OPENMMLAB),
         ('mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'),
     ),
     'torch2.4': Environment(
-        '3.11',
+        ('3.11', '3.12', '3.10'),
         ('torch==2.4.1', 'numpy==1.26.4', 'transformers==4.48.3', *OPENMMLAB),
         ('mmcv==2.1.0', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex'),
     ),
     'onedl': Environment(
-        '3.11',
+        ('3.11', '3.12', '3.10'),
         ('torch==2.13.0', 'numpy', 'transformers<5', 'onedl-mmengine'),
         ('onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
     ),
@@ -66,25 +69,37 @@ def make(name: str, uv: list[str], quick: bool) -> Path:
     wanted = [*TESTS, *environment.packages, *(() if quick else environment.frameworks)]
     if not stamp.is_file() or not set(wanted) <= set(json.loads(stamp.read_text())):
         if not python.is_file():
-            call(*uv, 'venv', '--quiet', '--python', environment.python, folder)
-        install = [*uv, 'pip', 'install', '--python', python]
-        call(*install, *TESTS, *environment.packages, 'ninja', 'wheel')
-        if not quick:  # all in one call, so that nothing of the above changes
-            call(*install, '--no-build-isolation', *TESTS, *environment.packages, *environment.frameworks)
+            call(*uv, 'venv', '--quiet', '--python', interpreter(environment.pythons, uv), folder)
+        install = [*uv, 'pip', 'install', '--python', python, *TESTS, *environment.packages]
+        call(*install, 'ninja', 'wheel')
+        if not quick:  # with the above, so that nothing of it changes
+            mmcv = environment.frameworks[0].split('=')[0]
+            # uv caches builds by these settings, and not by the torch that they were compiled for.
+            options = ['--no-build-isolation-package', mmcv, '--config-settings-package', f'{mmcv}:environment={name}']
+            with tempfile.TemporaryDirectory() as temp:
+                variables = build_env(Path(temp)) | {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '0'}
+                variables['PATH'] = f'{python.parent}:{os.environ["PATH"]}'  # ninja is there
+                call(*install, *options, *environment.frameworks, env=variables)
         stamp.write_text(json.dumps(wanted))
     return python
 
 
-def call(*command: object) -> None:
-    """Run a command; mmcv compiles its operators for the CPU."""
-    variables = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': '0', 'CFLAGS': '-g0', 'CXXFLAGS': '-g0'}
-    path = f'{Path(str(command[command.index("--python") + 1])).parent}:' if '--python' in command else ''
-    subprocess.run(
-        [str(part) for part in command],
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, **variables, 'PATH': path + os.environ['PATH']},
-    )
+def interpreter(versions: tuple[str, ...], uv: list[str]) -> str:
+    """The first of these Pythons that this machine has."""
+    for version in versions:
+        found = subprocess.run(
+            [*uv, 'python', 'find', '--no-python-downloads', version], capture_output=True, text=True
+        )
+        if found.returncode == 0:
+            return found.stdout.strip()
+    sys.exit(f'none of the Pythons {", ".join(versions)} is installed')
+
+
+def call(*command: object, env: dict[str, str] | None = None) -> None:
+    """Run a command, with pip's settings for uv and more variables."""
+    configured = subprocess.run([sys.executable, '-m', 'pip', 'config', 'list'], capture_output=True, text=True).stdout
+    variables = os.environ | settings(configured, os.environ) | (env or {})
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, env=variables)
 
 
 def installed(python: Path, uv: list[str]) -> dict[str, str]:
@@ -121,10 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
         made = time.monotonic() - start
         # pytest's own command leaves the folder out of the import path: the installed package is tested.
         command = [python.with_name('pytest'), '-m', 'not slow', *(QUICK if args.quick else WHOLE), *args.args.split()]
-        run = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        print(run.stdout, end='', flush=True)
-        summary = re.sub(r'[=\x1b]|\[\d+m', '', run.stdout.rstrip().rpartition('\n')[2]).strip()
-        results.append((name, run.returncode, f'{name:10} made in {made:.0f} s; {summary}'))
+        last = ''
+        with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+            for line in run.stdout:
+                print(line, end='', flush=True)
+                last = line.strip('= \n') or last
+        results.append((name, run.returncode, f'{name}: made in {made:.0f} s; {last}'))
     print(*(line for *_, line in results), sep='\n')
     return max(code for _, code, _ in results)
 
