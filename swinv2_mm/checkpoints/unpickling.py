@@ -11,6 +11,7 @@ import os
 import pickle
 import zipfile
 from _codecs import encode
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def unpickler_for(allow: Sequence[Any]) -> Any:
 
     class Unpickler(pickle._Unpickler):  # the one in Python: C's looks no operation up
         def find_class(self, module: str, name: str) -> Any:
+            if self.proto < 3:  # the names of Python 2
+                module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
             if f'{module}.{name}' not in allowed:
                 raise pickle.UnpicklingError(f'Unsupported GLOBAL {module}.{name}')
             return allowed[f'{module}.{name}']

@@ -4,6 +4,7 @@ import pytest
 from support.tiny_layers import TINY
 
 from swinv2_mm import SwinTransformerV2
+from swinv2_mm.compat import VERSION
 from swinv2_mm.models.kernels import cpp
 
 
@@ -21,3 +22,7 @@ def instruction_set(request, monkeypatch):
 def build(randomize):
     """Build a tiny backbone with options; its random values hide no error, and are the same each time."""
     return lambda **options: randomize(SwinTransformerV2(**TINY | options))
+
+
+# torch.export of older versions has no Dim.AUTO, and other names for what the tests look at.
+collect_ignore = ['test_exports.py'] if VERSION < (2, 6) else []

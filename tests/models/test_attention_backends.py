@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.tiny_layers import TINY, assert_close, assert_identical, loss_of, picture
+from support.versions import needs_compiler
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2
@@ -22,7 +23,7 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize('compiles', [False, True], ids=['eager', 'compiled'])
+@pytest.mark.parametrize('compiles', [False, pytest.param(True, marks=needs_compiler)], ids=['eager', 'compiled'])
 @pytest.mark.parametrize(('backend', 'times'), [('sdpa', 0), ('auto', 1), ('cpp', 1)])
 @needs_cpp
 def test_the_cpp_runs_only_for_backends_that_allow_it(backend, times, compiles, build, calls):
@@ -65,7 +66,7 @@ def test_cpp_says_why_it_cannot_be_used(options, dtype, reason, build):
     assert all(one.isfinite().all() for one in build(**options).to(dtype)(x))
 
 
-@pytest.mark.parametrize('compiles', [False, True], ids=['eager', 'compiled'])
+@pytest.mark.parametrize('compiles', [False, pytest.param(True, marks=needs_compiler)], ids=['eager', 'compiled'])
 def test_cpp_says_that_it_was_not_compiled(compiles, build, monkeypatch):
     """Inside a compiled graph, too. Prevents: torch's operations, three times slower, on a machine without a compiler
     where somebody asked for C++."""

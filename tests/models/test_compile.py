@@ -4,11 +4,13 @@ import shutil
 
 import pytest
 import torch
+from support.versions import needs_compiler
 from torch._dynamo.utils import counters
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.kernels import attention_op, linear
 
+pytestmark = needs_compiler
 TINY = dict(embed_dims=16, depths=(2, 1), num_heads=(2, 4), out_indices=(0, 1), window_size=4, drop_path_rate=0.0)
 # Square first, as a benchmark would; fitting windows or not, wide, high, and smaller than a window of the last stage.
 SIZES = [(64, 64), (64, 96), (96, 64), (33, 47), (40, 20), (100, 52), (61, 61), (96, 96), (20, 80), (128, 36)]

@@ -2,7 +2,7 @@
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 class Largest(TorchDispatchMode):
@@ -12,7 +12,7 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, torch.Tensor) and not func.is_view:
                 self.numel = max(self.numel, tensor.numel())
         return result

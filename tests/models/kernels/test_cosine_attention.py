@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from support.largest_tensor import Largest
+from support.versions import needs_float16
 from support.window_formula import formula
 
 from swinv2_mm import SwinTransformerV2
@@ -80,7 +81,7 @@ def test_one_part_of_the_rows_is_the_part_of_the_whole():
         assert torch.equal(spread_over_slots(table, first, last), whole[:, first:last])
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_float16)])
 def test_zero_tokens_and_the_largest_scale_stay_finite(dtype):
     """Prevents: NaN from 0 / 0 or 0 * inf, or logits of 116 that overflow."""
     (qkv, _, table), groups = problem(torch.float32)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.largest_tensor import Largest
+from support.versions import needs_float16, needs_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm.models.kernels import linear
@@ -51,6 +52,7 @@ def test_float32_is_as_exact_as_the_formula(tokens, channels):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+@needs_flops
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_only_what_is_wanted_gets_a_gradient(dtype, small_pieces):
     """Frozen weights, an input without gradient. Prevents: a frozen layer that costs its backward pass, or fails."""
@@ -77,7 +79,7 @@ def test_nothing_is_kept_without_gradients(monkeypatch):
     torch.testing.assert_close(y, written_out(x, *layers), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_float16)])
 def test_autocast_computes_in_its_type(dtype, small_pieces):
     """Weight gradients stay in float32. Prevents: sums over pieces that lose what bfloat16 rounds away."""
     x, *layers = random_layer((4000,), 8)
