@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.nn.modules import module as _module
@@ -100,7 +100,7 @@ def gpu_computes_bfloat16() -> bool:
         return torch.cuda.is_bf16_supported()
 
 
-def is_divided(value: Any) -> bool:
+def is_divided(value: Any) -> TypeGuard[Any]:
     """Whether this process holds a part of a tensor, a DTensor, which older versions keep elsewhere."""
     return hasattr(value, 'full_tensor')
 

@@ -14,6 +14,7 @@ import importlib.abc
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 PREFIX = 'swinv2_mm::'
 MODULE = 'mmengine.config.config'
@@ -25,7 +26,8 @@ def config_path(name: str) -> str:
     Raises:
         FileNotFoundError: There is none of this name; the message suggests others.
     """
-    folder = Path(importlib.util.find_spec('swinv2_mm').origin).parent / '.mim' / 'configs'
+    spec: Any = importlib.util.find_spec('swinv2_mm')
+    folder = Path(spec.origin).parent / '.mim' / 'configs'
     if not (folder / name).is_file():
         from difflib import get_close_matches
 
@@ -45,7 +47,7 @@ def _name_of_successor() -> None:
         sys.modules['mmengine.config.utils'].MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-def _extend(module: object) -> None:
+def _extend(module: Any) -> None:
     config = module.Config
     if getattr(config._get_cfg_path, 'knows_swinv2_mm', False):
         return
@@ -66,14 +68,14 @@ def _extend(module: object) -> None:
 class _Finder(importlib.abc.MetaPathFinder):
     """Waits for mmengine's config module, then leaves."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name != MODULE:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec: Any = importlib.util.find_spec(name)
         execute = spec.loader.exec_module
 
-        def exec_module(module: object) -> None:
+        def exec_module(module: Any) -> None:
             execute(module)
             _extend(module)
 

@@ -48,9 +48,11 @@ TRANSFORMS = _child(root.TRANSFORMS)
 WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS)
 
 
-@CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', force=True)
 def load_from_safetensors(filename: str, map_location: object = None) -> dict:
     """Read safetensors wherever mmengine takes a checkpoint; mmengine would unpickle them."""
     from swinv2_mm.checkpoints.files import read_file
 
     return read_file(filename)
+
+
+CheckpointLoader.register_scheme(r'(?!\w+://).*\.safetensors$', load_from_safetensors, force=True)

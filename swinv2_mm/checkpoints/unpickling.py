@@ -95,7 +95,9 @@ def unpickler_for(allow: Sequence[Any]) -> Any:
         allowed[name] = thing
     classes = [thing for thing in allowed.values() if isinstance(thing, type)]
 
-    class Unpickler(pickle._Unpickler):  # the one in Python: C's looks no operation up
+    in_python: Any = pickle._Unpickler  # C's looks no operation up
+
+    class Unpickler(in_python):
         def find_class(self, module: str, name: str) -> Any:
             if self.proto < 3:  # the names of Python 2
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -108,7 +110,7 @@ def unpickler_for(allow: Sequence[Any]) -> Any:
                 raise pickle.UnpicklingError(f'state for an object of type {type(self.stack[-2]).__name__}')
             super().load_build()
 
-        dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+        dispatch = {**in_python.dispatch, pickle.BUILD[0]: load_build}
 
     return SimpleNamespace(
         __name__=__name__, Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load()

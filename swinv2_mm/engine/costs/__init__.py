@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -44,7 +45,7 @@ def check_backbone(model: dict) -> dict:
     Raises:
         UserError: The model has another backbone.
     """
-    backbone = model.get('backbone')
+    backbone: Any = model.get('backbone')
     kind = backbone.get('type') if isinstance(backbone, dict) else backbone
     if kind != 'swinv2_mm.SwinTransformerV2':
         raise UserError(f'the backbone of the model is {kind}, not swinv2_mm.SwinTransformerV2.')
@@ -77,7 +78,7 @@ def build_on_meta(model: dict, scope: str) -> nn.Module:
         return MODELS.build(model).eval()
 
 
-def complexity(model: nn.Module, size: Pair) -> Complexity:
+def complexity(model: Any, size: Pair) -> Complexity:
     """Count a model and a prediction for one image, or for one crop where it slides over the image.
 
     A multiply-add counts once, as in most papers. Norms, soft-max and other element-wise operations do not count, nor
@@ -90,7 +91,8 @@ def complexity(model: nn.Module, size: Pair) -> Complexity:
         size: ``(H, W)`` of the image, in pixels.
     """
     multiple = getattr(model.data_preprocessor, 'pad_size_divisor', 1) or 1
-    size = tuple(-(-side // multiple) * multiple for side in size)
+    rows, columns = (-(-side // multiple) * multiple for side in size)
+    size = rows, columns
     try:
         heads = _heads(model, size)
     except Exception as error:  # a head of any code base, which may need values
@@ -104,7 +106,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _heads(model: nn.Module, size: Pair) -> int:
+def _heads(model: Any, size: Pair) -> int:
     """Multiply-adds behind the backbone, as PyTorch's counter sees them on the meta device."""
     with FlopCounterMode(display=False) as counter:
         forward_on_meta(model, size)

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.fileio import load
 
 from swinv2_mm.checkpoints.catalog import RELEASES
-from swinv2_mm.checkpoints.load import plain
 from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.costs import build_on_meta, complexity, count_parameters
 from swinv2_mm.errors import UserError
@@ -68,13 +68,13 @@ def prediction_size(cfg: Config) -> tuple[int, int] | None:
         return tuple(cfg.model.test_cfg.get('crop_size') or cfg.model.data_preprocessor.size)
     for transform in cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline', ()):
         if transform.type == 'Resize':
-            return tuple(sorted(transform.scale))
+            return min(transform.scale), max(transform.scale)
     return None
 
 
 def windows_of(sizes: Sequence[tuple[int, int]]) -> str:
     """``16``, or the window of each stage where they differ, or ``7x5``."""
-    words = [str(window) if isinstance(window, int) else 'x'.join(map(str, window)) for window in plain(sizes)]
+    words = [str(rows) if rows == columns else f'{rows}x{columns}' for rows, columns in sizes]
     return words[0] if len(set(words)) == 1 else ' '.join(words)
 
 
@@ -97,8 +97,9 @@ def _name(arch: str) -> str:
 def _row(cfg: Config, model: dict) -> tuple:
     about = model['Metadata']
     built = build_on_meta(cfg.model, cfg.default_scope)
-    backbone = built.backbone
-    cost = complexity(built, prediction_size(cfg))
+    backbone: Any = built.backbone
+    size: Any = prediction_size(cfg)  # each config of the zoo says it
+    cost = complexity(built, size)
     schedule, status = 'test only', about['Status']
     if 'Batch Size' in about:
         length = f'{about["Epochs"]} epochs' if 'Epochs' in about else f'{about["Iterations"] / 1000:g}k iterations'

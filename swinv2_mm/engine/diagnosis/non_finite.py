@@ -46,11 +46,11 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._runner = runner
-        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         # Accumulated gradients may have become bad in any of their steps.
         self._steps: deque[Step] = deque(maxlen=runner.cfg.optim_wrapper.get('accumulative_counts', 1))
         self._model.data_preprocessor.register_forward_pre_hook(self._note, with_kwargs=True)
-        wrapper = runner.optim_wrapper
+        wrapper: Any = runner.optim_wrapper
         for part in wrapper.values() if hasattr(wrapper, 'values') else [wrapper]:
             if isinstance(part.optimizer, torch.optim.Optimizer):
                 part.optimizer.register_step_pre_hook(partial(self._before_update, part))
@@ -119,8 +119,8 @@ def blamed_on_numbers(runner: Runner) -> Iterator[None]:
 def files_in(batch: Any) -> Iterator[str]:
     """The image files of a batch that its data samples name."""
     if isinstance(batch, BaseDataElement):
-        if batch.get('img_path'):
-            yield str(batch.img_path)
+        if path := batch.get('img_path'):
+            yield str(path)
     elif isinstance(batch, dict):
         yield from files_in(list(batch.values()))
     elif isinstance(batch, list | tuple):
@@ -138,7 +138,7 @@ def _place(runner: Runner) -> str:
 def _gradient_norm(wrapper: OptimWrapper) -> float:
     """The norm before clipping: clipping by norm has just logged it, otherwise it is computed."""
     if wrapper.clip_grad_kwargs and wrapper.clip_func is torch.nn.utils.clip_grad_norm_:
-        return wrapper.message_hub.get_scalar(f'train/{wrapper.grad_name}').current()
+        return float(wrapper.message_hub.get_scalar(f'train/{wrapper.grad_name}').current())
     weights = (weight for group in wrapper.optimizer.param_groups for weight in group['params'])
     norm = total_norm([weight.grad for weight in weights if weight.grad is not None])
     return float(norm.full_tensor() if is_divided(norm) else norm)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.device import get_device
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -37,13 +38,13 @@ class Step:
         if torch.cuda.is_available():
             self.random.append((torch.cuda.set_rng_state, torch.cuda.get_rng_state()))
 
-    def repeat(self, model: nn.Module) -> str:
+    def repeat(self, model: BaseModel) -> str:
         """Run the step again, without its update; gradients of the model are lost.
 
         The backward pass runs even where the forward pass was bad: other processes may wait in it.
 
         Args:
-            model: Of mmengine's kind, without a wrapper around it.
+            model: Without a wrapper around it.
 
         Returns:
             A sentence that names the first bad module, empty if all was finite.

@@ -65,7 +65,7 @@ def read_run(work_dir: str | Path) -> Run:
 
 def metrics_of(record: dict[str, Any]) -> dict[str, float]:
     """The known metrics of a validation, by their short names; the first six if none is known."""
-    numbers = {
+    numbers: dict[str, Any] = {
         name.rpartition('/')[2]: value
         for name, value in record.items()
         if name not in _NO_METRICS and isinstance(value, int | float | np.number)
