@@ -141,7 +141,7 @@ def test_a_full_disk_is_told_and_costs_nothing(reason, hint, victim, run_tool, t
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('error: could not write ') and f'run/{victim}: ' in error
     assert hint in error and '--resume' in error
-    assert re.search(r'It takes \d+\.\d [kM]B', error)
+    assert re.search(r'It takes \d+\.\d\d MB', error)
     assert former == sorted(tmp_path.glob('run/*.pth')) and tmp_path / 'run/best_error_epoch_1.pth' in former
     assert not list(Path('run').glob('.*'))
     monkeypatch.undo()

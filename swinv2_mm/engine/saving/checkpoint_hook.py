@@ -11,7 +11,6 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from rich.filesize import decimal
 
 from swinv2_mm.checkpoints.files import PARTIAL, replacing
 from swinv2_mm.engine.config.distributed import this_run
@@ -63,7 +62,7 @@ def told(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:
         if error.errno not in (ENOSPC, EDQUOT, EROFS):
             raise
         path = error.filename if size is None and error.filename else path
-        room = '' if size is None else f' It takes {decimal(size)}.'
+        room = '' if size is None else f' It takes {size / 1e6:.2f} MB.'
         raise UserError(
             f'could not write {path}: {os.strerror(error.errno)}.{room} What was saved before is whole. '
             f'{"Make the folder writable" if error.errno == EROFS else "Free space"}, then start again; --resume goes '
