@@ -293,7 +293,7 @@ def test_needs_the_usual_data_only(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = load(path)
     if path.stem.startswith('htc'):
-        with pytest.raises(UserError, match='COCO-Stuff'):
+        with pytest.raises(UserError, match='stuffthingmaps'):
             check_data(cfg, Context(('train', 'val')))
         (tmp_path / 'data/coco/stuffthingmaps/train2017').mkdir(parents=True)
     check_data(cfg, Context(('train', 'val', 'test')))

@@ -15,6 +15,7 @@ from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook
 from swinv2_mm.engine.saving.matching import CheckpointMatchHook
 from swinv2_mm.engine.sharding.fsdp2 import FSDP2Runner
 from swinv2_mm.engine.sharding.zero1 import Zero1Runner
+from swinv2_mm.errors import UserError
 
 __all__ = [
     'AmpOptimWrapper',
@@ -31,6 +32,7 @@ __all__ = [
     'Pretrained',
     'ProgressHook',
     'ReportHook',
+    'UserError',
     'WindowSizeHook',
     'Zero1Runner',
     'seed_worker',
