@@ -15,7 +15,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from swinv2_mm import config_scope
-from swinv2_mm.checkpoints.safe_globals import of_numpy
+from swinv2_mm.checkpoints.unpickling import of_numpy
 from swinv2_mm.compat import VERSION
 
 

@@ -16,8 +16,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from swinv2_mm.checkpoints.safe_globals import INERT
-from swinv2_mm.checkpoints.unpickling import load
+from swinv2_mm.checkpoints.unpickling import INERT, load
 from swinv2_mm.errors import UserError
 
 # Where code bases keep the weights of a model, and their running averages.

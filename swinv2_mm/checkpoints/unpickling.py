@@ -1,4 +1,4 @@
-"""``torch.load`` that builds only what an allow-list names; before torch 2.6, which takes such a list, by an unpickler.
+"""``torch.load`` that builds only what an allow-list names, and the lists; before torch 2.6 by an unpickler of ours.
 
 A pickle is a program. Its only ways out are the globals that it names, what it calls, and the state that it sets: here
 each global is on the list, only those and what they return can be called, and only instances of listed classes get
@@ -12,17 +12,68 @@ import pickle
 import zipfile
 from _codecs import encode
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import load as _torch_load
 
 from swinv2_mm.compat import VERSION
+
+
+class _Ignored(dict):
+    """An inert stand-in for an object that a training saved beside the weights, or for the function that makes it."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+
+# NumPy 2 moved these two functions; a file names the place that they had when it was written.
+_NUMPY_MAKERS = {
+    name: tuple(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')) for name in ('_reconstruct', 'scalar')
+}
+_IGNORED = (
+    'argparse.Namespace',
+    'builtins.getattr',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'numpy.dtype',
+    'numpy.ndarray',
+    'pathlib.PosixPath',
+    'pathlib._local.PosixPath',
+    *(place for places in _NUMPY_MAKERS.values() for place in places),
+)
+INERT: list[Any] = [
+    *((_Ignored, name) for name in _IGNORED),
+    # Of all classes, torch lets a file put items only into OrderedDicts.
+    *((OrderedDict, name) for name in ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict')),
+]
+"""For weights: configurations, logged numbers and paths of Microsoft's code, SimMIM, timm and mmengine, made inert.
+
+None of these names is imported, and any other name is refused."""
+
+
+def of_numpy(*kinds: str) -> list[Any]:
+    """NumPy's arrays and scalars of some data types, in the form that a pickle names them."""
+    makers = {'_reconstruct': np.empty(0).__reduce__()[0], 'scalar': np.float64().__reduce__()[0]}
+    types = [type(np.dtype(kind)) for kind in kinds]
+    return [
+        np.ndarray,
+        np.dtype,
+        *types,
+        *((makers[name], place) for name, places in _NUMPY_MAKERS.items() for place in places),
+    ]
+
 
 # What torch's own list has in later versions, and older lists lack.
 _ALLOWED_LATER = {
