@@ -11,7 +11,9 @@ from support import ROOT, load_script
 from swinv2_mm import doctor
 
 SYMBOL = 'ImportError: /x/mmcv/_ext.so: undefined symbol: _ZN3c106detail14torchCheckFailE'
-VERSIONS = {name: line.tested for name, line in doctor.TABLE.items() if line.check is doctor.package}
+VERSIONS = {
+    name: line.tested for name, line in doctor.TABLE.items() if line.check in (doctor.package, doctor.setuptools)
+}
 MODULES = {'mmdet': 'mmdet.models', 'mmsegmentation': 'mmseg.models', 'opencv-python': 'cv2'}
 
 
@@ -148,7 +150,7 @@ def test_another_version_is_a_warning(machine, capsys):
     status, rows = machine(version={'torch': '2.99.0+cu999', 'mmengine': VERSIONS['mmengine'] + '+cpu'})
     assert status == 0
     assert rows['torch'].status == doctor.WARNING
-    assert f'2.99.0+cu999  (tested: {VERSIONS["torch"]})' in capsys.readouterr().out
+    assert f'2.99.0+cu999  (tested: {VERSIONS["torch"]}, ' in capsys.readouterr().out
     assert rows['mmengine'].status == doctor.OK
 
 
@@ -244,7 +246,7 @@ def test_the_report_shows_every_finding():
     """Bug: square brackets in an error are taken for markup, or the remedy is not shown."""
     row = doctor.Row('see [/x] there', doctor.ERROR, 'do [this]')
     assert doctor.report({'mmcv': row}).splitlines() == [
-        'error    mmcv            see [/x] there  (tested: 2.1.0)',
+        'error    mmcv            see [/x] there  (tested: 2.1.0, 2.3.6)',
         '         -> do [this]',
         'not ready to train: 1 to fix',
     ]

@@ -15,7 +15,10 @@ from support import ROOT
 from support.tiny_data import write_data
 
 MASKRCNN = "_base_ = 'swinv2_mm::maskrcnn_swinv2_t_shapes.py'\ntrain_cfg = dict(max_epochs=10, val_interval=10)\n"
-UPERNET = "_base_ = 'swinv2_mm::upernet_swinv2_t_shapes.py'\ntrain_cfg = dict(max_epochs=10, val_interval=10)\n"
+UPERNET = """_base_ = 'swinv2_mm::upernet_swinv2_t_shapes.py'
+train_cfg = dict(max_epochs=10, val_interval=10)
+model = dict(data_preprocessor=dict(size=(64, 64)))
+"""
 
 
 def is_installed():
@@ -102,7 +105,9 @@ def test_the_packages_of_mmengine_are_found_as_before(python, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('framework', 'config', 'score'), [('mmdet', MASKRCNN, 'coco/segm_mAP'), ('mmseg', UPERNET, 'mIoU')]
+    ('framework', 'config', 'score'),
+    [('mmdet', MASKRCNN, 'coco/segm_mAP'), ('mmseg', UPERNET, 'mIoU')],
+    ids=['mmdet', 'mmseg'],
 )
 def test_the_frameworks_own_tools_train_a_config_on_ours(framework, config, score, python, tmp_path):
     """Two lines outside of the checkout train, save and test. Bug: that needs our tools, or a checkout."""

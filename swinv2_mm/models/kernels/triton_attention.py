@@ -104,7 +104,7 @@ def _power_of_two(number: int) -> int:
 
 @custom_op(
     'swinv2_mm::window_attention',
-    '(Tensor qkv, Tensor table, Tensor scale, int[] window, int[] shift) -> (Tensor, Tensor)',
+    '(Tensor qkv, Tensor table, Tensor scale, SymInt[] window, SymInt[] shift) -> (Tensor, Tensor)',
 )
 def _attention(qkv: Tensor, table: Tensor, scale: Tensor, window: list[int], shift: list[int]) -> tuple[Tensor, Tensor]:
     """The output, and each soft-max's denominator as a power of 2, ``(nH, B * H * W)`` float32."""
@@ -121,7 +121,7 @@ def _attention_like(qkv, table, scale, window, shift):
 
 @custom_op(
     'swinv2_mm::window_attention_backward',
-    '(Tensor grad, Tensor qkv, Tensor table, Tensor scale, Tensor out, Tensor lse, int[] window, int[] shift)'
+    '(Tensor grad, Tensor qkv, Tensor table, Tensor scale, Tensor out, Tensor lse, SymInt[] window, SymInt[] shift)'
     ' -> (Tensor, Tensor, Tensor)',
 )
 def _attention_backward(

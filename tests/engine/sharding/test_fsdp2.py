@@ -56,9 +56,10 @@ def test_offload_is_passed_on_for_every_unit(device, pinned, alone, monkeypatch)
     On a CPU the policy moves nothing, so a training alone would not notice if it were lost.
     """
     policies = []
-    monkeypatch.setattr(fsdp2, 'fully_shard', lambda module, **options: policies.append(options.get('offload_policy')))
+    keep = lambda module, **options: policies.append(options.get('offload_policy'))  # noqa: E731
+    monkeypatch.setattr(torch.distributed.fsdp, 'fully_shard', keep)
     monkeypatch.setattr(fsdp2, 'get_device', lambda: device)
-    monkeypatch.setattr(fsdp2, 'init_device_mesh', lambda *_: None)
+    monkeypatch.setattr(torch.distributed.device_mesh, 'init_device_mesh', lambda *_: None)
     fsdp2.shard(tiny())
     assert policies == [None] * 4  # three blocks and the rest
     fsdp2.shard(tiny(), offload=True)
