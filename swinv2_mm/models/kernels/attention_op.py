@@ -148,7 +148,8 @@ def map_attention(qkv: Tensor, scale: Tensor, table: Tensor, window: Pair, optio
     return _attention(qkv, scale, table, list(size), list(window), shifted, chunk, backend)
 
 
-_ARGUMENTS = 'Tensor qkv, Tensor scale, Tensor table, SymInt[] size, SymInt[] window, bool shifted, SymInt? attn_chunk, str backend'
+_TENSORS = 'Tensor qkv, Tensor scale, Tensor table'
+_ARGUMENTS = f'{_TENSORS}, SymInt[] size, SymInt[] window, bool shifted, SymInt? attn_chunk, str backend'
 
 
 @custom_op('swinv2_mm::map_attention', f'({_ARGUMENTS}) -> Tensor')
