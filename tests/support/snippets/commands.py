@@ -81,7 +81,7 @@ def check_command(words, desk, capsys):
     while words and re.fullmatch(r'[A-Z_]+=\S*', words[0]):  # variables of the environment
         words = words[1:]
     match words:
-        case ['pip', 'install', '--no-deps', *_, '.']:
+        case ['pip', 'install', '.']:
             assert (ROOT / 'pyproject.toml').is_file()
         case ['make', target, *settings] if all('=' in setting for setting in settings):
             subprocess.run(['make', '-n', target], cwd=ROOT, check=True, capture_output=True)
