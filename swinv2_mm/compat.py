@@ -11,7 +11,7 @@ from torch.nn.modules import module as _module
 
 VERSION = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
 
-COMPILES = VERSION >= (2, 4)
+COMPILES = VERSION >= (2, 6)
 """Whether compilers see our operations; before, ``torch.compile`` leaves the backbone as it is."""
 
 FUSED_ON_CPUS = VERSION >= (2, 4)

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+from support.versions import needs
 
 CFG = "dict(type='swinv2_mm.SwinTransformerV2', embed_dims=16, depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1))"
 HIDE = """
@@ -50,8 +51,10 @@ def run(code):
     ('framework', 'unusable', 'error'),
     [
         ('mmengine', ('mmdet', 'mmseg', 'mmcv'), 'ImportError'),
-        ('mmdet', ('mmseg',), 'ImportError'),
-        ('mmseg', ('mmdet',), 'ModuleNotFoundError'),  # a broken mmdet stops mmseg 1.2.2 itself, an absent one does not
+        pytest.param('mmdet', ('mmseg',), 'ImportError', marks=needs('mmdet')),
+        pytest.param(
+            'mmseg', ('mmdet',), 'ModuleNotFoundError', marks=needs('mmseg')
+        ),  # a broken mmdet stops mmseg 1.2.2 itself, an absent one does not
     ],
 )
 def test_builds_without_custom_imports(framework, unusable, error):
@@ -82,7 +85,9 @@ def test_wrong_argument_names_the_class():
         MODELS.build(dict(type='swinv2_mm.SwinTransformerV2', windows_size=8))
 
 
-@pytest.mark.parametrize('framework', ['mmengine', 'mmdet', 'mmseg'])
+@pytest.mark.parametrize(
+    'framework', ['mmengine', *(pytest.param(name, marks=needs(name)) for name in ('mmdet', 'mmseg'))]
+)
 def test_every_registered_name_is_found_from_every_scope(framework):
     """In a fresh process, in the framework's default scope, without ``custom_imports``; and there are no other names.
 

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from support.versions import needs_safe_globals
 
 from swinv2_mm.checkpoints.files import read_file, weights_in
 from swinv2_mm.errors import UserError
@@ -137,12 +138,14 @@ def test_code_in_a_file_never_runs(evil, pack, refused, monkeypatch):
         assert 'could run code' in message and f'.{evil}.' in message
 
 
+@needs_safe_globals
 def test_globals_allowed_by_other_code_are_refused(refused):
     """Bug: some library lists a function of its own as safe for torch, and from then on every file may call it."""
     with torch.serialization.safe_globals([(open, 'io.open'), (open, '_io.open')]):
         assert 'could run code' in refused(saved({'state_dict': W, 'x': EVIL['open']}))
 
 
+@needs_safe_globals
 def test_globals_allowed_by_other_code_stay_allowed_there(tmp_path):
     """Bug: torch knows two meanings of a name, takes either, and a good checkpoint is refused now and then."""
     torch.save({'state_dict': W, 'best': np.arange(3.0)}, tmp_path / 'weights.pth')

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.tiny_layers import TINY, assert_close, assert_identical, loss_of, picture
-from support.versions import needs_compiler
+from support.versions import needs_compiler, needs_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2
@@ -80,6 +80,7 @@ def test_cpp_says_that_it_was_not_compiled(compiles, build, monkeypatch):
 
 
 @needs_cpp
+@needs_flops
 def test_cpp_gives_a_tracer_the_formula(build):
     """A trace, a FLOP counter and the meta device compute nothing. Prevents: a dry run or an export that fails for a
     backend that training would take."""

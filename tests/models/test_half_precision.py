@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from support.tiny_layers import small
+from support.versions import needs_float16
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swinv2_mm.models.kernels import choose
 
+pytestmark = needs_float16
 LOSS_SCALE = 2.0**16  # what torch's GradScaler starts with, and where float16 ends
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.tiny_layers import assert_identical, small
+from support.versions import needs_float16
 
 from swinv2_mm.models.kernels import cosine_attention, cpp
 from swinv2_mm.models.kernels.cosine_attention import at_a_time
@@ -71,7 +72,7 @@ def test_sequential_attention_with_dropout_repeats_itself(randomize):
     torch.testing.assert_close((gradient * direction).sum(), (values[0] - values[1]) / 2e-6, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_float16)])
 def test_savings_under_autocast(dtype, randomize):
     """Finite, and close to the unchunked step. Prevents: a recomputation outside of autocast."""
     plain, saving = (m.float() for m in pair(randomize, with_cp=True, attn_chunk=1))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import reference
 from support.tiny_layers import SMALL, small
+from support.versions import needs_float16
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.checkpoints.convert import convert_state_dict
@@ -172,7 +173,7 @@ def test_checkpointing_changes_nothing(rates, randomize):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [pytest.param(torch.float16, marks=needs_float16), torch.bfloat16])
 @pytest.mark.parametrize('mask_padding', [True, False])
 def test_autocast_is_finite_on_zero_tokens(dtype, mask_padding, randomize):
     """Forward and backward are finite where queries and keys are exactly zero and logits are as large as they get.

@@ -41,7 +41,7 @@ def compile_backbone(cfg: Config) -> None:
     if cfg.get('runner_type') == 'swinv2_mm.FSDP2Runner':
         raise UserError('--compile: FSDP2Runner gathers the parameters block by block; leave one of them out.')
     if not COMPILES:
-        raise UserError(f'--compile needs torch 2.4 or newer, and this is {torch.__version__}; leave it out.')
+        raise UserError(f'--compile needs torch 2.6 or newer, and this is {torch.__version__}; leave it out.')
     compiler = os.environ.get('CXX') or 'g++'
     if get_device() == 'cpu' and shutil.which(compiler) is None:
         raise UserError(f'--compile needs a C++ compiler, and {compiler} is not installed; install g++, or set CXX.')

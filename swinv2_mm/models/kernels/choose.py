@@ -271,7 +271,7 @@ def why_not_triton(qkv: Tensor, window: Pair) -> str:
     ``torch.use_deterministic_algorithms`` is refused; everything else is the same in every run.
     """
     if not COMPILES:
-        return f'it needs torch 2.4 or newer, and this is {torch.__version__}'
+        return f'it needs torch 2.6 or newer, and this is {torch.__version__}'
     if importlib.util.find_spec('triton') is None:
         return 'Triton is not installed'
     if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':

@@ -15,7 +15,7 @@ from swinv2_mm.models.kernels.choose import why_not_triton as why_not
 from swinv2_mm.models.kernels.triton_attention import fused_window_attention
 
 if not COMPILES:
-    pytest.skip('the Triton kernels need torch 2.4', allow_module_level=True)
+    pytest.skip('the Triton kernels need torch 2.6', allow_module_level=True)
 triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
 tl = pytest.importorskip('triton.language')
 triton_kernels = pytest.importorskip('swinv2_mm.models.kernels.triton_kernels')
