@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         choices=TARGETS,
         help='write the layout of another code base instead of our own',
     )
-    verified = "build the backbone, load strictly, run it, and compare a file of Hugging Face with transformers"
+    verified = 'build the backbone, load strictly, run it, and compare a file of Hugging Face with transformers'
     parser.add_argument('--verify', action='store_true', help=verified)
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     parser.add_argument('--json', action='store_true', help='report as JSON')
