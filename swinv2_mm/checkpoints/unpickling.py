@@ -98,14 +98,10 @@ def load(path: str | Path, allow: Sequence[Any], mmap: bool = False) -> Any:
     Raises:
         pickle.UnpicklingError: It names another global; the message has ``GLOBAL`` before the name.
     """
-    settings = {'map_location': 'cpu', **({'mmap': True} if mmap else {})}
     if VERSION >= (2, 6):
         with _only(allow):
-            return torch.load(str(path), weights_only=True, **settings)
-    if zipfile.is_zipfile(path) and any(name.endswith('/constants.pkl') for name in zipfile.ZipFile(path).namelist()):
-        raise pickle.UnpicklingError('Unsupported GLOBAL torch.jit.ScriptModule')
-    unpickler = unpickler_for(allow)
-    return _torch_load(str(path), weights_only=False, pickle_module=unpickler, **settings)
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+    return _load_by_ours(str(path), unpickler_for(allow), 'cpu', mmap)
 
 
 def protect(allow: Sequence[Any]) -> None:
@@ -118,9 +114,24 @@ def protect(allow: Sequence[Any]) -> None:
     unpickler = unpickler_for(allow)
 
     def load_data(f: Any, map_location: Any = None, *_: Any, mmap: bool | None = None, **__: Any) -> Any:
-        return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
+        return _load_by_ours(f, unpickler, map_location, mmap)
 
     torch.load = load_data
+
+
+def _load_by_ours(f: Any, unpickler: Any, map_location: Any, mmap: bool | None = None) -> Any:
+    """``torch.load`` with :func:`unpickler_for`, which refuses what ``weights_only=True`` of later versions refuses.
+
+    Before 2.6 that option takes no list, and torch takes no other unpickler beside it, so it has to be off. torch would
+    give a TorchScript archive, which is a program, to another loader, whatever the unpickler.
+    """
+    if zipfile.is_zipfile(f):
+        with zipfile.ZipFile(f) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                raise pickle.UnpicklingError('Unsupported GLOBAL torch.jit.ScriptModule')
+    if hasattr(f, 'seek'):
+        f.seek(0)
+    return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
 
 
 @contextmanager

@@ -101,14 +101,19 @@ def test_it_reads_what_trainings_save(zipped, tmp_path):
     assert found['meta'] == content['meta']
 
 
-def test_a_torchscript_archive_is_refused(tmp_path):
-    """It holds a program. Bug: an older torch.load runs it, whatever the pickle module."""
+def test_a_torchscript_archive_is_refused(tmp_path, monkeypatch):
+    """It holds a program. Bug: an older torch.load runs it, whatever the pickle module, for us or for mmengine."""
     path = tmp_path / 'w.pth'
     with zipfile.ZipFile(path, 'w') as archive:
         for name in ('data.pkl', 'constants.pkl', 'code/__torch__.py', 'version'):
             archive.writestr(f'w/{name}', b'')
     with pytest.raises(UserError, match=r'asks for torch\.jit\.ScriptModule'):
         read_file(path)
+    monkeypatch.setattr(torch, 'load', torch.load)
+    unpickling.protect(OF_MMENGINE)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(pickle.UnpicklingError, match=r'GLOBAL torch\.jit\.ScriptModule'):
+            torch.load(source)
 
 
 def test_protection_holds_for_every_caller(tmp_path, monkeypatch):
@@ -117,7 +122,7 @@ def test_protection_holds_for_every_caller(tmp_path, monkeypatch):
     unpickling.protect(OF_MMENGINE)
     torch.save({'more': Calls(os.system, f'touch {tmp_path / "victim"}')}, tmp_path / 'w.pth')
     with pytest.raises(pickle.UnpicklingError, match=r'Unsupported GLOBAL \w+\.system'):
-        torch.load(tmp_path / 'w.pth', map_location='cpu', weights_only=False)
+        torch.load(tmp_path / 'w.pth', map_location='cpu', weights_only=False)  # what an unsafe caller would say
     torch.save({'a': torch.ones(2)}, tmp_path / 'good.pth')
     assert torch.load(io.BytesIO((tmp_path / 'good.pth').read_bytes()))['a'].sum() == 2
     assert not (tmp_path / 'victim').exists()
