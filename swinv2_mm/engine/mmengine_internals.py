@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from mmengine.model.weight_init import update_init_info
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 
@@ -123,11 +123,6 @@ class OpenCheckpointHook(CheckpointHook):
 def loaded_from(runner: Runner) -> str:
     """The checkpoint that a runner resumes or loads."""
     return runner._load_from or ''
-
-
-def is_training(runner: Runner) -> bool:
-    """Whether a runner has built its training loop, which its ``train_loop`` would do when asked."""
-    return isinstance(runner._train_loop, BaseLoop)
 
 
 def update_val_interval(loop: Any) -> None:

@@ -161,8 +161,8 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
         raise UserError(f'--amp: this config has a {kind}, which sets its own precision; leave --amp out.')
     asked = PRECISIONS[amp] if amp else None
     optimizer = wrapper.get('optimizer') or {}
-    if device == 'cpu' and not FUSED_ON_CPUS and optimizer.get('fused'):
-        optimizer.pop('fused')
+    if device == 'cpu' and not FUSED_ON_CPUS:
+        optimizer.pop('fused', None)
     if asked == 'float32':
         wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale'):
