@@ -7,7 +7,9 @@ that is missing, or elsewhere, silently shifts the labels behind it; if none is 
 import json
 import re
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from copy import deepcopy
+from io import StringIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,11 @@ def check_datasets(cfg: Config, context: Context) -> None:
             path = dataset.ann_file
             if _reads_coco(kind) and path and is_local(path) and Path(path).exists():
                 check_annotations(Path(path), classes, key)
+            if not path or (is_local(path) and Path(path).exists()):
+                dataset.serialize_data = False
+                with redirect_stdout(StringIO()), suppress(Exception):  # the run itself says what is wrong
+                    dataset.full_init()
+                    context.datasets[key] = dataset
 
 
 def _reads_coco(kind: Any) -> bool:

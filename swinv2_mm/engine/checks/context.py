@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmengine.dataset import BaseDataset
+
 
 @dataclass
 class Context:
@@ -11,4 +13,6 @@ class Context:
 
     splits: tuple[str, ...]  # 'train', 'val', 'test': those that the run reads
     classes: dict[str, Sequence[str]] = field(default_factory=dict)  # of each data set, by its key in the config
+    # Data sets of the frameworks, by their keys: data_list is loaded and filtered, the pipeline is not built.
+    datasets: dict[str, BaseDataset] = field(default_factory=dict)
     model: Any = None  # of the dry run, without memory for its weights
