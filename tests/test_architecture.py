@@ -46,6 +46,7 @@ ROOMS = {
     'models': (set(), {'models/swin_v2'}),
     'engine/mmengine_internals': ({'torch', 'mmengine'}, set()),
     'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
+    'datasets/census': ({'numpy', 'mmengine', 'PIL'}, {'engine/config', 'errors'}),
     'engine/saving': (
         {'torch', 'mmengine', 'numpy'},
         {'checkpoints', 'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
@@ -72,6 +73,7 @@ ROOMS = {
         {'torch', 'mmengine', 'numpy'},
         {
             'checkpoints',
+            'datasets/census',
             'engine/config',
             'engine/mmengine_internals',
             'engine/recipe',
@@ -96,6 +98,7 @@ ROOMS = {
     'engine/runs': (
         {'mmengine', 'torch'},
         {
+            'datasets/census',
             'engine/checks',
             'engine/config',
             'engine/diagnosis',

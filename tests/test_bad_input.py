@@ -1,7 +1,6 @@
 """Bad input to any tool ends in one paragraph that names it, exit code 2, and a folder that is as it was."""
 
 import json
-import os
 import runpy
 import shutil
 import sys
@@ -13,8 +12,6 @@ from support.tiny_fixtures import ROOT
 from support.tiny_training import write_config
 
 from swinv2_mm.datasets import ShapesSpec, write_shapes
-from swinv2_mm.engine.checks import annotations
-from swinv2_mm.errors import UserError
 
 DETECTION, SEGMENTATION = (ROOT / 'configs' / f'{name}_swinv2_t_shapes.py' for name in ('maskrcnn', 'upernet'))
 INSTANCES = 'data/shapes/annotations/instances_training.json'
@@ -242,26 +239,6 @@ def test_annotations_that_do_not_fit_are_refused(change, hint, refuse):
     content = change(json.loads(Path(INSTANCES).read_text()))
     Path(INSTANCES).write_text(content if isinstance(content, str) else json.dumps(content))
     assert hint in refuse('train', DETECTION, '--work-dir', 'run')
-
-
-def test_of_large_annotations_only_the_categories_are_parsed(place, monkeypatch):
-    """Bug: COCO's 450 MB are parsed twice, in each process."""
-    names = [category['name'] for category in json.loads(Path(INSTANCES).read_text())['categories']]
-    monkeypatch.setattr(annotations, '_PARSED', 400)
-    monkeypatch.setattr(annotations.json, 'loads', None)
-    annotations.check_annotations(Path(INSTANCES), names, 'key')
-    with pytest.raises(UserError, match='another order'):
-        annotations.check_annotations(Path(INSTANCES), names[::-1], 'key')
-    Path(INSTANCES).write_bytes(Path(INSTANCES).read_bytes()[:-9])
-    with pytest.raises(UserError, match='corrupt'):
-        annotations.check_annotations(Path(INSTANCES), names, 'key')
-
-
-def test_annotations_without_permission_are_named(place, monkeypatch):
-    """Bug: a PermissionError's traceback. Permission bits stop no root, so the refusal is injected."""
-    monkeypatch.setattr(Path, 'read_bytes', lambda self: os.open('/', os.O_WRONLY))
-    with pytest.raises(UserError, match='cannot be read'):
-        annotations.check_annotations(Path(INSTANCES), ['disk'], 'key')
 
 
 CUSTOM = """

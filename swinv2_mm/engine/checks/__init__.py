@@ -6,11 +6,11 @@ A check takes the config and a :class:`~swinv2_mm.engine.checks.context.Context`
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
-from torch import nn
 
 from swinv2_mm.engine.checks.annotations import check_datasets
 from swinv2_mm.engine.checks.components import check_components
@@ -46,12 +46,16 @@ ALL: Checks = [
 ]
 
 
-def run_checks(cfg: Config, splits: Sequence[str], checks: Checks = ALL) -> nn.Module | None:
+def run_checks(cfg: Config, splits: Sequence[str], checks: Checks = ALL, **reading: Any) -> Context:
     """Run one of the lists above on a complete config, for the ``splits`` that the run reads; a mistake is a UserError.
 
-    Returns the model of the dry run, which has no memory for its weights and cannot compute.
+    Args:
+        reading: Arguments of ``take_census``, such as how many maps are read.
+
+    Returns:
+        What was found: data sets, their census, and a model that has no memory for its weights and cannot compute.
     """
-    context = Context(tuple(splits))
+    context = Context(tuple(splits), reading=reading)
     logger = MMLogger.get_current_instance()
     level = logger.level
     # Hide what frameworks log and warn of when they build something: the run itself will repeat it.
@@ -63,4 +67,4 @@ def run_checks(cfg: Config, splits: Sequence[str], checks: Checks = ALL) -> nn.M
                 check(cfg, context)
     finally:
         logger.setLevel(level)
-    return context.model
+    return context

@@ -1,16 +1,12 @@
-"""Check data sets without reading their data: COCO annotation files have the classes of the config.
+"""Check data sets before a run: their classes, their files, and whether anything is left to learn from.
 
 MMDetection looks up the classes in the file by name and numbers those that it finds in the order of the file. A class
 that is missing, or elsewhere, silently shifts the labels behind it; if none is found, nothing is learned.
 """
 
-import json
-import re
-from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from io import StringIO
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +14,92 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from swinv2_mm.datasets.census.coco import check_evaluated, check_masks, read_coco
+from swinv2_mm.datasets.census.taking import find_loading, load, take_census
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.lookup import check_arguments, find_class, with_key
-from swinv2_mm.engine.config.parts import datasets_of, is_local
+from swinv2_mm.engine.checks.lookup import SEE_MORE, check_arguments, find_class, with_key
+from swinv2_mm.engine.checks.paths import on_disk
+from swinv2_mm.engine.config.form import policy_of
+from swinv2_mm.engine.config.parts import datasets_of, each, is_local
 from swinv2_mm.errors import UserError, listed
-
-# A larger file is not parsed here, since the data set will parse it: COCO's own (450 MB) takes a quarter of a minute.
-_PARSED = 32 * 2**20
-# What a data set reads of each entry.
-_NEEDED = {
-    'images': ('id', 'file_name', 'height', 'width'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
-    'categories': ('id', 'name'),
-}
-_WANTED = "Expected is COCO's format for object instances: an object with the lists images, annotations, categories."
 
 
 def check_datasets(cfg: Config, context: Context) -> None:
-    """Build each data set without its data, note its classes, and check its annotation file against them."""
+    """Build each data set of the frameworks without its pipeline, note its classes, and take its census."""
+    orders: dict[str, list[str]] = {}  # of the classes of the config, in each COCO file
     for split in context.splits:
         for key, config in datasets_of(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'):
-            kind = find_class(config, key, DATASETS)
-            own = isinstance(kind, type) and issubclass(kind, BaseDataset)
-            if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg'):
-                check_arguments(config, key, DATASETS)  # a foreign class may read its data when it is built
-                continue
-            with with_key(config, key):
-                dataset = DATASETS.build(dict(deepcopy(config), lazy_init=True))
-            classes = dataset.metainfo.get('classes')
-            if isinstance(classes, str):
-                raise UserError(
-                    f'{key}.metainfo.classes={classes!r} must be a list of names; for one class, ({classes!r},).'
-                )
-            if not classes:
-                continue
-            context.classes[key] = classes
-            path = dataset.ann_file
-            if _reads_coco(kind) and path and is_local(path) and Path(path).exists():
-                check_annotations(Path(path), classes, key)
-            if not path or (is_local(path) and Path(path).exists()):
-                dataset.serialize_data = False
-                with redirect_stdout(StringIO()), suppress(Exception):  # the run itself says what is wrong
-                    dataset.full_init()
-                    context.datasets[key] = dataset
+            dataset = _build(config, key)
+            if dataset is not None:
+                _check_dataset(cfg, context, key, config, dataset, orders)
+    for split in context.splits:
+        for key, path in _of_metrics(cfg, split):
+            datasets = [dataset for key, dataset in context.datasets.items() if key.startswith(f'{split}_')]
+            if datasets and path not in {_resolved(dataset.ann_file) for dataset in datasets}:
+                _check_metric(key, path, datasets, orders)
+    _check_orders(orders, context)
+
+
+def _build(config: dict, key: str) -> BaseDataset | None:
+    """A data set of the frameworks, not loaded; None for a foreign class, which may read its data when it is built."""
+    kind = find_class(config, key, DATASETS)
+    own = isinstance(kind, type) and issubclass(kind, BaseDataset)
+    if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg'):
+        check_arguments(config, key, DATASETS)
+        return None
+    with with_key(config, key):
+        return DATASETS.build(dict(deepcopy(config), lazy_init=True))
+
+
+def _check_dataset(
+    cfg: Config, context: Context, key: str, config: dict, dataset: BaseDataset, orders: dict[str, list[str]]
+) -> None:
+    """Check one data set as far as its data are on this machine."""
+    classes = dataset.metainfo.get('classes')
+    if isinstance(classes, str):
+        raise UserError(f'{key}.metainfo.classes={classes!r} must be a list of names; for one class, ({classes!r},).')
+    if classes:
+        context.classes[key] = classes
+    paths = [dataset.ann_file] if dataset.ann_file else [path for path in dataset.data_prefix.values() if path]
+    if not on_disk(config) or not all(is_local(path) and Path(path).exists() for path in paths):
+        return
+    content, path, where = None, dataset.ann_file, f'{key}: {dataset.ann_file}'
+    split = key.partition('_dataloader')[0]
+    if _reads_coco(type(dataset)) and path and classes:
+        content = read_coco(Path(path), where)
+        orders[where] = check_names(content, classes, where, key)
+        measured = [metric for _, metric in _metrics(cfg, split) if 'segm' in (metric.get('metric') or ())]
+        if find_loading(config, 'with_mask') or measured:
+            check_masks(content, where, complete=split == 'train' and policy_of(cfg) == 'stop')
+        if _resolved(path) in [metric for _, metric in _of_metrics(cfg, split)]:
+            check_evaluated(content, where, path)
+    try:
+        load(dataset, content)
+    except Exception as error:  # whatever the code of a framework raises
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(f'{key}: {", ".join(map(str, paths))} cannot be read: {reason}. {SEE_MORE}') from error
+    context.datasets[key] = dataset
+    if split != 'train' and content is not None and not content['annotations']:
+        if split == 'val':
+            raise UserError(
+                f'{where} has no annotations, so nothing can be measured. Set val_cfg, val_dataloader and '
+                'val_evaluator to None to train without validation.'
+            )
+        return  # a test set without ground truth
+    head = (cfg.get('model') or {}).get('decode_head') or {}
+    head = head[-1] if isinstance(head, list | tuple) else head
+    context.censuses.append(
+        take_census(
+            dataset,
+            key,
+            config,
+            content,
+            tolerant=policy_of(cfg) != 'stop' and split == 'train',
+            ignore_index=head.get('ignore_index', 255),
+            num_classes=head.get('num_classes') or 0,
+            **context.reading,
+        )
+    )
 
 
 def _reads_coco(kind: Any) -> bool:
@@ -71,78 +110,92 @@ def _reads_coco(kind: Any) -> bool:
     return issubclass(kind, Coco) and kind.load_data_list is Coco.load_data_list and kind.COCOAPI is Coco.COCOAPI
 
 
-def check_annotations(path: Path, classes: Sequence[str], key: str) -> None:
-    """Check that a file is in COCO's format and has these classes in this order; ``key`` is that of the data set."""
+def _metrics(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """The metrics of a split, by their keys."""
+    if split != 'train':
+        metrics = each(cfg.get(f'{split}_evaluator'), f'{split}_evaluator')
+        yield from ((key, metric) for key, metric in metrics if isinstance(metric, dict))
+
+
+def _of_metrics(cfg: Config, split: str) -> Iterator[tuple[str, Path]]:
+    """The COCO files that metrics compare with."""
+    for key, metric in _metrics(cfg, split):
+        path, name = metric.get('ann_file'), str(metric.get('type')).split('.')[-1]
+        if name == 'CocoMetric' and isinstance(path, str) and is_local(path) and Path(path).exists():
+            yield f'{key}.ann_file', _resolved(path)
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).resolve()
+
+
+def _check_metric(key: str, path: Path, datasets: Sequence[BaseDataset], orders: dict[str, list[str]]) -> None:
+    """Check a metric that compares with another file than that of the data set."""
     where = f'{key}: {path}'
-    try:
-        small = path.stat().st_size <= _PARSED
-        content = _content(path, where) if small else {'categories': _categories(path, where)}
-    except OSError as error:
-        raise UserError(f'{key}: annotations {path} cannot be read: {error.strerror or error}.') from error
-    _check_entries(content, where)
+    content = read_coco(path, where)
+    check_evaluated(content, where, str(path))
+    orders[where] = check_names(content, datasets[0].metainfo['classes'], where, key)
+    ids = {image['id'] for image in content['images']}
+    unknown = [entry for dataset in datasets for entry in dataset.data_list if entry.get('img_id') not in ids]
+    if unknown:
+        raise UserError(
+            f'{where} lacks {len(unknown)} images that the data set has, such as {unknown[0].get("img_path")} (id '
+            f'{unknown[0].get("img_id")!r}); the metric would compare with other images. Set {key} to the file of the '
+            f'data set, {datasets[0].ann_file}.'
+        )
+
+
+def check_names(content: dict, classes: Sequence[str], where: str, key: str) -> list[str]:
+    """Check that a COCO file has the classes of a config, each once; their order is returned.
+
+    Raises:
+        UserError: A class is missing, or is in the file twice.
+    """
     names = [category['name'] for category in content['categories']]
     known = [name for name in names if name in classes]
+    twice = next((name for name, count in Counter(known).items() if count > 1), None)
+    if twice is not None:
+        used = Counter(annotation['category_id'] for annotation in content['annotations'])
+        numbers = [category['id'] for category in content['categories'] if category['name'] == twice]
+        told = ' and '.join(f'{number!r} ({used[number]} objects)' for number in numbers)
+        raise UserError(
+            f'{where}: category {twice!r} is there {len(numbers)} times, with the ids {told}; each would become a '
+            'class of its own. Take the one without objects out of "categories" (some tools write a root category), or '
+            'give the annotations of all the same id.'
+        )
     missing = [name for name in classes if name not in names]
+    if not missing:
+        return known
+    fault = f'{listed(missing)} is not in it; this would shift the labels of the classes behind'
     if not known:
         fault = f'none of the classes of the config ({listed(classes)}) is in it'
-    elif missing:
-        fault = f'{listed(missing)} is not in it; this would shift the labels of the classes behind'
-    elif known != list(classes):
-        fault = (
-            f'it has the classes in another order ({listed(known)}) than the config ({listed(classes)}); labels follow '
-            'the file, so their names would be wrong'
-        )
-    else:
-        return
-    raise UserError(
-        f'{where}: {fault}. Set {key}.metainfo.classes to names of this file, in its order: {listed(names, 20)}.'
+    raise UserError(f'{where}: {fault}. {_set_classes(names)}')
+
+
+def _set_classes(names: Sequence[str]) -> str:
+    return (
+        f'Set metainfo.classes of every data set to names of this file, in its order: {listed(names, 20)}; and '
+        'num_classes of the heads to their number.'
     )
 
 
-def _content(path: Path, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f'{where} is no JSON file, or is corrupt: {error}. {_WANTED}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{where} holds a {type(content).__name__}, no COCO annotations. {_WANTED}')
-    content.setdefault('annotations', [])  # a test set without ground truth has none
-    return {part: content.get(part) for part in _NEEDED}
-
-
-def _categories(path: Path, where: str) -> Any:
-    """Find the categories of a file that is too large to parse twice."""
-    with path.open('rb') as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        if not content[:64].lstrip().startswith(b'{') or not content[-64:].rstrip().endswith(b'}'):
-            raise UserError(f'{where} is no JSON object, or is corrupt. {_WANTED}')
-        at = content.rfind(b'"categories"')
-        text = content[at : at + _PARSED].decode(errors='replace') if at >= 0 else 'null'
-    try:
-        return json.JSONDecoder().raw_decode(re.sub(r'"categories"\s*:?\s*', '', text, count=1))[0]
-    except ValueError as error:
-        raise UserError(f'{where}: its categories cannot be read: {error}. {_WANTED}') from error
-
-
-def _check_entries(content: dict[str, Any], where: str) -> None:
-    """Check that each part is a list of entries, that these have what a data set reads, and that their ids match."""
-    for part, entries in content.items():
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f'{where} has no list of {part}. {_WANTED}')
-        for index, entry in enumerate(entries):
-            lacks = [name for name in _NEEDED[part] if name not in entry]
-            if lacks:
-                kind = ' It is a panoptic file; those of object instances are called instances_*.json.'
-                raise UserError(
-                    f'{where}: {part}[{index}] has no {" and no ".join(lacks)}.'
-                    f'{kind if "segments_info" in entry else ""} {_WANTED}'
-                )
-    if not content.get('images', True):
-        raise UserError(f'{where} lists no images.')
-    annotations = content.get('annotations') or []
-    for part, name in ('images', 'image_id'), ('categories', 'category_id'):
-        ids = {entry['id'] for entry in content.get(part, ())}
-        if annotations and not any(annotation[name] in ids for annotation in annotations):
-            raise UserError(
-                f'{where}: {name} of no annotation is the id of one of its {part}; for example, {name}='
-                f'{annotations[0][name]!r} is not. Ids are whole numbers in both.'
-            )
+def _check_orders(orders: dict[str, list[str]], context: Context) -> None:
+    """Refuse files that have the classes in another order than the config: labels follow the file."""
+    for where, known in orders.items():
+        key = where.partition(': ')[0]
+        classes = context.classes.get(key) or next(iter(context.classes.values()))
+        if known == list(classes):
+            continue
+        fault = (
+            f'{where}: it has the classes in another order ({listed(known)}) than the config ({listed(classes)}); '
+            'labels follow the file, so their names would be wrong.'
+        )
+        if len({tuple(order) for order in orders.values()}) == 1:
+            raise UserError(f'{fault} {_set_classes(known)}')
+        path = where.partition(': ')[2]
+        raise UserError(
+            f'{fault} The files of this run differ, so bring "categories" of this one into the order of the config: '
+            f"""python -c "import json; p = {path!r}; d = json.load(open(p)); n = {list(classes)}; """
+            "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in n else len(n)); "
+            "json.dump(d, open(p, 'w'))\""
+        )

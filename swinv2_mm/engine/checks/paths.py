@@ -34,7 +34,7 @@ def _data(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, str, Path]]
     for split in splits:
         for key, dataset in datasets_of(cfg.get(f'{split}_dataloader'), f'{split}_dataloader'):
             root = dataset.get('data_root') or ''
-            if not is_local(root) or not _on_disk(dataset):
+            if not is_local(root) or not on_disk(dataset):
                 continue
             prefixes = dataset.get('data_prefix') or {}
             names = {'ann_file': dataset.get('ann_file')} | {f'data_prefix.{name}': prefixes[name] for name in prefixes}
@@ -47,11 +47,12 @@ def _data(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, str, Path]]
         for key, metric in each(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
             # The config joined the path of CocoMetric when it was parsed.
             path = metric.get('ann_file') if isinstance(metric, dict) else None
-            if path and isinstance(path, str) and is_local(path) and _on_disk(metric):
+            if path and isinstance(path, str) and is_local(path) and on_disk(metric):
                 yield f'{key}.ann_file', '', Path(path)
 
 
-def _on_disk(part: dict) -> bool:
+def on_disk(part: dict) -> bool:
+    """Whether a data set or metric reads from this machine's disks."""
     return (part.get('backend_args') or {}).get('backend', 'local') in ('local', 'disk')
 
 

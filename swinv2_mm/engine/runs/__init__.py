@@ -3,12 +3,14 @@
 ``prepare_*`` reads the config, completes it (all edits) and checks it (no edits); it writes nothing.
 """
 
+from logging import Logger
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS, build_runner_from_cfg
 from mmengine.runner import Runner
 
+from swinv2_mm.datasets.census.table import census_table
 from swinv2_mm.engine.checks import run_checks
 from swinv2_mm.engine.checks.weights import starts_from_noise
 from swinv2_mm.engine.config import add_hook, read_config
@@ -59,7 +61,7 @@ def prepare_training(
     set_resume(cfg, resume)
     set_input_size(cfg)
     log_to_tensorboard(cfg)
-    run_checks(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    _check(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
     return cfg
 
 
@@ -94,8 +96,24 @@ def prepare_test(
     if window_size is not None:
         sizes = window_size[0] if len(window_size) == 1 else window_size
         add_hook(cfg, 'swinv2_mm.WindowSizeHook', window_size=sizes)
-    run_checks(cfg, ('test',))
+    _check(cfg, ('test',))
     return cfg
+
+
+def _check(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Check a config, and keep what was found for the log, which does not exist yet."""
+    # An attribute of the object: it is no key of the config.
+    object.__setattr__(cfg, 'found', run_checks(cfg, splits))
+
+
+def _log_census(cfg: Config, logger: Logger) -> None:
+    """Log what :func:`_check` found."""
+    context = getattr(cfg, 'found', None)
+    if context is not None and context.censuses:
+        logger.info('data, after the filters of the data sets:\n\n%s\n', census_table(context.censuses))
+        for warning in (warning for census in context.censuses for warning in census.warnings):
+            logger.warning(warning)
+        object.__setattr__(cfg, 'found', None)  # frees the data lists
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -105,6 +123,7 @@ def build_runner(cfg: Config) -> Runner:
     start_processes(cfg)
     with dumps_in_file_only():
         runner = build_runner_from_cfg(cfg, RUNNERS)
+    _log_census(cfg, runner.logger)
     runner.logger.info(f'environment, config, hooks and parameters: see {runner.logger.log_file}')
     if cfg.get('resume'):  # the checkpoint fills the model; the ImageNet weights may be gone
         backbones: list[Any] = [module for module in runner.model.modules() if hasattr(module, 'windows_given')]

@@ -15,5 +15,5 @@ def test_a_panoptic_model_is_not_held_against_the_classes_of_its_data():
     Path('panoptic.py').write_text("_base_ = 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py'")
     cfg = load_config('panoptic.py')
     cfg.train_dataloader.dataset.pipeline = []  # which would want panopticapi
-    model = run_checks(cfg, ('train',), DRY_RUN)
+    model = run_checks(cfg, ('train',), DRY_RUN).model
     assert model.roi_head.bbox_head.num_classes == 80
