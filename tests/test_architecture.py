@@ -98,6 +98,7 @@ ROOMS = {
     'engine/runs': (
         {'mmengine', 'torch'},
         {
+            'compat',
             'datasets/census',
             'engine/checks',
             'engine/config',

@@ -3,8 +3,7 @@
 # examples that return.
 _base_ = './adamw.py'
 
-# fused: one pass over parameters and moments instead of five, a tenth of an iteration on a CPU.
-optim_wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='auto', optimizer=dict(lr=4e-4, fused=True))
+optim_wrapper = dict(type='swinv2_mm.AmpOptimWrapper', dtype='auto', optimizer=dict(lr=4e-4))
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=26, val_interval=9)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch.nn import Module
 
-from swinv2_mm.compat import FUSED_ON_CPUS, gpu_computes_bfloat16, grad_scaler
+from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
 from swinv2_mm.errors import UserError
@@ -160,9 +160,6 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
     if amp and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(f'--amp: this config has a {kind}, which sets its own precision; leave --amp out.')
     asked = PRECISIONS[amp] if amp else None
-    optimizer = wrapper.get('optimizer') or {}
-    if device == 'cpu' and not FUSED_ON_CPUS:
-        optimizer.pop('fused', None)
     if asked == 'float32':
         wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale'):

@@ -20,7 +20,7 @@ from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
 from swinv2_mm.engine.recipe.precision import set_precision
-from swinv2_mm.engine.runs.complete import complete, set_input_size, set_out, set_resume
+from swinv2_mm.engine.runs.complete import complete, fuse_optimizer, set_input_size, set_out, set_resume
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
@@ -50,6 +50,7 @@ def prepare_training(
     cfg = read_config(config, cfg_options, 'train')
     complete(cfg, work_dir, compile, launcher)
     set_precision(cfg, amp)
+    fuse_optimizer(cfg)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UserError(
