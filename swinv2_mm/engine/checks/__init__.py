@@ -25,6 +25,7 @@ from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained
 
 Checks = list[Callable[[Config, Context], None]]
 
+DATA: Checks = [check_data, check_datasets]
 # The dry run builds everything that the config names, without data or memory.
 DRY_RUN: Checks = [
     check_components,

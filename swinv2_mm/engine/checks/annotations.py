@@ -38,6 +38,7 @@ def check_datasets(cfg: Config, context: Context) -> None:
             if datasets and path not in {_resolved(dataset.ann_file) for dataset in datasets}:
                 _check_metric(key, path, datasets, orders)
     _check_orders(orders, context)
+    _warn_of_overlap(context)
 
 
 def _build(config: dict, key: str) -> BaseDataset | None:
@@ -199,3 +200,16 @@ def _check_orders(orders: dict[str, list[str]], context: Context) -> None:
             "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in n else len(n)); "
             "json.dump(d, open(p, 'w'))\""
         )
+
+
+def _warn_of_overlap(context: Context) -> None:
+    """Warn of a validation on the pictures of the training."""
+    paths = {key: {entry.get('img_path') for entry in data.data_list} for key, data in context.datasets.items()}
+    trained = {path for key, found in paths.items() if key.startswith('train_') for path in found}
+    for census in context.censuses:
+        both = paths[census.key] & trained - {None}
+        if both and census.split != 'train':
+            census.warnings.append(
+                f'{census.key}: {len(both)} of its {len(paths[census.key])} pictures are trained on, too; its metrics '
+                'say how well they are remembered.'
+            )

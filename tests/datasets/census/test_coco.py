@@ -145,6 +145,19 @@ def test_what_is_suspicious_is_counted_and_warned_of(tmp_path):
     assert check(tmp_path).censuses[0].warnings == []
 
 
+def test_a_validation_on_pictures_of_the_training_is_warned_of(tmp_path):
+    """Bug: the metrics of a memory are taken for those of a detector."""
+    for name in 'ab':
+        write_coco(tmp_path / name)
+    for name, words in ('a', ['4 of its 4 pictures are trained on, too']), ('b', []):
+        context = Context(('train', 'val'))
+        parts = {'train_dataloader': coco_loader(tmp_path / 'a'), 'val_dataloader': coco_loader(tmp_path / name)}
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            check_datasets(config_of(**parts, val_evaluator=[]), context)
+        said = [warning for census in context.censuses for warning in census.warnings]
+        assert len(said) == len(words) and all(word in said[0] for word in words)
+
+
 def test_a_test_set_without_ground_truth_passes(tmp_path):
     """Bug: COCO's image_info_test-dev2017.json, which has no list of annotations, is refused."""
 
