@@ -26,7 +26,7 @@ from support.zoo import (
 
 from swinv2_mm.checkpoints.catalog import find
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.paths import check_data
+from swinv2_mm.engine.checks.data.paths import check_data
 from swinv2_mm.engine.runs import prepare_training
 from swinv2_mm.errors import UserError
 

@@ -12,15 +12,16 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from swinv2_mm.engine.checks.annotations import check_datasets
 from swinv2_mm.engine.checks.components import check_components
 from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.data.annotations import check_datasets
+from swinv2_mm.engine.checks.data.channels import check_channels
+from swinv2_mm.engine.checks.data.paths import check_data, check_folders
 from swinv2_mm.engine.checks.launcher import check_launcher
-from swinv2_mm.engine.checks.meta_forward import check_channels
+from swinv2_mm.engine.checks.meta_forward import check_heads
 from swinv2_mm.engine.checks.model import check_classes, check_model, check_window_size
 from swinv2_mm.engine.checks.numbers import check_numbers
 from swinv2_mm.engine.checks.optimizer import check_optimizer
-from swinv2_mm.engine.checks.paths import check_data, check_folders
 from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained
 
 Checks = list[Callable[[Config, Context], None]]
@@ -30,10 +31,11 @@ DATA: Checks = [check_data, check_datasets]
 DRY_RUN: Checks = [
     check_components,
     check_datasets,
+    check_channels,
     check_model,
     check_optimizer,
     check_classes,
-    check_channels,
+    check_heads,
     check_window_size,
 ]
 ALL: Checks = [

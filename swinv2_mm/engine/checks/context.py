@@ -19,4 +19,5 @@ class Context:
     datasets: dict[str, BaseDataset] = field(default_factory=dict)
     censuses: list[Census] = field(default_factory=list)
     reading: dict[str, Any] = field(default_factory=dict)  # arguments of take_census: how many maps, and the progress
+    warnings: list[str] = field(default_factory=list)
     model: Any = None  # of the dry run, without memory for its weights

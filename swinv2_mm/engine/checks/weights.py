@@ -10,11 +10,12 @@ from mmengine.model import BaseTTAModel
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.data.annotations import reordering
 from swinv2_mm.engine.config.parts import pretrained_parts
 from swinv2_mm.engine.recipe.pretrained import Pretrained
 from swinv2_mm.engine.saving.matching import match_windows, misfits
 from swinv2_mm.engine.saving.reading import open_checkpoint
-from swinv2_mm.errors import UserError
+from swinv2_mm.errors import UserError, listed
 from swinv2_mm.registry import MODELS
 
 
@@ -68,6 +69,32 @@ def check_load_from(cfg: Config, context: Context) -> None:
             f'{"" if whole else remedy}'
         )
     match_windows(model, checkpoint, path)
+    if whole:
+        _compare_classes(checkpoint, path, context)
+
+
+def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
+    """Refuse data whose labels mean other classes than those that the weights were trained for."""
+    meta = checkpoint.get('meta') or {}
+    trained = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES') or ()  # the latter before 2023
+    if isinstance(trained, str):
+        return
+    for key, names in context.classes.items():
+        moved = [name for label, name in enumerate(names) if name in trained and [*trained].index(name) != label]
+        if not moved:
+            if trained and list(trained) != list(names):
+                context.warnings.append(
+                    f'{path} was trained for the classes {listed(trained)}; {key} calls them {listed(names)}.'
+                )
+            continue
+        dataset = context.datasets.get(key)
+        coco = dataset is not None and str(dataset.ann_file).endswith('.json')
+        remedy = f', and order the file alike: {reordering(dataset.ann_file, trained)}' if coco else '.'
+        raise UserError(
+            f'{path} was trained for the classes {listed(trained, 20)}; {key} has {listed(names, 20)}, so that '
+            f'{moved[0]!r} is label {[*trained].index(moved[0])} in the weights and {[*names].index(moved[0])} in the '
+            f'data. Set metainfo=dict(classes={tuple(trained)}) in every data set{remedy}'
+        )
 
 
 def _on_meta(module: dict) -> Any:

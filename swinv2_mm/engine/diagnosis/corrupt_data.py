@@ -77,9 +77,12 @@ class CheckedLoading:
         except Exception as error:  # whatever decoders raise
             problem = f'{file} cannot be used: {_reason(error)}.'
             if not self.skip:
+                setting = ''
+                if isinstance(error, AssertionError | AttributeError | KeyError | TypeError):
+                    setting = ' If every sample fails like this, a setting of the data set or its pipeline is wrong.'
                 raise DamagedSample(
-                    f'{problem} Repair it, or take it out of the data set. Training can go on with other samples, by '
-                    '--cfg-options bad_data=skip; an evaluation cannot.'
+                    f'{problem}{setting} Repair it, or take it out of the data set. Training can go on with other '
+                    'samples, by --cfg-options bad_data=skip; an evaluation cannot.'
                 ) from error
         place = crc32(file.encode()) % len(self._logged)
         if not self._logged[place]:

@@ -110,9 +110,10 @@ def _check(cfg: Config, splits: tuple[str, ...]) -> None:
 def _log_census(cfg: Config, logger: Logger) -> None:
     """Log what :func:`_check` found."""
     context = getattr(cfg, 'found', None)
-    if context is not None and context.censuses:
-        logger.info('data, after the filters of the data sets:\n\n%s\n', census_table(context.censuses))
-        for warning in (warning for census in context.censuses for warning in census.warnings):
+    if context is not None:
+        if context.censuses:
+            logger.info('data, after the filters of the data sets:\n\n%s\n', census_table(context.censuses))
+        for warning in [*context.warnings, *(said for census in context.censuses for said in census.warnings)]:
             logger.warning(warning)
         object.__setattr__(cfg, 'found', None)  # frees the data lists
 

@@ -7,8 +7,8 @@ import pytest
 from mmengine.registry import DefaultScope
 from support.small_data import CLASSES, coco_loader, config_of, of_each, write_coco
 
-from swinv2_mm.engine.checks.annotations import check_datasets
 from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.data.annotations import check_datasets
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -120,6 +120,20 @@ def test_files_in_different_orders_get_a_command_that_reorders_one(tmp_path):
             check_datasets(config_of(**parts, val_evaluator=[]), context)
         exec(str(error.value).partition('python -c "')[2].rpartition('"')[0], {})
         check_datasets(config_of(**parts, val_evaluator=[]), context)
+
+
+def test_data_sets_that_number_the_same_classes_differently_are_refused(tmp_path):
+    """Bug: each fits its own file, and label 0 is bolt in training and nut in validation."""
+    write_coco(tmp_path / 'a')
+    write_coco(tmp_path / 'b', lambda content: content['categories'].reverse())
+    other = coco_loader(tmp_path / 'b', metainfo={'classes': CLASSES[::-1]})
+    context = Context(('train', 'val'))
+    parts = {'train_dataloader': coco_loader(tmp_path / 'a'), 'val_dataloader': other, 'val_evaluator': []}
+    with (
+        DefaultScope.overwrite_default_scope('mmdet'),
+        pytest.raises(UserError, match=r"val_dataloader.dataset.metainfo.classes .*label 0 is 'nut' in one and 'bolt'"),
+    ):
+        check_datasets(config_of(**parts), context)
 
 
 def test_a_metric_with_the_file_of_other_images_is_refused(tmp_path):

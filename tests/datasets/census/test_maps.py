@@ -7,8 +7,8 @@ from mmengine.registry import DefaultScope
 from support.small_data import config_of, map_loader, write_maps
 
 from swinv2_mm.datasets.census.table import census_table
-from swinv2_mm.engine.checks.annotations import check_datasets
 from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.data.annotations import check_datasets
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -53,6 +53,17 @@ def test_reduce_zero_label_counts_as_the_data_set_does(tmp_path):
     assert (census.pixels.counts, census.pixels.ignored) == ({0: 4 * 1750, 1: 4 * 250}, 0)
     with pytest.raises(UserError, match=r'87\.5% of their pixels'):
         check(tmp_path, values(0, 1), reduce_zero_label=True)
+
+
+@pytest.mark.parametrize(('pipeline', 'own'), [(True, False), (False, True)])
+def test_a_pipeline_that_reduces_labels_otherwise_is_no_damage(tmp_path, pipeline, own):
+    """Bug: mmseg's assertion is told as a damaged file, with bad_data=skip as the remedy, which skips every sample."""
+    loading = [{'type': 'LoadAnnotations', 'reduce_zero_label': pipeline}]
+    words = rf'pipeline\.0\.reduce_zero_label={pipeline}, and train_dataloader\.dataset\.reduce_zero_label={own}'
+    with pytest.raises(UserError, match=words):
+        check(tmp_path, values(1, 2), pipeline=loading, reduce_zero_label=own)
+    labels = values(1, 2) if pipeline else LABELS
+    assert check(tmp_path, labels, pipeline=loading, reduce_zero_label=pipeline).pixels.read == 4
 
 
 def test_a_missing_map_is_named_and_skipped_where_bad_data_are(tmp_path):

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from support.tiny_training import write_config
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.engine.checks.weights import check_pretrained, starts_from_noise
+from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained, starts_from_noise
 from swinv2_mm.engine.runs import build_runner, prepare_training
 from swinv2_mm.errors import UserError
 
@@ -96,3 +97,31 @@ def test_a_corrupt_safetensors_file_is_refused(tmp_path):
     (tmp_path / 'cut.safetensors').write_bytes(b'\x00' * 20)
     with pytest.raises(UserError, match='no safetensors file'):
         check_pretrained(config(tmp_path / 'cut.safetensors'))
+
+
+@pytest.mark.parametrize(
+    ('meta', 'names', 'words'),
+    [
+        ({'dataset_meta': {'classes': ('bolt', 'nut')}}, ('nut', 'bolt'), "'nut' is label 1 in the weights and 0"),
+        ({'CLASSES': ['bolt', 'nut']}, ('washer', 'bolt'), "'bolt' is label 0 in the weights and 1"),
+        ({'dataset_meta': {'classes': ('bolt', 'nut')}}, ('bolt', 'nut'), None),
+        ({'dataset_meta': {'classes': ('Schraube', 'Mutter')}}, ('bolt', 'nut'), None),
+        ({}, ('bolt', 'nut'), None),
+    ],
+)
+def test_weights_for_classes_in_another_order_are_refused(tmp_path, meta, names, words):
+    """Bug: a test names predictions after other classes, and ends with code 0. Other names may be a translation."""
+    path = tmp_path / 'epoch_1.pth'
+    model = torch.nn.Linear(2, 2)
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
+    context = Context(('test',), {'test_dataloader.dataset': names}, model=model)
+    cfg = Config({'load_from': str(path)})
+    if words:
+        with pytest.raises(UserError, match=words):
+            check_load_from(cfg, context)
+    else:
+        check_load_from(cfg, context)
+        assert bool(context.warnings) == ('Schraube' in str(meta))
+    training = Context(('train',), {'train_dataloader.dataset': names}, model=model)
+    check_load_from(cfg, training)
+    assert training.warnings == []

@@ -18,9 +18,9 @@ from swinv2_mm.datasets.census.coco import check_evaluated, check_masks, read_co
 from swinv2_mm.datasets.census.taking import find_loading, load, take_census
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import SEE_MORE, check_arguments, find_class, with_key
-from swinv2_mm.engine.checks.paths import on_disk
+from swinv2_mm.engine.checks.data.paths import on_disk
 from swinv2_mm.engine.config.form import policy_of
-from swinv2_mm.engine.config.parts import datasets_of, each, is_local
+from swinv2_mm.engine.config.parts import datasets_of, each, is_local, nested
 from swinv2_mm.errors import UserError, listed
 
 
@@ -38,6 +38,7 @@ def check_datasets(cfg: Config, context: Context) -> None:
             if datasets and path not in {_resolved(dataset.ann_file) for dataset in datasets}:
                 _check_metric(key, path, datasets, orders)
     _check_orders(orders, context)
+    _compare_classes(context)
     _warn_of_overlap(context)
 
 
@@ -64,6 +65,7 @@ def _check_dataset(
     paths = [dataset.ann_file] if dataset.ann_file else [path for path in dataset.data_prefix.values() if path]
     if not on_disk(config) or not all(is_local(path) and Path(path).exists() for path in paths):
         return
+    _check_reduce_zero_label(dataset, config, key)
     content, path, where = None, dataset.ann_file, f'{key}: {dataset.ann_file}'
     split = key.partition('_dataloader')[0]
     if _reads_coco(type(dataset)) and path and classes:
@@ -101,6 +103,19 @@ def _check_dataset(
             **context.reading,
         )
     )
+
+
+def _check_reduce_zero_label(dataset: BaseDataset, config: dict, key: str) -> None:
+    """Refuse a pipeline of MMSegmentation that treats label 0 in another way than its data set."""
+    own = getattr(dataset, 'reduce_zero_label', None)
+    for place, part in nested(config.get('pipeline'), f'{key}.pipeline'):
+        other = part.get('reduce_zero_label') if isinstance(part, dict) else None
+        if None not in (own, other) and own != other:
+            raise UserError(
+                f'{place}.reduce_zero_label={other}, and {key}.reduce_zero_label={own} (the default of the class, if '
+                'the config does not set it). Leave it out of the pipeline, which then follows the data set; there, '
+                'True ignores label 0, and 1 becomes the first class.'
+            )
 
 
 def _reads_coco(kind: Any) -> bool:
@@ -196,10 +211,29 @@ def _check_orders(orders: dict[str, list[str]], context: Context) -> None:
         path = where.partition(': ')[2]
         raise UserError(
             f'{fault} The files of this run differ, so bring "categories" of this one into the order of the config: '
-            f"""python -c "import json; p = {path!r}; d = json.load(open(p)); n = {list(classes)}; """
-            "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in n else len(n)); "
-            "json.dump(d, open(p, 'w'))\""
+            f'{reordering(path, classes)}'
         )
+
+
+def reordering(path: str, classes: Sequence[str]) -> str:
+    """A command that puts the categories of a COCO file into the order of these classes."""
+    return (
+        f'python -c "import json; p = {str(path)!r}; d = json.load(open(p)); n = {list(classes)}; '
+        "d['categories'].sort(key=lambda c: n.index(c['name']) if c['name'] in n else len(n)); "
+        "json.dump(d, open(p, 'w'))\""
+    )
+
+
+def _compare_classes(context: Context) -> None:
+    """Refuse data sets of one run that number the same classes differently."""
+    (first, expected), *others = [*context.classes.items()] or [('', ())]
+    for key, names in others:
+        if len(names) == len(expected) and list(names) != list(expected):
+            label = next(label for label, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f'{key}.metainfo.classes differs from that of {first}: label {label} is {names[label]!r} in one and '
+                f'{expected[label]!r} in the other. Set the same classes in the same order in both.'
+            )
 
 
 def _warn_of_overlap(context: Context) -> None:

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from support.tiny_fixtures import ROOT
 
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.paths import check_data, check_folder
+from swinv2_mm.engine.checks.data.paths import check_data, check_folder
 from swinv2_mm.engine.config import apply_options, load_config
 from swinv2_mm.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Checks of the data: files, classes, channels and batches."""
