@@ -21,6 +21,8 @@ from swinv2_mm.errors import UserError, listed
 
 # The header of a safetensors file holds only text: this entry is its `meta`, as JSON.
 _META = 'swinv2_mm'
+# Part of the number that files of torch before 1.6 start with.
+_TORCH = b'\x8a\x0a\x6c\xfc'
 # The ending of Hugging Face's lists of files that hold a model together.
 INDEX = '.index.json'
 
@@ -37,7 +39,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         content = load_plain(path)
     except Exception as error:  # damaged bytes can raise almost any
-        raise UserError(_why_unreadable(path, '', error)) from error
+        raise UserError(_why_unreadable(path, error)) from error
     return _checked(path, content)
 
 
@@ -55,7 +57,7 @@ def _shard_of_key(index: Path) -> dict[str, Path]:
     names = content.get('weight_map') if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f'{index} is no index of shards: it has no weight_map of names and files. Get it again.')
-    outside = sorted({name for name in names.values() if Path(name).name != name or '\\' in name})
+    outside = sorted({name for name in names.values() if Path(name).name != name or name == '..' or '\\' in name})
     if outside:
         raise UserError(
             f'{index} is refused: it names files that are not beside it ({listed(outside)}). Put all shards into its '
@@ -115,7 +117,9 @@ def read_file(path: str | os.PathLike, allow: Sequence[Any] = INERT) -> dict[str
     try:
         content = load(path, allow, mmap=zipped)
     except Exception as error:  # damaged bytes can raise almost any
-        raise UserError(_why_unreadable(path, _looks_like(path, start), error)) from error
+        if 'Unsupported operand' in str(error) and (zipped or _TORCH in start):
+            raise UserError(f'{path} was saved with another pickle_protocol than 2; save it without.') from error
+        raise UserError(_why_unreadable(path, error, _looks_like(path, start))) from error
     return _checked(path, content)
 
 
@@ -150,7 +154,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Any]:
     return {'state_dict': weights, 'meta': json.loads(header.get(_META, '{}'))}
 
 
-def _why_unreadable(path: Path, looks: str, error: Exception) -> str:
+def _why_unreadable(path: Path, error: Exception, looks: str = '') -> str:
     text = ' '.join(str(error).split())
     refused = re.search(r'GLOBAL ([\w.]+)|(?:function|but got) <(?:class|(?:built-in )?function) \'?([\w.]+)', text)
     if refused:
@@ -161,8 +165,6 @@ def _why_unreadable(path: Path, looks: str, error: Exception) -> str:
         )
     if looks:
         return f'{path} is no checkpoint: it looks like {looks}.'
-    if 'Unsupported operand' in text:
-        return f'{path} was saved with another pickle_protocol than 2; save it again without that option.'
     # torch's UnpicklingError mostly explains how to turn the protection off.
     reason = '' if isinstance(error, UnpicklingError) else f' ({text.split(". ")[0] or type(error).__name__})'
     return f'{path} is no checkpoint, or a damaged one, such as an incomplete copy{reason}.'
@@ -198,6 +200,7 @@ _OTHERS = tuple(
         ('', rb'\x93NUMPY', f'one array of NumPy (.npy), without the names of a model; {_TO_SAFETENSORS}'),
         ('', rb'(\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd)', 'a compressed archive; unpack it'),
         ('', rb'.{257}ustar', 'a tar archive; unpack it'),
+        ('', rb'PK\x05\x06', 'an empty zip archive'),
         (
             '',
             rb'.{5}\x00\x00\x00\{\s*"',
@@ -244,7 +247,7 @@ def _other_archive(path: Path) -> str:
 
 def _is_plain_pickle(start: bytes) -> bool:
     """Whether a file is a pickle of protocol 2 to 5, and none of torch before 1.6, which starts with a long number."""
-    others = (b'\x8a\x0a\x6c\xfc', b'\x00\x00\x00{')  # that number; a header of safetensors
+    others = (_TORCH, b'\x00\x00\x00{')  # a header of safetensors
     return (
         start[:1] == b'\x80' and start[1:2] in b'\x02\x03\x04\x05' and not any(other in start[:32] for other in others)
     )
