@@ -161,7 +161,7 @@ def _why_unreadable(path: Path, error: Exception, looks: str = '') -> str:
         return (
             f'{path} is refused, because reading it could run code: it asks for {refused[1] or refused[2]}. '
             'Weights need only tensors and numbers. If you trust its source, load it where nothing can be lost, and '
-            'save its state_dict alone.'
+            'save its state_dict alone, by torch.save.'
         )
     if looks:
         return f'{path} is no checkpoint: it looks like {looks}.'
