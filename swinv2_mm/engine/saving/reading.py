@@ -55,8 +55,8 @@ def open_checkpoint(path: str, name: str) -> dict | None:
     arrays = [key for key, value in weights.items() if isinstance(value, np.ndarray)]
     if arrays:
         raise UserError(
-            f'{name}: {path} holds arrays of NumPy, such as {arrays[0]}, and mmengine loads tensors only. Save it again '
-            'with torch.from_numpy(array) for each.'
+            f'{name}: {path} holds arrays of NumPy, such as {arrays[0]}, and mmengine loads tensors only. Save it '
+            'again with torch.from_numpy(array) for each.'
         )
     return checkpoint
 
