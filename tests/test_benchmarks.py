@@ -66,10 +66,9 @@ def test_the_floor_counts_the_products_of_the_blocks(backbone):
     assert 2 * (around + sum(count * M * K * N for count, M, K, N in products)) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize('mode', ['inference', 'training'])
-def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone, mode):
+def test_backbones_take_turns_and_one_that_fails_is_left_out(backbone):
     """Prevents: a peer that cannot take a size ending a run of hours, or ratios of different turns."""
-    found = backbone.take_turns(['ours', 'huggingface', 'microsoft'], dict(CASE, mode=mode), 2)
+    found = backbone.take_turns(['ours', 'huggingface', 'microsoft'], dict(CASE, mode='training'), 2)
     assert {name: len(taken) for name, taken in found['seconds'].items()} == {'ours': 2, 'huggingface': 2}
     assert list(found['gib']) == ['ours', 'huggingface']
     assert found['failed'] == {'microsoft': "ModuleNotFoundError: No module named 'models'"}
@@ -94,9 +93,9 @@ def test_a_backbone_that_is_killed_is_left_out(backbone):
 def test_a_peak_is_that_of_a_call(backbone):
     """In a process of its own, a larger image takes more. Prevents: the memory of the imports, or of nothing."""
     small, large = (
-        backbone.take_turns(['ours'], dict(CASE, size=size), 1)['gib']['ours'] for size in ('64x64', '1024x1024')
+        backbone.take_turns(['ours'], dict(CASE, size=size), 0)['gib']['ours'] for size in ('64x64', '512x512')
     )
-    assert 0 <= small < 0.1 < large < 2
+    assert 0 <= small < 0.05 < large < 0.5
 
 
 def test_a_run_goes_on_where_it_was_stopped(run):

@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('dst', help='the file to write: .safetensors, or .pth')
     parser.add_argument('--source', choices=['auto', *LAYOUTS], default='auto', help='layout of SRC; default auto')
     parser.add_argument('--prefix', help="the text before the backbone's keys, as backbone. in a detector")
+    parser.add_argument(
+        '--checkpoint-key', metavar='KEY', help='the key of the weights in SRC, as teacher, or model.teacher'
+    )
     parser.add_argument('--ema', action='store_true', help='take the running average of the weights')
     windows = 'windows of the first pre-training, one per stage or one for all, where SRC does not tell them'
     parser.add_argument('--pretrained-window-sizes', type=int, nargs='+', metavar='W', help=windows)
@@ -48,8 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     if dst.exists() and not args.force:
         raise UserError(f'{dst} exists and is kept; choose another name, or give --force to replace it.')
     layout = None if args.source == 'auto' else args.source
-    options = dict(prefix=args.prefix, ema=args.ema, pretrained_window_sizes=args.pretrained_window_sizes)
-    loaded = open_checkpoint(args.src, layout=layout, **options)
+    loaded = open_checkpoint(
+        args.src,
+        layout=layout,
+        prefix=args.prefix,
+        ema=args.ema,
+        checkpoint_key=args.checkpoint_key,
+        pretrained_window_sizes=args.pretrained_window_sizes,
+    )
     if loaded.pretrained_window_sizes is None:
         raise UserError(
             f'{args.src} does not tell the windows of its first pre-training, which its position bias is normalised '

@@ -77,6 +77,13 @@ def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None
     )
 
 
+def has_backbone(keys: Iterable[str]) -> bool:
+    """Whether some of these keys are a SwinV2 backbone's, in any layout."""
+    keys = list(keys)
+    known = any(key.endswith('.logit_scale') for key in keys)  # every layout has them
+    return known and any(_prefixes(keys, table) for table in LAYOUTS.values())
+
+
 def _table(layout: str) -> Layout:
     if layout not in LAYOUTS:
         raise UserError(f'layout {layout!r} is unknown; choose one of {", ".join(LAYOUTS)}.')

@@ -108,6 +108,7 @@ _MICROSOFT_ROWS = (
     *_rows('layers.{i}.blocks.{j}.', _OUR_BLOCK, _TABLE, save=None, learned=False),
     *_rows('layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=range(-1, 99)),
     *_rows('norm.', 'norm{last}.', _NORM),
+    *_rows('norm{i}.', 'norm{i}.', _NORM, save=None),  # detectors with Microsoft's names, as in detectron2
 )
 
 _HF_BLOCK = 'encoder.layers.{i}.blocks.{j}.'
@@ -175,6 +176,8 @@ LAYOUTS = {
             *_rows(_HF_BLOCK, _OUR_BLOCK, _TABLE, _HF_NAMES, save=None, learned=False),
             *_rows('encoder.layers.{i}.downsample.', _OUR_MERGING, _MERGING, stage=range(-1, 99)),
             *_rows('layernorm.', 'norm{last}.', _NORM),
+            # A backbone of dense prediction has one for each output.
+            *_rows('hidden_states_norms.stage{i}.', 'norm{i}.', _NORM, stage=range(1, 99), save=None),
         ),
         dropped=(_INDEX, (r'classifier\.(weight|bias)', _HEAD), _MASK_TOKEN),
     ),

@@ -1,4 +1,4 @@
-"""``torch.load`` that builds only what an allow-list names, and the lists; before torch 2.6 by an unpickler of ours.
+"""``torch.load`` that builds only what an allow-list names, and the lists; other pickles by an unpickler of ours.
 
 A pickle is a program. Its only ways out are the globals that it names, what it calls, and the state that it sets: here
 each global is on the list, only those and what they return can be called, and only instances of listed classes get
@@ -7,8 +7,10 @@ state.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import re
 import zipfile
 from _codecs import encode
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch import load as _torch_load
 
 from swinv2_mm.compat import VERSION
@@ -39,26 +42,87 @@ class _Ignored(dict):
         pass
 
 
-# NumPy 2 moved these two functions; a file names the place that they had when it was written.
+class _Recorded(_Ignored):
+    """What a pickle says about an object of NumPy, as data: no code of NumPy reads it."""
+
+    __slots__ = ('arguments', 'state')
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: object) -> _Recorded:
+        recorded = super().__new__(cls)
+        recorded.arguments, recorded.state = arguments, ()
+        return recorded
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _DType(_Recorded):
+    pass
+
+
+class Array(_Recorded):
+    """An array of NumPy in a pickle."""
+
+    def _parts(self) -> tuple[Any, ...]:
+        """Shape, data type, order in memory and bytes."""
+        shape, dtype, fortran, raw = self.state[-4:]
+        return shape, dtype, 'F' if fortran else 'C', raw
+
+    def numbers(self) -> Tensor:
+        """Its numbers as a tensor in this machine's byte order; a ValueError for objects, text or damaged bytes."""
+        try:
+            shape, dtype, order, raw = self._parts()
+            name, (_, endian, *_) = str(dtype.arguments[0]), dtype.state
+            if not re.fullmatch(r'f[248]|[iu][1248]|b1', name):
+                raise ValueError(f'the data type {name!r}, no numbers that torch has')
+            kind = np.dtype(endian.replace('|', '=') + name)
+            raw = raw.encode('latin1') if isinstance(raw, str) else raw  # Python 2 has no bytes
+            if len(raw) != math.prod(shape) * kind.itemsize:
+                raise ValueError('fewer or more bytes than its shape says')
+            array = np.ndarray(shape, kind, raw, order=order)
+        except (TypeError, IndexError, AttributeError, UnicodeEncodeError) as error:
+            raise ValueError('a description that NumPy does not write') from error
+        signed = {'u2': 'i4', 'u4': 'i8', 'u8': 'i8'}.get(name, name)  # torch had no others before 2.3
+        return torch.from_numpy(array.astype(f'={signed}', order='C'))
+
+
+class _Buffer(Array):
+    def _parts(self) -> tuple[Any, ...]:
+        raw, dtype, shape, order = self.arguments
+        return shape, dtype, order, raw
+
+
+def _empty() -> bytes:
+    """``bytes()``, the bytes of an empty array below protocol 3; the real one could fill the memory."""
+    return b''
+
+
+# NumPy 2 moved these functions; a file names the place that they had when it was written.
 _NUMPY_MAKERS = {
-    name: tuple(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')) for name in ('_reconstruct', 'scalar')
+    name: tuple(f'numpy.{core}.{module}.{name}' for core in ('core', '_core'))
+    for module, name in (('multiarray', '_reconstruct'), ('multiarray', 'scalar'), ('numeric', '_frombuffer'))
 }
+_RECORDED = {'_reconstruct': Array, 'scalar': _Ignored, '_frombuffer': _Buffer}
 _IGNORED = (
     'argparse.Namespace',
     'builtins.getattr',
     'mmengine.logging.history_buffer.HistoryBuffer',
-    'numpy.dtype',
     'numpy.ndarray',
     'pathlib.PosixPath',
     'pathlib._local.PosixPath',
-    *(place for places in _NUMPY_MAKERS.values() for place in places),
 )
 INERT: list[Any] = [
     *((_Ignored, name) for name in _IGNORED),
+    (_DType, 'numpy.dtype'),
+    (_empty, 'builtins.bytes'),
+    *((_RECORDED[name], place) for name, places in _NUMPY_MAKERS.items() for place in places),
     # Of all classes, torch lets a file put items only into OrderedDicts.
     *((OrderedDict, name) for name in ('yacs.config.CfgNode', 'mmengine.config.config.ConfigDict')),
 ]
-"""For weights: configurations, logged numbers and paths of Microsoft's code, SimMIM, timm and mmengine, made inert.
+"""For weights: configurations, logged numbers and paths of Microsoft's code, SimMIM, timm and mmengine, made inert, and
+NumPy's arrays as :class:`Array`.
 
 None of these names is imported, and any other name is refused."""
 
@@ -71,7 +135,7 @@ def of_numpy(*kinds: str) -> list[Any]:
         np.ndarray,
         np.dtype,
         *types,
-        *((makers[name], place) for name, places in _NUMPY_MAKERS.items() for place in places),
+        *((makers[name], place) for name in makers for place in _NUMPY_MAKERS[name]),
     ]
 
 
@@ -99,9 +163,29 @@ def load(path: str | Path, allow: Sequence[Any], mmap: bool = False) -> Any:
         pickle.UnpicklingError: It names another global; the message has ``GLOBAL`` before the name.
     """
     if VERSION >= (2, 6):
+        _refuse_program(path)
         with _only(allow):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     return _load_by_ours(str(path), unpickler_for(allow), 'cpu', mmap)
+
+
+def load_plain(path: str | Path) -> Any:
+    """Read a pickle that torch did not write, as detectron2's, with NumPy's arrays as :class:`Array`.
+
+    Raises:
+        pickle.UnpicklingError: It names anything beside :data:`INERT`; the message has ``GLOBAL`` before the name.
+    """
+    allowed = {name: thing for thing, name in INERT}
+    allowed |= {'collections.OrderedDict': OrderedDict, 'builtins.set': set, '_codecs.encode': _encode}
+    with open(path, 'rb') as file:
+        return _unpickler(allowed).load(file, encoding='latin1')  # of Python 2's strings
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """``_codecs.encode`` as pickles below protocol 3 spell bytes with it; the real one imports a module by name."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'Unsupported GLOBAL _codecs.encode({encoding!r})')
+    return text.encode(encoding)
 
 
 def protect(allow: Sequence[Any]) -> None:
@@ -125,13 +209,18 @@ def _load_by_ours(f: Any, unpickler: Any, map_location: Any, mmap: bool | None =
     Before 2.6 that option takes no list, and torch takes no other unpickler beside it, so it has to be off. torch would
     give a TorchScript archive, which is a program, to another loader, whatever the unpickler.
     """
+    _refuse_program(f)
+    if hasattr(f, 'seek'):
+        f.seek(0)
+    return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
+
+
+def _refuse_program(f: Any) -> None:
+    """Refuse a TorchScript archive by the name of what it is."""
     if zipfile.is_zipfile(f):
         with zipfile.ZipFile(f) as archive:
             if any(name.endswith('/constants.pkl') for name in archive.namelist()):
                 raise pickle.UnpicklingError('Unsupported GLOBAL torch.jit.ScriptModule')
-    if hasattr(f, 'seek'):
-        f.seek(0)
-    return _torch_load(f, map_location, unpickler, weights_only=False, mmap=mmap)
 
 
 @contextmanager
@@ -155,6 +244,11 @@ def unpickler_for(allow: Sequence[Any]) -> Any:
     for entry in allow:
         thing, name = entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__qualname__}')
         allowed[name] = thing
+    return _unpickler(allowed)
+
+
+def _unpickler(allowed: dict[str, Any]) -> Any:
+    """A pickle module, as ``torch.load`` takes it, which builds what these names stand for and nothing else."""
     classes = [thing for thing in allowed.values() if isinstance(thing, type)]
 
     in_python: Any = pickle._Unpickler  # C's looks no operation up

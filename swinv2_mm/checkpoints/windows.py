@@ -1,6 +1,6 @@
 """Windows per stage: their spellings, and reading them from Hugging Face's ``config.json``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Pair = tuple[int, int]  # rows and columns
@@ -27,16 +27,36 @@ def plain(windows: Windows | None) -> list | None:
 def windows_of_hugging_face(
     config: Mapping[str, Any], patch_size: int, stages: int
 ) -> tuple[Windows | None, Windows | None]:
-    """The windows and pretrained windows in Hugging Face's ``config.json``.
+    """The windows and pretrained windows in Hugging Face's ``config.json``, or in that of a part of its model.
 
-    It has one window, shrunk to the maps of ``image_size``; a pretrained window of 0 means that window.
+    It has one window, shrunk to the maps of ``image_size``; a pretrained window of 0 means that window. Parts are
+    ``backbone_config`` of UperNet and DETR, and the like; if several are SwinV2 and differ, none counts.
     """
-    size, window = config.get('image_size'), config.get('window_size')
-    if config.get('model_type') != 'swinv2' or type(size) is not int or type(window) is not int or window < 1:
+    found = {_windows_of_swinv2(part, patch_size, stages) for part in _parts_of_swinv2(config)}
+    return found.pop() if len(found) == 1 else (None, None)
+
+
+def _parts_of_swinv2(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if config.get('model_type') == 'swinv2':
+        yield config
+        return
+    for part in config.values():
+        if isinstance(part, Mapping):
+            yield from _parts_of_swinv2(part)
+
+
+def _windows_of_swinv2(
+    config: Mapping[str, Any], patch_size: int, stages: int
+) -> tuple[Windows | None, Windows | None]:
+    # The defaults are transformers', which leaves some of them out when it saves a part of a config.
+    size, window = config.get('image_size', 224), config.get('window_size', 7)
+    size = size[0] if isinstance(size, list) and size else size  # it has square windows, by the rows
+    if type(size) is not int or type(window) is not int or window < 1:
         return None, None
     sides = [max(1, size // patch_size // 2**i) for i in range(stages)]
     windows = [min(window, side) for side in sides]
     pretrained = config.get('pretrained_window_sizes') or [0] * stages
-    if not isinstance(pretrained, list) or len(pretrained) != stages:
+    if not isinstance(pretrained, list) or len(pretrained) < stages:
         return None, None
-    return pairs(windows, stages), pairs([p or w for p, w in zip(pretrained, windows, strict=True)], stages)
+    known = [p or w for p, w in zip(pretrained, windows, strict=False)]
+    return pairs(windows, stages), pairs(known, stages)

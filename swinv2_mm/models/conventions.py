@@ -31,20 +31,22 @@ class Conventions(WithPretrainedWindows):
         prefix: str | None = None,
         source: str | None = None,
         ema: bool = False,
+        checkpoint_key: str | None = None,
         **arguments: Any,
     ) -> Conventions:
         """Build the backbone of a checkpoint with its weights, in eval mode.
 
         Args:
-            checkpoint, prefix, source, ema: As for ``swinv2_mm.Pretrained``: a released name, a file or folder, a URL
-                or ``hf://owner/name``.
+            checkpoint, prefix, source, ema, checkpoint_key: As for ``swinv2_mm.Pretrained``: a released name, a file or
+                folder, a URL or ``hf://owner/name``.
             **arguments: Arguments of the constructor that replace the checkpoint's own, such as ``window_size`` or
                 ``out_indices``. The defaults are the windows of training, and all stages.
 
         Raises:
             UserError: The checkpoint cannot be found or read, or does not fill the backbone.
         """
-        init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(checkpoint), prefix=prefix, source=source, ema=ema)
+        options = dict(prefix=prefix, source=source, ema=ema, checkpoint_key=checkpoint_key)
+        init_cfg = dict(type='swinv2_mm.Pretrained', checkpoint=str(checkpoint), **options)
         size = WEIGHT_INITIALIZERS.build(dict(init_cfg)).arguments()
         backbone = cls(**{**size, **arguments}, init_cfg=init_cfg)
         backbone.init_weights()

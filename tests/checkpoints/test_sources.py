@@ -232,6 +232,11 @@ def test_a_model_of_the_hub_is_found_in_its_folder(tmp_path, monkeypatch):
     source = locate('hf://owner/name@v1')
     assert (source.path.name, source.config) == ('pytorch_model.bin', {'model_type': 'swinv2'})
     assert asked[0] == ('owner/name', 'v1', 'config.json', 'model.safetensors')
+    os.rename(tmp_path / 'pytorch_model.bin', tmp_path / 'model-00001-of-00001.safetensors')
+    index = tmp_path / 'model.safetensors.index.json'
+    index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    assert locate('hf://owner/name').path == index
+    assert asked[-1] == ('owner/name', None, 'config.json', index.name, 'model-*-of-*.safetensors')
     assert locate('microsoft/swinv2-tiny-patch4-window8-256').release.name == RELEASED
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     assert 'pip install huggingface_hub' in refusal(locate, 'hf://owner/name')

@@ -33,6 +33,8 @@ class Pretrained:
         prefix: The prefix of the backbone's keys, such as ``'backbone.'``; None detects it.
         source: The layout; None detects it.
         ema: Load the running average of the weights.
+        checkpoint_key: The key of the weights in a file with several models, as ``'teacher'``, or with dots
+            ``'model.teacher'``; None finds them.
         input_size: ``(rows, columns)`` of the images, which the tools fill in; the log then has the cost of padding.
 
     Raises:
@@ -46,10 +48,11 @@ class Pretrained:
         prefix: str | None = None,
         source: str | None = None,
         ema: bool = False,
+        checkpoint_key: str | None = None,
         input_size: Sequence[int] | None = None,
     ) -> None:
         self.checkpoint = str(checkpoint)
-        self.options = dict(layout=source, prefix=prefix, ema=ema)
+        self.options = dict(layout=source, prefix=prefix, ema=ema, checkpoint_key=checkpoint_key)
         self.input_size = input_size
 
     def told_windows(self) -> tuple[list | None, str]:

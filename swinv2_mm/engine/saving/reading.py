@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from swinv2_mm.checkpoints.files import read_file
 from swinv2_mm.checkpoints.unpickling import protect
 from swinv2_mm.engine.config.parts import is_local
@@ -50,6 +52,12 @@ def open_checkpoint(path: str, name: str) -> dict | None:
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f'{name}: {path} is no checkpoint: it holds no named weights.')
+    arrays = [key for key, value in weights.items() if isinstance(value, np.ndarray)]
+    if arrays:
+        raise UserError(
+            f'{name}: {path} holds arrays of NumPy, such as {arrays[0]}, and mmengine loads tensors only. Save it '
+            'again with torch.from_numpy(array) for each.'
+        )
     return checkpoint
 
 

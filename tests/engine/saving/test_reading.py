@@ -126,6 +126,13 @@ def test_names_what_is_no_checkpoint(kind, tmp_path, trained):
     assert not (tmp_path / 'code ran').exists()
 
 
+def test_arrays_of_numpy_are_left_to_those_who_convert_them(tmp_path):
+    """Bug: the checks let them pass, and mmengine ends in a traceback when it loads them."""
+    path = save(tmp_path / 'arrays.pth', {'state_dict': {'weight': np.zeros(2)}})
+    with pytest.raises(UserError, match=r'load_from: .*arrays\.pth holds arrays of NumPy, such as weight'):
+        reading.open_checkpoint(str(path), 'load_from')
+
+
 def test_weights_alone_cannot_be_resumed(tmp_path):
     """Bug: ``--resume`` with released weights fails with KeyError: 'meta'."""
     path = save(tmp_path / 'weights.pth', {'state_dict': {'weight': torch.zeros(2)}})
