@@ -100,6 +100,16 @@ def gpu_computes_bfloat16() -> bool:
         return torch.cuda.is_bf16_supported()
 
 
+def multiplies_in_tf32() -> bool:
+    """Whether matrix products of float32 may use TF32 on a GPU; of the two settings, each refuses to be read where the
+    other was set (2.9)."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return matmul.allow_tf32
+    except RuntimeError:
+        return matmul.fp32_precision == 'tf32'
+
+
 def is_divided(value: Any) -> TypeGuard[Any]:
     """Whether this process holds a part of a tensor, a DTensor, which older versions keep elsewhere."""
     return hasattr(value, 'full_tensor')

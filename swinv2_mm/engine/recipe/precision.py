@@ -17,8 +17,8 @@ from mmengine.runner import Runner
 from torch.nn import Module
 
 from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler
-from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
+from swinv2_mm.engine.recipe.operators import widen_operators
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.kernels.choose import has_arithmetic
 from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
@@ -96,16 +96,18 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         chosen = asked or best_dtype(device)
         scaler = grad_scaler(device, **{**settings, 'enabled': chosen == torch.float16})
         init_amp_wrapper(self, chosen, scaler, fixed, **kwargs)
-        self.keeps_boxes = False
+        self.prepared = False
         tell_precision(asked)
 
     @contextmanager
     def optim_context(self, model: Module) -> Iterator[None]:
-        """As mmengine's, whose autocast knows no float16 on a CPU; boxes stay in float32."""
+        """As mmengine's, whose autocast knows no float16 on a CPU; boxes stay in float32, and mmcv's operators
+        take any type."""
         half = self.cast_dtype in HALVES
-        if half and not self.keeps_boxes:
-            self.keeps_boxes = True
+        if half and not self.prepared:
+            self.prepared = True
             keep_boxes_in_float32(model)
+            widen_operators()
         with OptimWrapper.optim_context(self, model), torch.autocast(get_device(), self.cast_dtype, enabled=half):
             yield
 
@@ -119,11 +121,14 @@ class Float32BoxesHook(Hook):
     """Let a detector compute boxes, and the inputs of mmcv's operators, in float32 while the rest is in half precision.
 
     Around 1000 pixels bfloat16 has every fourth number, float16 steps of half a pixel, and MMDetection gives its
-    anchors and RoIs the type of the features. mmcv's RoIAlign and NMS do not support bfloat16, nor float16 on a CPU.
+    anchors and RoIs the type of the features. mmcv has no operator for bfloat16, nor for float16 on a CPU.
+
+    :class:`AmpOptimWrapper` does the same by itself: the hook is for mmengine's own wrapper.
     """
 
     def before_train(self, runner: Runner) -> None:
         keep_boxes_in_float32(runner.model)
+        widen_operators()
 
 
 def keep_boxes_in_float32(model: Module) -> None:
@@ -175,9 +180,6 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
         # bfloat16 has the exponent of float32: no underflow, so no loss scale.
         scale = 1.0 if asked == 'bfloat16' else 'dynamic'
         wrapper.update(type='AmpOptimWrapper', dtype=asked, loss_scale=scale)
-    if cfg.get('default_scope') == 'mmdet':
-        add_hook(cfg, 'swinv2_mm.Float32BoxesHook')
-    chosen = half_type(wrapper.get('dtype'))
-    # mmengine's wrapper cannot be built on a CPU, does not choose a type, and does not warn of an emulated one.
-    if device == 'cpu' or wrapper.get('dtype') == 'auto' or (chosen and not computes(device, chosen)):
-        wrapper.type = 'swinv2_mm.AmpOptimWrapper'
+    # mmengine's wrapper cannot be built on a CPU, does not choose a type, does not warn of an emulated one, and leaves
+    # boxes and mmcv's operators in a type that is too narrow for them.
+    wrapper.type = 'swinv2_mm.AmpOptimWrapper'

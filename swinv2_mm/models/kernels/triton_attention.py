@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2_mm.compat import custom_op
+from swinv2_mm.compat import custom_op, multiplies_in_tf32
 from swinv2_mm.models.kernels import choose
 
 Pair = tuple[int, int]
@@ -32,7 +32,7 @@ def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pa
 
     Args:
         qkv: ``(B, H, W, 3, nH, d)``: queries, keys and values of the tokens; float16, bfloat16 or float32. Float32 is
-            multiplied as such, or in TF32 where ``torch.backends.cuda.matmul.allow_tf32`` says so.
+            multiplied as such, or in TF32 where ``torch.backends.cuda.matmul`` says so.
         table: ``(nH, 2 * Wh - 1, 2 * Ww - 1)`` float32, the bias of each offset.
         scale: ``(nH,)`` float32, the factor of the cosine.
         window: ``(Wh, Ww)``, in tokens.
@@ -71,7 +71,7 @@ class _Launch:
         self.slots = math.prod(window)
         self.geometry = (B * H * W, nH, H, W, *window, *shift)
         D = _power_of_two(d)
-        tf32 = qkv.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        tf32 = qkv.dtype == torch.float32 and multiplies_in_tf32()
         self.constants = dict(d=d, D=D, PRECISION='tf32' if tf32 else 'ieee', num_stages=2)
         heavy = qkv.element_size() > 2 or D > 32
         # Slots of a program that goes past all slots of its window, and the side of the tile of one that owns pairs.

@@ -70,7 +70,7 @@ def test_a_lazy_detector_does_all_that_one_of_text_does(run_tool, shapes):
     cfg = check_saved('run/epoch_1.pth', 'run/lazy.py')
     assert (cfg.default_scope, cfg.model.type) == ('mmdet', 'MaskRCNN')
     assert cfg.model.backbone.type == 'swinv2_mm.SwinTransformerV2'
-    assert 'swinv2_mm.Float32BoxesHook' in [hook.type for hook in cfg.custom_hooks]
+    assert cfg.optim_wrapper.type == 'swinv2_mm.AmpOptimWrapper'
     options = ['--work-dir', 'test', '--show-dir', 'pictures', '--cfg-options', 'test_dataloader.batch_size=1']
     assert run_tool('test', config, 'run/epoch_1.pth', *options) == 0
     assert len([*Path('pictures').glob('*.png')]) == 2

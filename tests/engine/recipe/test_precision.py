@@ -71,9 +71,6 @@ MACHINES = [
 ]
 
 
-WRAPPER = {'cuda': 'AmpOptimWrapper', 'cpu': 'swinv2_mm.AmpOptimWrapper'}
-
-
 @pytest.mark.parametrize(
     ('name', 'dtype', 'scale'),
     [('auto', 'auto', 'dynamic'), ('bf16', 'bfloat16', 1.0), ('fp16', 'float16', 'dynamic')],
@@ -81,10 +78,9 @@ WRAPPER = {'cuda': 'AmpOptimWrapper', 'cpu': 'swinv2_mm.AmpOptimWrapper'}
 def test_the_flag_means_what_the_machine_can_or_what_it_says(name, dtype, scale, device):
     """Bug: MMDetection's flag means float16, and no loss scale keeps float16's gradients from vanishing."""
     cfg = configured({'type': 'OptimWrapper', 'clip_grad': {'max_norm': 1.0}}, name)
-    assert cfg.optim_wrapper.type == WRAPPER['cpu' if name == 'auto' else device]
+    assert cfg.optim_wrapper.type == 'swinv2_mm.AmpOptimWrapper'
     assert (cfg.optim_wrapper.dtype, cfg.optim_wrapper.clip_grad.max_norm) == (dtype, 1.0)
     assert cfg.optim_wrapper.loss_scale == scale
-    assert [hook.type for hook in cfg.custom_hooks] == ['swinv2_mm.Float32BoxesHook']
 
 
 @pytest.mark.parametrize(('kind', 'arithmetic', 'chosen', 'line'), MACHINES)
