@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from mmengine.config import Config
@@ -180,3 +181,31 @@ def filtered_screen(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]
 
     with _replaced(MMLogger, {'__init__': build_filtered}):
         yield
+
+
+@contextmanager
+def nothing_stored(visualizer: Any) -> Iterator[None]:
+    """Keep a visualizer from also storing what it draws in its backends, such as TensorBoard."""
+    backends, visualizer._vis_backends = visualizer._vis_backends, {}
+    try:
+        yield
+    finally:
+        visualizer._vis_backends = backends
+
+
+def set_label_drawing(visualizer: Any, draw: Callable) -> None:
+    """Have a function write the class names on semantic maps in the place of mmseg's visualizer, which uses OpenCV.
+
+    Args:
+        visualizer: Those of mmdet, which use matplotlib, stay as they are.
+        draw: Takes the picture with the map, the map, and the class names and colours; returns the labelled picture.
+    """
+    own = getattr(visualizer, '_draw_sem_seg', None)
+    if own is None or 'with_labels' not in signature(own).parameters:
+        return
+
+    def draw_sem_seg(image: Any, sem_seg: Any, classes: Any, palette: Any, with_labels: bool = True) -> Any:
+        drawn = own(image, sem_seg, classes, palette, False)
+        return draw(drawn, sem_seg, classes, palette) if with_labels else drawn
+
+    visualizer._draw_sem_seg = draw_sem_seg

@@ -1,0 +1,139 @@
+"""Pictures of a data set for eyes, read as its pipeline reads them: turned, decoded and combined in the same way."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+
+class Pictures:
+    """The images of a data set, by their paths.
+
+    Args:
+        dataset: Of mmengine, or a wrapper of such data sets.
+        bgr_to_rgb: Whether an own loading transform gives BGR, see :func:`swaps_channels`.
+    """
+
+    def __init__(self, dataset: Any, bgr_to_rgb: bool = False):
+        self._bgr_to_rgb = bgr_to_rgb
+        self._places: dict[str, tuple[Any, int]] = {}
+        for part in base_datasets(dataset):
+            for index in range(len(part)):
+                try:
+                    path = part.get_data_info(index).get('img_path')
+                except Exception:  # of a data set of another kind; a picture is not worth the run
+                    break
+                if isinstance(path, str):
+                    self._places.setdefault(path, (part, index))
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all images, in the order of the data set."""
+        return list(self._places)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        """Read an image: RGB, uint8, ``(H, W, 3)``. Raises what the loading raises."""
+        if path not in self._places:
+            import mmcv
+
+            return for_eyes(mmcv.imread(path), bgr=True)
+        dataset, index = self._places[path]
+        return picture_of(dataset, dataset.get_data_info(index), self._bgr_to_rgb)
+
+
+def swaps_channels(cfg: Config) -> bool:
+    """Whether the model of a config expects BGR from the loading, and swaps it."""
+    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    return bool(preprocessor.get('bgr_to_rgb'))
+
+
+def base_datasets(dataset: Any) -> Iterator[Any]:
+    """The data sets with images inside of wrappers, each once."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner[0] is None:
+        if callable(getattr(dataset, 'get_data_info', None)):
+            yield dataset
+        return
+    for part in dict.fromkeys(inner):
+        yield from base_datasets(part)
+
+
+def picture_of(dataset: Any, info: dict, bgr_to_rgb: bool = False) -> np.ndarray:
+    """Load the image of a sample by the pipeline of its data set: RGB, uint8, ``(H, W, 3)``.
+
+    Args:
+        dataset: Its ``pipeline`` is called up to the transform that loads the image.
+        info: What the data set knows of the sample; it is not changed.
+        bgr_to_rgb: As of :class:`Pictures`.
+
+    Raises:
+        ValueError: The pipeline loads no image. Other errors are those of its transforms.
+    """
+    results: Any = deepcopy(info)
+    for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
+        results = transform(results)
+        image = results.get('img') if isinstance(results, dict) else None
+        if image is not None or results is None:
+            break
+    else:
+        raise ValueError('its pipeline loads no image')
+    if image is None:
+        raise ValueError('its pipeline leaves it out')
+    return for_eyes(image, _gives_bgr(transform, bgr_to_rgb))
+
+
+def _gives_bgr(transform: Any, bgr_to_rgb: bool) -> bool:
+    """Whether a transform loads BGR. mmcv's does, except for what it passes on from tifffile."""
+    from mmcv.transforms import LoadImageFromFile
+
+    loading = getattr(transform, 'loading', transform)  # inside of CheckedLoading
+    if isinstance(loading, LoadImageFromFile) and type(loading).transform is LoadImageFromFile.transform:
+        return loading.imdecode_backend != 'tifffile'
+    return bgr_to_rgb
+
+
+def for_eyes(image: Any, bgr: bool) -> np.ndarray:
+    """Turn a loaded image into an RGB picture.
+
+    One channel becomes grey, two become red and green, and of more than three the first three are taken. Values from 0
+    to 1 are black to white; others outside of 0 to 255 are spread linearly from the darkest pixel to the brightest.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, C)``, of any type of numbers.
+        bgr: Whether the first three channels are blue, green and red.
+
+    Returns:
+        RGB, uint8, ``(H, W, 3)``.
+
+    Raises:
+        ValueError: It has another number of axes, or no pixels.
+    """
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or not image.size:
+        raise ValueError(f'an array of shape {image.shape} is no picture')
+    channels = image.shape[2]
+    if channels == 1:
+        image = image.repeat(3, axis=2)
+    elif channels == 2:
+        image = np.concatenate([image, np.zeros_like(image[..., :1])], axis=2)
+    else:
+        image = image[..., 2::-1] if bgr else image[..., :3]
+    return np.ascontiguousarray(_eight_bits(image))
+
+
+def _eight_bits(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        return image
+    image = image.astype(np.float64)
+    finite = np.isfinite(image)
+    image = np.where(finite, image, 0)
+    low, high = (image[finite].min(), image[finite].max()) if finite.any() else (0.0, 0.0)
+    if low < 0 or high > 255:
+        image = (image - low) * (255 / max(high - low, 1e-12))
+    elif high <= 1:
+        image = image * 255
+    return image.round().clip(0, 255).astype(np.uint8)
