@@ -109,12 +109,13 @@ def _family_of(path: str) -> str:
 
 
 def _label(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, palette: Any) -> np.ndarray:
-    """Write each class name where its area is the widest, as MMSegmentation does."""
+    """Write each class name where its area is the widest."""
     visualizer.set_image(image)
     labels = np.asarray(sem_seg.cpu().data)[0]
     for label in np.unique(labels[labels < len(classes)]):
         area = labels == label
-        row = area.sum(1).argmax()
+        widths = area.sum(1)
+        row = np.median(np.flatnonzero(widths == widths.max())).astype(int)
         columns = np.flatnonzero(area[row])
         box = {'facecolor': tuple(np.divide(palette[label], 255)), 'edgecolor': 'black', 'pad': 1}
         place = np.array([columns[len(columns) // 2], row])

@@ -71,8 +71,7 @@ def _unique(places: list[Place], maps: bool) -> Iterator[tuple[Place, Place]]:
     preferred = {place: (*place[:-1], _preferred(place, maps)) for place in places}
     count = Counter(preferred.values())
     folders = {place[:end] for place in places for end in range(len(place))}
-    plain = [place for place in places if count[preferred[place]] == 1 and preferred[place] not in folders]
-    taken = folders | {preferred[place] for place in plain}
+    taken = folders | {name for name in preferred.values() if count[name] == 1}
     for place in places:
         name = preferred[place]
         if count[name] > 1 or name in folders:

@@ -44,7 +44,7 @@ def test_no_two_images_share_a_file(maps):
 @pytest.mark.parametrize('maps', [False, True])
 def test_nothing_lands_outside_of_the_folder(maps, tmp_path):
     """Bug: a path with .. or an absolute one, announced or not, is joined to the output folder and leaves it."""
-    paths = ['../x.png', 's3://bucket/../../y.png', '/z.png', '~/u.png', str(tmp_path / 'a/../../v.png'), '']
+    paths = ['../x.png', 's3://bucket/../../../../y.png', '/z.png', '~/u.png', str(tmp_path / 'a/../../v.png'), '']
     names = OutputNames(paths[:3], maps)
     for path in paths:
         joined = os.path.normpath(tmp_path / 'out' / names[path])
@@ -61,6 +61,6 @@ def test_folders_above_a_link_are_those_of_the_disk(tmp_path):
 
 def test_the_order_of_the_images_does_not_matter():
     """Bug: processes of a distributed test, or two runs, number the same images in different ways."""
-    paths = ['/d/y.dcm', '/d/x.jpg', '/d/x.png', '/d/x.jpg.png', '/d/b/x.jpg']
+    paths = ['/d/y.dcm', '/d/x.jpg', '/d/x.png', '/d/x.jpg.dcm', '/d/x.jpg.png', '/d/b/x.jpg']
     forth, back = OutputNames(paths, maps=True), OutputNames(paths[::-1] * 2, maps=True)
     assert [forth[path] for path in paths] == [back[path] for path in paths]
