@@ -81,6 +81,10 @@ ROOMS = {
             'registry',
         },
     ),
+    'engine/census': (
+        {'mmengine', 'numpy'},
+        {'checkpoints', 'engine/config', 'engine/checks', 'engine/display', 'errors'},
+    ),
     'engine/sharding': (
         {'torch', 'mmengine'},
         {'compat', 'engine/mmengine_internals', 'errors', 'models/swin_v2', 'registry'},

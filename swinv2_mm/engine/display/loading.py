@@ -71,24 +71,45 @@ def picture_of(dataset: Any, info: dict, bgr_to_rgb: bool = False) -> np.ndarray
     Raises:
         ValueError: The pipeline loads no image. Other errors are those of its transforms.
     """
+    _, image, transforms = _load_image(dataset, info)
+    return for_eyes(image, _gives_bgr(transforms[0], bgr_to_rgb))
+
+
+def map_of(dataset: Any, info: dict) -> np.ndarray | None:
+    """Load the semantic map of a sample, ``(H, W)``, by the pipeline of its data set; None without one.
+
+    Raises:
+        As :func:`picture_of`.
+    """
+    if not info.get('seg_map_path'):
+        return None
+    results, _, transforms = _load_image(dataset, info)
+    for transform in transforms[1:]:  # without those that resize or crop
+        loading = getattr(transform, 'loading', transform)
+        if type(loading).__name__.startswith('Load') and getattr(loading, 'with_seg', False):
+            labels = transform(results).get('gt_seg_map')
+            return None if labels is None else np.asarray(labels)
+    return None
+
+
+def _load_image(dataset: Any, info: dict) -> tuple[dict, Any, list]:
+    """Call the first transforms; returns their results, the image, and the one that loaded it with those behind."""
     results: Any = deepcopy(info)
-    for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
+    transforms = list(getattr(getattr(dataset, 'pipeline', None), 'transforms', ()))
+    for index, transform in enumerate(transforms):
         results = transform(results)
-        image = results.get('img') if isinstance(results, dict) else None
-        if image is not None or results is None:
-            break
-    else:
-        raise ValueError('its pipeline loads no image')
-    if image is None:
-        raise ValueError('its pipeline leaves it out')
-    return for_eyes(image, _gives_bgr(transform, bgr_to_rgb))
+        if results is None:
+            raise ValueError('its pipeline leaves it out')
+        if results.get('img') is not None:
+            return results, results['img'], transforms[index:]
+    raise ValueError('its pipeline loads no image')
 
 
 def _gives_bgr(transform: Any, bgr_to_rgb: bool) -> bool:
-    """Whether a transform loads BGR. mmcv's does, except for what it passes on from tifffile."""
+    """Whether a transform, perhaps inside of CheckedLoading, loads BGR: mmcv's does, except by tifffile."""
     from mmcv.transforms import LoadImageFromFile
 
-    loading = getattr(transform, 'loading', transform)  # inside of CheckedLoading
+    loading = getattr(transform, 'loading', transform)
     if isinstance(loading, LoadImageFromFile) and type(loading).transform is LoadImageFromFile.transform:
         return loading.imdecode_backend != 'tifffile'
     return bgr_to_rgb

@@ -1,0 +1,1 @@
+"""Data sets counted and looked at."""
