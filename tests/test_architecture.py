@@ -209,7 +209,7 @@ def test_importing_does_no_more_than_it_says(module, absent):
 
 
 def test_folders_are_small():
-    """At most twelve entries, eleven in the engine. Prevents: a room in which nothing is found."""
+    """At most twelve entries. Prevents: a room in which nothing is found."""
     sizes = {
         name_of(folder / '__init__.py'): len(
             [
@@ -221,7 +221,7 @@ def test_folders_are_small():
         )
         for folder in {path.parent for path in FILES}
     }
-    assert {name: size for name, size in sizes.items() if size > (11 if name == 'engine' else 12)} == {}
+    assert {name: size for name, size in sizes.items() if size > 12} == {}
 
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 350, 60
