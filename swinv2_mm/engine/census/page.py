@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 
 from swinv2_mm.checkpoints.files import replacing
 from swinv2_mm.engine.census.outlines import jpeg, objects_of, overlay, shares_of
-from swinv2_mm.engine.display.loading import map_of, picture_of
+from swinv2_mm.engine.display.loading import map_of, path_in, picture_of
 from swinv2_mm.errors import listed
 
 _TEMPLATE = Path(__file__).with_name('page.html')
@@ -49,7 +49,7 @@ def write_page(
         indices = range(len(dataset))
         chosen = choose([classes_in(i) for i in listed_here or map(dataset.get_data_info, indices)], at_most)
         infos = [dataset.get_data_info(i) for i in chosen]
-        above = _common([str(info.get('img_path')) for info in infos])
+        above = _common([path_in(info) or '' for info in infos])
         classes = [str(each) for each in dataset.metainfo.get('classes') or ()]
         pictures = [{'d': index} | _entry(dataset, info, classes, above, bgr_to_rgb) for info in infos]
         content['pictures'] += pictures
@@ -121,7 +121,7 @@ def _common(paths: list[str]) -> str:
 
 def _entry(dataset: Any, info: dict, classes: list[str], above: str, bgr_to_rgb: bool) -> dict:
     """What the page knows of one picture; in the place of what cannot be read, ``faults`` say why."""
-    path = str(info.get('img_path') or f'sample {info.get("sample_idx")}')
+    path = path_in(info) or f'sample {info.get("sample_idx")}'
     entry: dict[str, Any] = {'path': path, 'name': path[len(above) :].lstrip(os.sep) if above else path, 'faults': []}
     try:
         picture = picture_of(dataset, info, bgr_to_rgb)

@@ -24,7 +24,9 @@ def use_fonts_for(visualizer: Any, names: Iterable[str]) -> str:
     Returns:
         A warning about characters that no installed font has, or an empty string.
     """
-    characters = {character for character in ''.join(names) if not character.isspace() and character.isprintable()}
+    characters = {
+        character for character in ''.join(map(str, names)) if not character.isspace() and character.isprintable()
+    }
     if all(character.isascii() for character in characters):
         return ''
     families, lacking = fonts_for(characters)

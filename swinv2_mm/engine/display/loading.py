@@ -1,5 +1,6 @@
 """Pictures of a data set for eyes, read as its pipeline reads them: turned, decoded and combined in the same way."""
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -22,10 +23,10 @@ class Pictures:
         for part in base_datasets(dataset):
             for index in range(len(part)):
                 try:
-                    path = part.get_data_info(index).get('img_path')
+                    path = path_in(part.get_data_info(index))
                 except Exception:  # of a data set of another kind; a picture is not worth the run
                     break
-                if isinstance(path, str):
+                if path is not None:
                     self._places.setdefault(path, (part, index))
 
     @property
@@ -41,6 +42,13 @@ class Pictures:
             return for_eyes(mmcv.imread(path), bgr=True)
         dataset, index = self._places[path]
         return picture_of(dataset, dataset.get_data_info(index), self._bgr_to_rgb)
+
+
+def path_in(sample: Any) -> str | None:
+    """The path of a sample's image, or the first of those that it is combined of; None if the sample does not say."""
+    path = sample.get('img_path')
+    path = next(iter(path), None) if isinstance(path, list | tuple) else path
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else None
 
 
 def swaps_channels(cfg: Config) -> bool:

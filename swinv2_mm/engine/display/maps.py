@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.config.parts import each
-from swinv2_mm.engine.display.loading import Pictures
+from swinv2_mm.engine.display.loading import Pictures, path_in
 from swinv2_mm.engine.display.names import OutputNames
 from swinv2_mm.registry import HOOKS
 
@@ -42,7 +42,7 @@ def _named(metric: Any, process: Callable, names: OutputNames) -> Callable:
         folder = metric.output_dir
         try:
             for index, sample in enumerate(data_samples):
-                if path := sample.get('img_path') if isinstance(sample, dict) else None:
+                if path := path_in(sample) if isinstance(sample, dict) else None:
                     file = Path(folder, names[path])
                     file.parent.mkdir(parents=True, exist_ok=True)
                     metric.output_dir = str(file.parent)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from swinv2_mm.engine.config import add_hook
 from swinv2_mm.engine.display.fonts import use_fonts_for, without_glyph_warnings
-from swinv2_mm.engine.display.loading import Pictures, swaps_channels
+from swinv2_mm.engine.display.loading import Pictures, path_in, swaps_channels
 from swinv2_mm.engine.display.names import OutputNames
 from swinv2_mm.engine.mmengine_internals import nothing_stored
 from swinv2_mm.errors import UserError, listed
@@ -61,22 +61,23 @@ class PicturesHook(Hook):
     def after_test_iter(self, runner: Runner, outputs: Sequence, **_: Any) -> None:
         if is_main_process():
             for sample in outputs:
+                path = 'an image without a path'
                 try:
-                    self._draw(runner.visualizer, sample)
+                    path = path_in(sample) or path
+                    self._draw(runner.visualizer, path, sample)
                 except Exception as error:  # of files, loading transforms, visualizers, windows
-                    path = str(sample.get('img_path', 'an image without a path'))
                     if not self._failed:
                         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
                         runner.logger.warning(f'{path} cannot be drawn: {reason}. The test goes on.')
                     self._failed.append(path)
 
-    def _draw(self, visualizer: Any, sample: Any) -> None:
-        name = self._names[sample.img_path]
+    def _draw(self, visualizer: Any, path: str, sample: Any) -> None:
+        name = self._names[path]
         file = None if self.out_dir is None else self.out_dir / name
         with nothing_stored(visualizer), without_glyph_warnings():
             visualizer.add_datasample(
                 name.as_posix(),
-                self._pictures[sample.img_path],
+                self._pictures[path],
                 sample,
                 out_file=None if file is None else str(file),
                 **self.options,

@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 from support.tiny_data import images
 
-from swinv2_mm.engine.display.loading import Pictures, for_eyes, swaps_channels
+from swinv2_mm.engine.display.loading import Pictures, for_eyes, path_in, swaps_channels
 
 RED = np.full((4, 6, 3), (250, 10, 20), np.uint8)
 
@@ -59,6 +59,15 @@ def test_own_loading_and_wrapped_data_sets(tmp_path):
     assert np.array_equal(pictures[pictures.paths[0]], RED)
     swapping = Pictures(b, swaps_channels(Config({'model': {'data_preprocessor': {'bgr_to_rgb': True}}})))
     assert np.array_equal(swapping[pictures.paths[1]], RED)
+
+
+def test_an_image_of_several_files(tmp_path):
+    """Bug: an image whose channels are files has no picture, since its path is a list."""
+    files = [str(tmp_path / f'{channel}.png') for channel in 'abcd']
+    for value, file in enumerate(files):
+        cv2.imwrite(file, np.full((2, 2), 50 * value, np.uint8))
+    pictures = Pictures(images(files, pipeline=[{'type': 'mmdet.LoadMultiChannelImageFromFiles'}]))
+    assert pictures[path_in({'img_path': files})][0, 0].tolist() == [0, 50, 100] and pictures.paths == files[:1]
 
 
 def test_an_image_outside_of_the_data_set_is_read_by_opencv(tmp_path):
