@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -23,8 +24,8 @@ from torch import nn
 
 
 @contextmanager
-def _replaced(owner: type, methods: dict[str, Any]) -> Iterator[None]:
-    """Replace methods of a class for a while."""
+def _replaced(owner: Any, methods: dict[str, Any]) -> Iterator[None]:
+    """Replace methods of a class, or functions of a module, for a while."""
     own = {name: vars(owner)[name] for name in methods}
     for name, method in methods.items():
         setattr(owner, name, method)
@@ -184,11 +185,13 @@ def filtered_screen(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]
 
 
 @contextmanager
-def nothing_stored(visualizer: Any) -> Iterator[None]:
-    """Keep a visualizer from also storing what it draws in its backends, such as TensorBoard."""
+def only_drawing(visualizer: Any) -> Iterator[None]:
+    """Let a visualizer draw in every process, of which it leaves out all but the first, and store nothing in its
+    backends, such as TensorBoard."""
     backends, visualizer._vis_backends = visualizer._vis_backends, {}
     try:
-        yield
+        with _replaced(import_module('mmengine.dist.utils'), {'is_main_process': lambda group=None: True}):
+            yield
     finally:
         visualizer._vis_backends = backends
 

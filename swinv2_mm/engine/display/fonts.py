@@ -24,10 +24,8 @@ def use_fonts_for(visualizer: Any, names: Iterable[str]) -> str:
     Returns:
         A warning about characters that no installed font has, or an empty string.
     """
-    characters = {
-        character for character in ''.join(map(str, names)) if not character.isspace() and character.isprintable()
-    }
-    if all(character.isascii() for character in characters):
+    characters = {each for each in ''.join(map(str, names)) if each.isprintable() and not each.isspace()}
+    if all(each.isascii() for each in characters):
         return ''
     families, lacking = fonts_for(characters)
     draw = visualizer.draw_texts

@@ -43,7 +43,7 @@ def run_hook(hook, task, dataset, *paths):
     hook.options |= {} if score_thr is None else {'pred_score_thr': score_thr}
     visualizer.dataset_meta = {'classes': ('a', 'b'), 'palette': [(250, 0, 0), (0, 0, 250)]}
     lines = []
-    runner = SimpleNamespace(visualizer=visualizer, logger=SimpleNamespace(warning=lines.append))
+    runner = SimpleNamespace(visualizer=visualizer, logger=SimpleNamespace(warning=lines.append, error=lines.append))
     runner.test_dataloader = SimpleNamespace(dataset=dataset)
     hook.before_test(runner)
     for index, path in enumerate(paths):
@@ -93,6 +93,17 @@ def test_a_window_shows_the_picture_and_nothing_is_stored(task, tmp_path):
 
     assert run_hook(PicturesHook(show=True, wait_time=1.5), with_window, images(path), path) == []
     assert (shown, stored) == ([((32, 64, 3), '0.png', 1.5)], [])
+
+
+@pytest.mark.parametrize('task', [detection, segmentation])
+def test_every_process_draws_its_images(task, tmp_path, monkeypatch):
+    """Bug: of a test in two processes, half of the pictures are missing, since visualizers draw in the first alone."""
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
+    path = str(tmp_path / '0.png')
+    write_image(Path(path), np.full((32, 32, 3), 128, np.uint8))
+    dataset = images(path, metainfo={'classes': ('a', 'b'), 'palette': [(250, 0, 0), (0, 0, 250)]})
+    assert run_hook(PicturesHook(str(tmp_path / 'out'), show=True), task, dataset, path) == []
+    assert cv2.imread(str(tmp_path / 'out/0.png')).shape == (32, 64, 3)
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
