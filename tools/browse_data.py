@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from swinv2_mm.datasets.census.page import write_page
-from swinv2_mm.datasets.census.table import census_table
+from swinv2_mm.engine.census.page import write_page
+from swinv2_mm.engine.census.table import census_table
 from swinv2_mm.engine.checks import DATA, run_checks
 from swinv2_mm.engine.config import read_config
+from swinv2_mm.engine.display.loading import swaps_channels
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError, say
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f'warning: {warning}')
     if args.pictures > 0:
         out = Path(args.out or Path('work_dirs', Path(args.config).stem, 'data.html'))
-        write_page(out, Path(args.config).stem, cfg, context.datasets, table, args.pictures)
+        datasets = {census.name: context.datasets[census.key] for census in context.censuses}
+        write_page(out, Path(args.config).stem, datasets, table, args.pictures, swaps_channels(cfg))
         say(f'\nPictures with their annotations are in {out}', sys.stdout)
 
 

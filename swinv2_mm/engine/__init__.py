@@ -2,6 +2,7 @@
 
 from swinv2_mm.engine.diagnosis.corrupt_data import CheckedLoading
 from swinv2_mm.engine.diagnosis.non_finite import NonFiniteHook
+from swinv2_mm.engine.display.maps import MapNamesHook
 from swinv2_mm.engine.display.pictures import PicturesHook
 from swinv2_mm.engine.display.progress import ProgressHook
 from swinv2_mm.engine.display.report import ReportHook
@@ -27,6 +28,7 @@ __all__ = [
     'FSDP2Runner',
     'Float32BoxesHook',
     'LayerDecayOptimWrapperConstructor',
+    'MapNamesHook',
     'NonFiniteHook',
     'PicturesHook',
     'Pretrained',

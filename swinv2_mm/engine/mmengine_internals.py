@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from mmengine.config import Config
@@ -22,8 +24,8 @@ from torch import nn
 
 
 @contextmanager
-def _replaced(owner: type, methods: dict[str, Any]) -> Iterator[None]:
-    """Replace methods of a class for a while."""
+def _replaced(owner: Any, methods: dict[str, Any]) -> Iterator[None]:
+    """Replace methods of a class, or functions of a module, for a while."""
     own = {name: vars(owner)[name] for name in methods}
     for name, method in methods.items():
         setattr(owner, name, method)
@@ -180,3 +182,33 @@ def filtered_screen(keep: Callable[[logging.LogRecord], bool]) -> Iterator[None]
 
     with _replaced(MMLogger, {'__init__': build_filtered}):
         yield
+
+
+@contextmanager
+def only_drawing(visualizer: Any) -> Iterator[None]:
+    """Let a visualizer draw in every process, of which it leaves out all but the first, and store nothing in its
+    backends, such as TensorBoard."""
+    backends, visualizer._vis_backends = visualizer._vis_backends, {}
+    try:
+        with _replaced(import_module('mmengine.dist.utils'), {'is_main_process': lambda group=None: True}):
+            yield
+    finally:
+        visualizer._vis_backends = backends
+
+
+def set_label_drawing(visualizer: Any, draw: Callable) -> None:
+    """Have a function write the class names on semantic maps in the place of mmseg's visualizer, which uses OpenCV.
+
+    Args:
+        visualizer: Those of mmdet, which use matplotlib, stay as they are.
+        draw: Takes the picture with the map, the map, and the class names and colours; returns the labelled picture.
+    """
+    own = getattr(visualizer, '_draw_sem_seg', None)
+    if own is None or 'with_labels' not in signature(own).parameters:
+        return
+
+    def draw_sem_seg(image: Any, sem_seg: Any, classes: Any, palette: Any, with_labels: bool = True) -> Any:
+        drawn = own(image, sem_seg, classes, palette, False)
+        return draw(drawn, sem_seg, classes, palette) if with_labels else drawn
+
+    visualizer._draw_sem_seg = draw_sem_seg

@@ -68,6 +68,17 @@ def write_ade(folder: Path, split: str) -> None:
         write_image(folder / 'annotations' / split / f'ADE_{index}.png', labels)
 
 
+def images(*paths: str, **keys: object) -> object:
+    """A data set of mmengine with these images, which a ``pipeline`` among the keys may load in another way."""
+    from mmengine.dataset import BaseDataset
+
+    class Images(BaseDataset):
+        def load_data_list(self) -> list[dict]:
+            return [{'img_path': path, 'sample': index} for index, path in enumerate(paths)]
+
+    return Images(**({'pipeline': [{'type': 'mmcv.LoadImageFromFile'}]} | keys))
+
+
 def noise(seed: int) -> np.ndarray:
     """An image of random colours, uint8, ``(SIDE, SIDE, 3)``."""
     return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)

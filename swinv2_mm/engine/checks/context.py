@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.dataset import BaseDataset
 
-from swinv2_mm.datasets.census import Census
+from swinv2_mm.engine.census import Census
 
 
 @dataclass

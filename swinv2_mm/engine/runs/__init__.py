@@ -10,12 +10,13 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS, build_runner_from_cfg
 from mmengine.runner import Runner
 
-from swinv2_mm.datasets.census.table import census_table
+from swinv2_mm.engine.census.table import census_table
 from swinv2_mm.engine.checks import run_checks
 from swinv2_mm.engine.checks.weights import starts_from_noise
 from swinv2_mm.engine.config import add_hook, read_config
 from swinv2_mm.engine.diagnosis.corrupt_data import named_annotations, watch_loading
 from swinv2_mm.engine.diagnosis.non_finite import blamed_on_numbers
+from swinv2_mm.engine.display.maps import name_maps
 from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
@@ -88,6 +89,7 @@ def prepare_test(
     add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
     if out is not None:
         set_out(cfg, out)
+    name_maps(cfg)
     draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
         if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):

@@ -106,7 +106,7 @@ def set_out(cfg: Config, out: str) -> None:
     if cfg.get('default_scope') == 'mmseg':
         if pickled:
             raise UserError(f'--out {out}: segmentation maps are saved as images; name a folder, as --out predictions.')
-        metrics = [dict(metric, output_dir=out) for metric in metrics]
+        metrics = [dict(metric, output_dir=str(Path(out).expanduser())) for metric in metrics]
     else:
         if not pickled:
             raise UserError(f'--out {out}: detections are pickled; name a file that ends in .pkl.')

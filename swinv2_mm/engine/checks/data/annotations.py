@@ -14,8 +14,8 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from swinv2_mm.datasets.census.coco import check_evaluated, check_masks, read_coco
-from swinv2_mm.datasets.census.taking import find_loading, load, take_census
+from swinv2_mm.engine.census.coco import check_evaluated, check_masks, read_coco
+from swinv2_mm.engine.census.taking import find_loading, load, take_census
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import SEE_MORE, check_arguments, find_class, with_key
 from swinv2_mm.engine.checks.data.paths import on_disk

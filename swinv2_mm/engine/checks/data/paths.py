@@ -71,9 +71,14 @@ def check_folders(cfg: Config, context: Context) -> None:
         if out_dir is not None:
             check_folder(out_dir, 'default_hooks.checkpoint.out_dir')
     for _, metric in each(cfg.test_evaluator, '') if 'test' in context.splits else ():
-        out = metric.get('out_file_path') or metric.get('output_dir') if isinstance(metric, dict) else None
+        metric = metric if isinstance(metric, dict) else {}
+        file, out = metric.get('out_file_path'), metric.get('output_dir')
+        out = str(Path(file).parent) if isinstance(file, str) else out
         if isinstance(out, str) and is_local(out):
-            check_folder(str(Path(out).parent), '--out')
+            check_folder(out, '--out')
+    for hook in cfg.get('custom_hooks') or ():
+        if hook.get('type') == 'swinv2_mm.PicturesHook' and hook.get('out_dir') is not None:
+            check_folder(hook['out_dir'], '--show-dir')
 
 
 def check_folder(folder: str, option: str) -> None:

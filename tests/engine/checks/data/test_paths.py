@@ -9,8 +9,9 @@ from mmengine.config import Config
 from support.tiny_fixtures import ROOT
 
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.data.paths import check_data, check_folder
+from swinv2_mm.engine.checks.data.paths import check_data, check_folder, check_folders
 from swinv2_mm.engine.config import apply_options, load_config
+from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -98,3 +99,16 @@ def test_a_file_in_the_way_of_the_work_dir_is_named():
     check_folder('new/dir', '--work-dir')
     with pytest.raises(UserError, match='file is a file'):
         check_folder('file/dir', '--work-dir')
+
+
+@pytest.mark.parametrize('option', ['--out', '--show-dir'])
+def test_the_folders_of_results_are_checked(option, tmp_path):
+    """Bug: a test runs to its end, and all of its maps or pictures are lost, since their folder is a file."""
+    (tmp_path / 'file').touch()
+    cfg = Config({'work_dir': 'run', 'test_evaluator': {'type': 'IoUMetric'}, 'default_scope': 'mmseg'})
+    if option == '--out':
+        cfg.test_evaluator.output_dir = 'file'
+    else:
+        draw_predictions(cfg, show_dir='file')
+    with pytest.raises(UserError, match=f'is a file.*{option}'):
+        check_folders(cfg, Context(('test',)))

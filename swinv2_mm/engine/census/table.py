@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from swinv2_mm.datasets.census import Census
+from swinv2_mm.engine.census import Census
 
 _MOST = 24  # classes on the screen: the rarest are shown, since they are what goes wrong
 

@@ -6,7 +6,7 @@ import pytest
 from mmengine.registry import DefaultScope
 from support.small_data import config_of, map_loader, write_maps
 
-from swinv2_mm.datasets.census.table import census_table
+from swinv2_mm.engine.census.table import census_table
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.data.annotations import check_datasets
 from swinv2_mm.errors import UserError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from swinv2_mm.datasets.census.coco import REASONS, mask_reason
-from swinv2_mm.datasets.census.maps import Pixels
+from swinv2_mm.engine.census.coco import REASONS, mask_reason
+from swinv2_mm.engine.census.maps import Pixels
 from swinv2_mm.errors import UserError, listed
 
 

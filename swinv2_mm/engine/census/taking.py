@@ -7,9 +7,9 @@ from io import StringIO
 from mmengine.dataset import BaseDataset
 from mmengine.registry import TRANSFORMS
 
-from swinv2_mm.datasets.census import Census, check_census, check_files, count_objects
-from swinv2_mm.datasets.census.coco import beyond, left_out, repeated_files, use_content
-from swinv2_mm.datasets.census.maps import MOST, check_pixels, read_maps
+from swinv2_mm.engine.census import Census, check_census, check_files, count_objects
+from swinv2_mm.engine.census.coco import beyond, left_out, repeated_files, use_content
+from swinv2_mm.engine.census.maps import MOST, check_pixels, read_maps
 from swinv2_mm.engine.config.parts import nested
 
 
