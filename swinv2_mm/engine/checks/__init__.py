@@ -17,7 +17,13 @@ from swinv2_mm.engine.checks.components import check_components
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.launcher import check_launcher
 from swinv2_mm.engine.checks.meta_forward import check_channels
-from swinv2_mm.engine.checks.model import check_classes, check_model, check_window_size
+from swinv2_mm.engine.checks.model import (
+    check_batches,
+    check_classes,
+    check_model,
+    check_picture_sizes,
+    check_window_size,
+)
 from swinv2_mm.engine.checks.numbers import check_numbers
 from swinv2_mm.engine.checks.optimizer import check_optimizer
 from swinv2_mm.engine.checks.paths import check_data, check_folders
@@ -42,6 +48,8 @@ ALL: Checks = [
     check_folders,
     check_data,
     *DRY_RUN,
+    check_batches,
+    check_picture_sizes,
     check_pretrained,  # late, since it may download weights
     check_load_from,
 ]
