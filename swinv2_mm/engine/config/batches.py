@@ -45,14 +45,14 @@ def pictures_of(dataset: dict, key: str, lengths: Mapping[str, int]) -> int | No
 
 
 def last_batch(loader: dict, pictures: int | None, processes: int = 1, most: int | None = None) -> int | None:
-    """Pictures in the smallest batch that one process gets in an epoch.
+    """Pictures in the smallest batch that a process gets in an epoch, if it gets any picture.
 
     Args:
         pictures: In an epoch of all processes, None if unknown.
         most: So many batches are read.
 
     Returns:
-        0 if there is no batch at all; None if a sampler or the number of pictures is unknown.
+        0 if all are dropped; None if a sampler or the number of pictures is unknown.
     """
     size, batches = loader.get('batch_size', 1), loader.get('batch_sampler')
     if loader.get('num_batch_per_epoch') or size == 1:
@@ -66,7 +66,7 @@ def last_batch(loader: dict, pictures: int | None, processes: int = 1, most: int
         return None
     shares = {-(-pictures // processes)}
     if not sampler.get('round_up', True):
-        shares.add(pictures // processes)
+        shares.add(pictures // processes or 1)
     return min(_smallest(share, size, (batches or loader).get('drop_last', False), most) for share in shares)
 
 

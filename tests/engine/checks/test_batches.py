@@ -32,7 +32,7 @@ def pictures(tmp_path):
 
 def config(folder, split='train', head=FCN, others=None, norm='BN', steps=(), launcher='none', pad=None, **loader):
     """A tiny segmentor, and one data loader; ``pad`` goes to the data preprocessor."""
-    norm_cfg = {'type': norm}
+    norm_cfg = {'type': norm} | ({'num_groups': 8} if norm == 'GN' else {})
     common = {'channels': 8, 'num_classes': 2, 'norm_cfg': norm_cfg}
     backbone = {'type': 'swinv2_mm.SwinTransformerV2', 'embed_dims': 8, 'depths': (1, 1), 'num_heads': (1, 2)}
     model = {
@@ -64,7 +64,7 @@ SYNCED = {'launcher': 'pytorch', 'norm': 'SyncBN'}
         ({'batch_size': 8, 'drop_last': True}, r'leaves none to train on\. .*drop_last=False'),
         ({'head': UPER, 'drop_last': True}, None),
         ({'head': UPER, 'batch_size': 3}, None),
-        ({'head': UPER, 'norm': 'LN2d', **ONE}, None),
+        ({'head': UPER, 'norm': 'GN', **ONE}, None),
         ({'head': UPER, **SYNCED, **ONE}, None),
         (ONE, None),
     ],
