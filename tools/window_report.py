@@ -14,9 +14,9 @@ from rich.table import Table
 from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.engine.checks.model import build_model
 from swinv2_mm.engine.config import read_config
+from swinv2_mm.engine.config.batches import input_size
 from swinv2_mm.engine.costs import check_backbone, image_shape
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
-from swinv2_mm.engine.runs.complete import input_size
 from swinv2_mm.errors import UserError
 
 WINDOWS = (7, 8, 12, 14, 16, 20, 24, 32, 40, 48)

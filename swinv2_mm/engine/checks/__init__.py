@@ -15,6 +15,7 @@ from mmengine.registry import DefaultScope
 from swinv2_mm.engine.checks.components import check_components
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.data.annotations import check_datasets
+from swinv2_mm.engine.checks.data.batches import check_batches, check_picture_sizes
 from swinv2_mm.engine.checks.data.channels import check_channels
 from swinv2_mm.engine.checks.data.paths import check_data, check_folders
 from swinv2_mm.engine.checks.launcher import check_launcher
@@ -44,6 +45,8 @@ ALL: Checks = [
     check_folders,
     check_data,
     *DRY_RUN,
+    check_batches,
+    check_picture_sizes,
     check_pretrained,  # late, since it may download weights
     check_load_from,
 ]

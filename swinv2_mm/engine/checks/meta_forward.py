@@ -1,10 +1,11 @@
-"""Run the heads of a model on the meta device, which computes shapes without values or memory, to check channels."""
+"""Run the heads of a model on the meta device, which computes shapes without values or memory: channels, BatchNorm."""
 
 from __future__ import annotations
 
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from swinv2_mm.engine.checks.context import Context
@@ -19,7 +21,7 @@ from swinv2_mm.engine.checks.lookup import SEE_MORE
 from swinv2_mm.errors import UserError, listed
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
-_SIDE = 128  # of the image whose empty maps the heads get
+SIDE = 128  # of the image whose empty maps the heads get
 # RoIs of a two-stage detector: the work of its RoI heads is linear in their number, so any number can be counted.
 ROIS = 100
 _TAKING = ('forward', '_transform_inputs', '<listcomp>')  # functions in which heads pick maps
@@ -34,7 +36,7 @@ def check_heads(cfg: Config, context: Context) -> None:
         return
     with _LastLayer() as last:
         try:
-            forward_on_meta(model.eval(), (_SIDE, _SIDE))
+            forward_on_meta(model.eval(), (SIDE, SIDE))
         except Exception as error:
             mistake = _mistake(error, model, last.arguments)
             if mistake is None:
@@ -64,28 +66,70 @@ def _mistake(error: Exception, model: nn.Module, arguments: list) -> str | None:
     return None
 
 
+def norm_without_statistics(model: Any, size: tuple[int, int], processes: int) -> str | None:
+    """The name of a BatchNorm that gets one value per channel from one image in training, which it refuses.
+
+    Args:
+        size: ``(rows, columns)`` of the image.
+        processes: If there are several, a synchronized BatchNorm has more values.
+    """
+    if not isinstance(getattr(model, 'backbone', None), SwinTransformerV2) or not next(model.parameters()).is_meta:
+        return None
+    norms = {id(module): name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    if not norms:
+        return None
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module in model.modules():
+        if processes > 1 and 'Sync' in type(module).__name__:
+            module.eval()
+    try:
+        forward_on_meta(model, size)
+    except Exception as error:  # anybody's code, as above
+        if isinstance(error, ValueError) and 'more than 1 value per channel' in str(error):
+            own = (id(frame.f_locals.get('self')) for frame, _ in traceback.walk_tb(error.__traceback__))
+            return next((norms[key] for key in own if key in norms), None)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return None
+
+
 def forward_on_meta(model: Any, size: tuple[int, int]) -> None:
-    """Run the heads of a model on the meta device on empty maps; this replaces its backbone and its proposals."""
+    """Run the heads of a model on the meta device on the empty maps of one image.
+
+    The auxiliary heads of a segmentor take part in training mode only. What stands for the backbone and the proposals
+    is taken away again.
+    """
     backbone = model.backbone
     maps = tuple(
         torch.empty(1, backbone.num_features[i], *backbone.windows_on(size)[i][0], device='meta')
         for i in backbone.out_indices
     )
-    backbone.forward = lambda image: maps
-    if hasattr(model, 'roi_head'):
-        _fix_rois(model)
     sample = BaseDataElement(
         metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     )
     image = torch.empty(1, 3, *size, device='meta')
-    with torch.no_grad(), _KnownShapes():
+    with torch.no_grad(), _KnownShapes(), ExitStack() as stack:
+        _replace(stack, backbone, 'forward', lambda image: maps)
+        if hasattr(model, 'roi_head'):
+            _fix_rois(model, stack)
         if hasattr(model, 'encode_decode'):  # its mode='tensor' fails with heads that want to know the image
             model.encode_decode(image, [sample.metainfo])
+            others = getattr(model, 'auxiliary_head', None) if model.training else None
+            for head in others if isinstance(others, nn.ModuleList) else filter(None, [others]):
+                head(model.extract_feat(image))
         else:
             model(image, [sample], mode='tensor')
 
 
-def _fix_rois(model: Any) -> None:
+def _replace(stack: ExitStack, module: Any, name: str, method: Any) -> None:
+    """Give one object another method until the stack is left."""
+    vars(module)[name] = method
+    stack.callback(vars(module).pop, name)
+
+
+def _fix_rois(model: Any, stack: ExitStack) -> None:
     """Replace what depends on pixels in a two-stage detector: the proposals and the features of regions."""
     from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 
@@ -95,11 +139,12 @@ def _fix_rois(model: Any) -> None:
         model.rpn_head(maps)
         return proposals
 
-    model.rpn_head.predict = propose
+    _replace(stack, model.rpn_head, 'predict', propose)
     extractors: list[Any] = [module for module in model.modules() if isinstance(module, BaseRoIExtractor)]
     for extractor in extractors:
         shape = extractor.out_channels, *extractor.roi_layers[0].output_size
-        extractor.forward = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)
+        empty = lambda maps, rois, *args, shape=shape: maps[0].new_empty(len(rois), *shape)  # noqa: E731
+        _replace(stack, extractor, 'forward', empty)
 
 
 class _KnownShapes(TorchFunctionMode):

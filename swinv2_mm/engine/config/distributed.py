@@ -1,6 +1,13 @@
-"""What torchrun tells a process about its run."""
+"""What a launcher tells a process about its run."""
 
 import os
+
+_NUMBERS = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
+
+
+def number_of_processes(launcher: str) -> int:
+    """Processes of this run, before they have met; 1 with the launcher ``'none'``."""
+    return int(os.environ.get(_NUMBERS.get(launcher, ''), 1))
 
 
 def this_run() -> str | None:

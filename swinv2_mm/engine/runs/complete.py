@@ -8,8 +8,9 @@ from mmengine.device import get_device
 
 from swinv2_mm.compat import FUSED_ON_CPUS
 from swinv2_mm.engine.config import add_hook
+from swinv2_mm.engine.config.batches import input_size
 from swinv2_mm.engine.config.distributed import this_run
-from swinv2_mm.engine.config.parts import each, nested, pretrained_parts
+from swinv2_mm.engine.config.parts import each, pretrained_parts
 from swinv2_mm.engine.recipe.compilation import compile_backbone
 from swinv2_mm.engine.saving.reading import check_resumable, latest_checkpoint, open_checkpoint
 from swinv2_mm.errors import UserError, say
@@ -80,23 +81,6 @@ def set_input_size(cfg: Config) -> None:
     for _, init_cfg, _ in pretrained_parts(cfg.get('model')):
         if size is not None and init_cfg['type'] == 'swinv2_mm.Pretrained':
             init_cfg.setdefault('input_size', size)
-
-
-def input_size(cfg: Config) -> tuple[int, int] | None:
-    """``(rows, columns)`` at the end of the training pipeline; the largest of several, None if it does not say."""
-    fixed = (cfg.model.get('data_preprocessor') or {}).get('size')
-    if fixed:
-        return tuple(fixed)
-    size = None
-    for transform in (part for _, part in nested(cfg.get('train_dataloader'), '') if isinstance(part, dict)):
-        crop, scale = transform.get('crop_size'), transform.get('scale') or transform.get('scales')
-        if crop and transform.get('crop_type', 'absolute') == 'absolute':
-            size = (crop, crop) if isinstance(crop, int) else tuple(crop)
-        elif isinstance(scale, list | tuple):  # (columns, rows)
-            scales = [scale] if isinstance(scale[0], int) else scale
-            columns, rows = max(scales, key=lambda pair: pair[0] * pair[1])
-            size = rows, columns
-    return size
 
 
 def set_out(cfg: Config, out: str) -> None:
