@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.config import add_hook
-from swinv2_mm.engine.config.parts import each
+from swinv2_mm.engine.config.parts import nested
 from swinv2_mm.engine.display.loading import Pictures, path_in
 from swinv2_mm.engine.display.names import OutputNames
 from swinv2_mm.registry import HOOKS
@@ -68,6 +68,6 @@ def _one_of(batch: Any, index: int, size: int) -> Any:
 
 def name_maps(cfg: Config) -> None:
     """Add :class:`MapNamesHook` to a test in which a metric writes maps."""
-    metrics = [metric for _, metric in each(cfg.get('test_evaluator'), '')]
-    if any(isinstance(metric, dict) and metric.get('output_dir') for metric in metrics):
+    parts = [part for _, part in nested(cfg.get('test_evaluator'), '')]
+    if any(isinstance(part, dict) and part.get('output_dir') for part in parts):
         add_hook(cfg, 'swinv2_mm.MapNamesHook')

@@ -93,6 +93,7 @@ def test_other_metrics_keep_their_formats(monkeypatch):
 @pytest.mark.parametrize('metric', [{'type': 'IoUMetric', 'output_dir': 'maps'}, {'type': 'IoUMetric'}])
 def test_only_runs_that_write_maps_name_them(metric):
     """Bug: a data set is walked through in every test."""
-    cfg = Config({'test_evaluator': [metric]})
-    name_maps(cfg)
-    assert bool(cfg.get('custom_hooks')) == ('output_dir' in metric)
+    for evaluator in metric, [metric], {'type': 'MultiDatasetsEvaluator', 'metrics': [metric]}:
+        cfg = Config({'test_evaluator': evaluator})
+        name_maps(cfg)
+        assert bool(cfg.get('custom_hooks')) == ('output_dir' in metric)
