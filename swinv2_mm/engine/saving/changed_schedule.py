@@ -113,8 +113,10 @@ def _changed_schedules(saved: Sequence[dict], schedulers: Sequence[Any]) -> list
         shown = [name for name in names if name not in _DERIVED] or names
         changes += [f'{key}.{name}={old[name]}, now {new[name]}' for name in shown if name != 'base_values']
         if 'base_values' in names:
-            name = new['param_name']
-            changes.append(f'{name}={old["base_values"][0]:g}, now {new["base_values"][0]:g}')
+            pair = next(
+                pair for pair in zip(old['base_values'], new['base_values'], strict=False) if pair[0] != pair[1]
+            )
+            changes.append(f'{new["param_name"]}={pair[0]:g}, now {pair[1]:g}')
     return [*dict.fromkeys(changes)]
 
 

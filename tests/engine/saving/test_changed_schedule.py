@@ -14,15 +14,13 @@ val_cfg = val_dataloader = val_evaluator = None
 default_hooks['checkpoint'] = dict(type='CheckpointHook', by_epoch={by_epoch}, interval={interval})
 """
 WARM = "dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=6)"
+POLY = "[dict(type='PolyLR', power=0.9, eta_min=1e-4, end={n})]"
 # Each for a number of epochs n, or of iterations.
 SCHEDULES = {
-    'cosine': "[dict(type='CosineAnnealingLR', eta_min=1e-5, T_max={n}, end={n})]",
     'cosine to the end of the run, by iteration': (
         f"[{WARM}, dict(type='CosineAnnealingLR', begin=1, convert_to_iter_based=True)]"
     ),
     'warm-up and milestones': f"[{WARM}, dict(type='MultiStepLR', milestones=[{{n}} // 2, {{n}} - 1], by_epoch=True)]",
-    'poly': "[dict(type='PolyLR', power=0.9, eta_min=1e-4, end={n})]",
-    'one cycle': "[dict(type='OneCycleLR', eta_max=0.1, total_steps={n} * 4, end={n} * 4, by_epoch=False)]",
     'momentum': (
         "[dict(type='CosineAnnealingMomentum', end={n}), dict(type='StepLR', step_size={n} // 2, gamma=0.3, end={n})]"
     ),
@@ -104,7 +102,7 @@ def test_other_iterations_per_epoch_count_as_the_config_has_them(tmp_path):
 
 def test_a_schedule_that_is_gone_leaves_the_rate_of_the_config(tmp_path):
     """Bug: without the schedule that had reduced it, the rate stays reduced."""
-    run(tmp_path, 'short', 2, SCHEDULES['cosine'])
+    run(tmp_path, 'short', 2, POLY)
     resumed = run(tmp_path, 'resumed', 4, 'None', 'short/epoch_2.pth', lr=4e-3, decay=0.1)
     assert set(rates(resumed)[0]) == {4e-3}
     assert max(group['weight_decay'] for group in resumed.optim_wrapper.param_groups[:-1]) == 0.1
@@ -113,8 +111,8 @@ def test_a_schedule_that_is_gone_leaves_the_rate_of_the_config(tmp_path):
 
 def test_weight_decay_follows_the_config(tmp_path):
     """Bug: mmengine loads it with the state of the optimizer, whatever the config says."""
-    run(tmp_path, 'short', 2, SCHEDULES['poly'])
-    resumed = run(tmp_path, 'resumed', 3, SCHEDULES['poly'].replace('{n}', '2'), 'short/epoch_2.pth', decay=0.2)
+    run(tmp_path, 'short', 2, POLY)
+    resumed = run(tmp_path, 'resumed', 3, POLY.replace('{n}', '2'), 'short/epoch_2.pth', decay=0.2)
     (line,) = told(tmp_path / 'resumed')
     assert 'weight_decay=0.05, now 0.2' in line
     assert max(group['weight_decay'] for group in resumed.optim_wrapper.param_groups[:-1]) == 0.2
@@ -122,13 +120,13 @@ def test_weight_decay_follows_the_config(tmp_path):
 
 def test_an_unchanged_schedule_is_loaded_as_it_was_saved(tmp_path):
     """Bug: rates and weight decay that a hook of the user's has edited are set back, or a line about no change."""
-    run(tmp_path, 'short', 3, SCHEDULES['one cycle'])
+    run(tmp_path, 'short', 3, POLY)
     path = tmp_path / 'short' / 'epoch_2.pth'
     checkpoint = torch.load(path, weights_only=True)
     for group in checkpoint['optimizer']['param_groups']:
         group['weight_decay'] = 0.01
     torch.save(checkpoint, path)
-    resumed = run(tmp_path, 'resumed', 3, SCHEDULES['one cycle'], 'short/epoch_2.pth')
+    resumed = run(tmp_path, 'resumed', 3, POLY, 'short/epoch_2.pth')
     assert not told(tmp_path / 'resumed')
     assert {group['weight_decay'] for group in resumed.optim_wrapper.optimizer.param_groups} == {0.01}
 
@@ -154,11 +152,11 @@ def test_what_a_plateau_has_reduced_is_kept(tmp_path):
     'change',
     [
         "optim_wrapper['optimizer'] = dict(type='SGD', lr=0.1, momentum=0.9)",
-        "optim_wrapper['paramwise_cfg'] = dict(decay_rate=1.0)",
+        "for name in ('constructor', 'paramwise_cfg'): optim_wrapper.pop(name)",
     ],
 )
 def test_another_optimizer_is_an_error(change, tmp_path):
     """Bug: a KeyError in its first step, or a ValueError of torch's about groups."""
-    run(tmp_path, 'short', 1, SCHEDULES['poly'])
-    with pytest.raises(UserError, match='load_from=.*epoch_1.pth'):
-        run(tmp_path, 'resumed', 2, SCHEDULES['poly'], 'short/epoch_1.pth', extra=change)
+    run(tmp_path, 'short', 1, POLY)
+    with pytest.raises(UserError, match='pass --cfg-options load_from='):
+        run(tmp_path, 'resumed', 2, POLY, 'short/epoch_1.pth', extra=change)
