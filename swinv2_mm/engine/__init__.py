@@ -12,6 +12,7 @@ from swinv2_mm.engine.recipe.precision import AmpOptimWrapper, Float32BoxesHook
 from swinv2_mm.engine.recipe.pretrained import Pretrained
 from swinv2_mm.engine.recipe.seeding import EpochSeedHook, seed_worker
 from swinv2_mm.engine.recipe.window_size import WindowSizeHook
+from swinv2_mm.engine.saving.changed_schedule import ChangedScheduleHook
 from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook
 from swinv2_mm.engine.saving.matching import CheckpointMatchHook
 from swinv2_mm.engine.sharding.fsdp2 import FSDP2Runner
@@ -20,6 +21,7 @@ from swinv2_mm.errors import UserError
 
 __all__ = [
     'AmpOptimWrapper',
+    'ChangedScheduleHook',
     'CheckedLoading',
     'CheckpointHook',
     'CheckpointMatchHook',

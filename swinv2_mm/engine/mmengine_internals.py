@@ -122,6 +122,24 @@ class OpenCheckpointHook(CheckpointHook):
         self.save_best_of(runner, metrics)
 
 
+class ScheduledGroups:
+    """What a parameter scheduler needs of its optimizer: groups, and two names by which it asks who steps first."""
+
+    _global_step = 0
+
+    def __init__(self, groups: list[dict]) -> None:
+        self.param_groups = groups
+
+    def step(self) -> None:
+        """Not called."""
+
+
+# What a parameter scheduler changes while it runs; beside these, its state is what it was built with.
+SCHEDULER_PROGRESS = '_global_step', '_last_value', 'last_step'
+# What ReduceOnPlateau changes: it depends on metrics.
+PLATEAU_PROGRESS = 'last_step', 'best', 'num_bad_epochs', 'cooldown_counter'
+
+
 def loaded_from(runner: Runner) -> str:
     """The checkpoint that a runner resumes or loads."""
     return runner._load_from or ''

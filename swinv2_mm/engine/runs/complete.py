@@ -64,6 +64,7 @@ def set_resume(cfg: Config, resume: str | Path | None) -> None:
     if resume is None:
         return
     cfg.resume, cfg.load_from = True, str(resume)
+    add_hook(cfg, 'swinv2_mm.ChangedScheduleHook')
     checkpoint = open_checkpoint(cfg.load_from, '--resume')
     if checkpoint is None:
         return
