@@ -24,7 +24,7 @@ def varied_samples(dataset: BaseDataset, number: int = 8) -> Iterator[tuple[str,
         if size is not None:
             of_size.setdefault(size, entry)
     chosen = [of_size[size] for size in _most_different([*of_size], number)]
-    chosen += [entry for entry in _evenly(looked_up, number) if entry not in chosen]
+    chosen += [entry for entry in _evenly(looked_up, number) if all(entry is not other for other in chosen)]
     for entry in chosen[:number]:
         try:
             yield entry['img_path'], dataset.pipeline(dict(deepcopy(entry), sample_idx=0))

@@ -76,7 +76,8 @@ def check_load_from(cfg: Config, context: Context) -> None:
 def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
     """Refuse data whose labels mean other classes than those that the weights were trained for."""
     meta = checkpoint.get('meta') or {}
-    trained = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES') or ()  # the latter before 2023
+    of_data = meta.get('dataset_meta') or {}
+    trained = of_data.get('classes') or of_data.get('CLASSES') or meta.get('CLASSES') or ()  # in capitals before 2023
     if isinstance(trained, str):
         return
     for key, names in context.classes.items():

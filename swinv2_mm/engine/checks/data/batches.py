@@ -13,6 +13,7 @@ from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.meta_forward import SIDE, norm_without_statistics
 from swinv2_mm.engine.config.batches import input_size, last_batch, pictures_of
 from swinv2_mm.engine.config.distributed import number_of_processes
+from swinv2_mm.engine.config.parts import nested
 from swinv2_mm.errors import UserError
 
 
@@ -55,7 +56,10 @@ def check_batches(cfg: Config, context: Context) -> None:
 
 
 def check_picture_sizes(cfg: Config, context: Context) -> None:
-    """Check that MMSegmentation can stack the pictures of a batch, which it does not pad to the largest by itself."""
+    """Check that MMSegmentation can stack the pictures of a batch, which it does not pad to the largest by itself.
+
+    Two pictures count that its data preprocessor takes alone and not together, so that no transform needs imitation.
+    """
     model = cfg.model.get('module') or cfg.model  # inside of test-time augmentation
     config, key = model.get('data_preprocessor'), 'model.data_preprocessor'
     if config is None:
@@ -77,9 +81,9 @@ def check_picture_sizes(cfg: Config, context: Context) -> None:
             continue  # padded to the largest
         pictures = _pictures(cfg, context, split)
         share = -(-(pictures or 0) // number_of_processes(cfg.get('launcher', 'none')))
-        if min(share, loader.get('batch_size', 1)) < 2 or (
-            'pipeline' in loader.dataset and 'dataset' in loader.dataset
-        ):
+        wrappers = [part for _, part in nested(loader.dataset, '') if isinstance(part, dict) and 'dataset' in part]
+        mixed = any('pipeline' in part for part in wrappers)  # what leaves the data set is not what the model gets
+        if mixed or min(share, loader.get('batch_size', 1)) < 2:
             continue
         different = _not_stacked(preprocessor, _samples(context, split), training)
         if not different:

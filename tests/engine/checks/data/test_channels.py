@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import TRANSFORMS, DefaultScope
 
 from swinv2_mm.engine.checks.data.channels import check_channels
 from swinv2_mm.engine.checks.context import Context
@@ -12,15 +13,18 @@ from swinv2_mm.errors import UserError
 
 COLOURS = {'type': 'DetDataPreprocessor', 'mean': [1.0, 2, 3], 'std': [1.0, 1, 1], 'bgr_to_rgb': True}
 GREY = {'type': 'DetDataPreprocessor', 'mean': [1.0], 'std': [1.0]}
+SEGMENTS = COLOURS | {'type': 'SegDataPreProcessor'}
 FOUR = {'mean': [1.0, 2, 3, 4], 'std': [1.0, 1, 1, 1]}
 
 
-def check(channels, preprocessor, color_type='color'):
-    loading = {'type': 'LoadImageFromFile', 'color_type': color_type}
-    loader = {'dataset': {'type': 'RepeatDataset', 'dataset': {'pipeline': [{'type': 'mmdet.Resize'}, loading]}}}
+def check(channels, preprocessor, color_type='color', *others, **loading):
+    loading = {'type': 'LoadImageFromFile', 'color_type': color_type, **loading}
+    pipeline = [{'type': 'mmdet.Resize'}, loading, *others]
+    loader = {'dataset': {'type': 'RepeatDataset', 'dataset': {'pipeline': pipeline}}}
     backbone = {'type': 'swinv2_mm.SwinTransformerV2', 'in_channels': channels}
-    model = {'backbone': backbone, 'data_preprocessor': preprocessor}
-    check_channels(Config({'model': model, 'train_dataloader': loader}), Context(('train',)))
+    model = {'module': {'backbone': backbone, 'data_preprocessor': preprocessor}}
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        check_channels(Config({'model': model, 'train_dataloader': loader}), Context(('train',)))
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,7 @@ def check(channels, preprocessor, color_type='color'):
         (3, COLOURS, 'grayscale', "pipeline.1 loads images of 1 channel .*Set color_type='color' there"),
         (4, GREY, 'color', "Set color_type='unchanged' there"),
         (4, FOUR | {'type': 'DetDataPreprocessor'}, 'unchanged', "dict.type='Normalize'.*to_rgb=False"),
+        (3, COLOURS | {'std': [1.0]}, 'color', 'mean has 3 values, and std 1'),
     ],
 )
 def test_a_number_of_channels_that_differs_is_refused(channels, preprocessor, color_type, words):
@@ -50,11 +55,25 @@ def test_a_number_of_channels_that_differs_is_refused(channels, preprocessor, co
         (4, FOUR | {'type': 'SegDataPreProcessor'}, 'unchanged'),
         (4, {'type': 'DetDataPreprocessor', 'mean': None}, 'unchanged'),
         (4, GREY, 'unchanged'),
+        (3, SEGMENTS, 'grayscale'),  # three means make three channels of one
+        (4, FOUR | {'type': 'SegDataPreProcessor', 'bgr_to_rgb': True}, 'unchanged'),  # which is ignored there
     ],
 )
 def test_what_agrees_passes(channels, preprocessor, color_type):
     """Bug: a config that trains is refused."""
     check(channels, preprocessor, color_type)
+
+
+def test_channels_are_not_guessed_behind_transforms_that_may_change_them():
+    """Bug: a config with a transform of the user's, or a decoder that reads more channels, is refused."""
+
+    @TRANSFORMS.register_module(force=True)
+    class TwoMore:
+        pass
+
+    check(5, GREY, 'color', {'type': 'TwoMore'})
+    check(1, GREY, 'color', {'type': 'mmseg.RGB2Gray'})
+    check(5, GREY, 'color', imdecode_backend='tifffile')
 
 
 def test_the_ways_out_for_four_channels_compute_what_they_say():
