@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.lookup import check_arguments, check_call, find_class, find_type, with_key
+from swinv2_mm.engine.checks.lookup import check_arguments, check_call, check_package, find_class, find_type, with_key
 from swinv2_mm.engine.config.parts import each
 from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook as SafeCheckpointHook
 from swinv2_mm.errors import UserError
@@ -33,7 +33,7 @@ def check_components(cfg: Config, context: Context) -> None:
                 raise UserError(f'{key}={evaluator!r} measures nothing.')
             for place, metric in each(evaluator, key):
                 if not isinstance(metric, dict) or 'metrics' not in metric:  # else an evaluator of the user's own
-                    check_arguments(metric, place, registry.METRICS)
+                    check_package(check_arguments(metric, place, registry.METRICS), place)
     hooks = [(f'default_hooks.{name}', hook) for name, hook in (cfg.get('default_hooks') or {}).items()]
     for key, hook in [*hooks, *each(cfg.get('custom_hooks'), 'custom_hooks')]:
         if hook is not None:
@@ -43,7 +43,7 @@ def check_components(cfg: Config, context: Context) -> None:
         check_arguments({'name': None} | visualizer, 'visualizer', registry.VISUALIZERS)
         for key, backend in each(visualizer.get('vis_backends'), 'visualizer.vis_backends'):
             backend = {'save_dir': None} | backend if isinstance(backend, dict) else backend
-            check_arguments(backend, key, registry.VISBACKENDS)
+            check_package(check_arguments(backend, key, registry.VISBACKENDS), key)
     processor = {'type': 'LogProcessor'} | (cfg.get('log_processor') or {})
     check_arguments(processor, 'log_processor', registry.LOG_PROCESSORS)
     if cfg.get('runner_type'):

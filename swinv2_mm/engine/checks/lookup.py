@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -17,6 +19,30 @@ from swinv2_mm.models.swin_v2 import SwinTransformerV2
 
 SEE_MORE = 'The traceback is shown with SWINV2_MM_TRACEBACK=1 in the environment.'
 _FRAMEWORKS = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch'}
+
+# Classes of the frameworks that need a package which they do not require: the module, and pip's name for it if another.
+_LVIS = 'lvis', 'git+https://github.com/lvis-dataset/lvis-api.git'
+_PACKAGES = {
+    'AimVisBackend': ('aim', ''),
+    'ClearMLVisBackend': ('clearml', ''),
+    'DVCLiveVisBackend': ('dvclive', ''),
+    'MLflowVisBackend': ('mlflow', ''),
+    'NeptuneVisBackend': ('neptune', ''),
+    'TensorboardVisBackend': ('tensorboard', ''),
+    'WandbVisBackend': ('wandb', ''),
+    'COCOCaptionMetric': ('pycocoevalcap', ''),
+    'CityScapesMetric': ('cityscapesscripts', ''),
+    'CityscapesMetric': ('cityscapesscripts', ''),
+    'CocoPanopticMetric': ('panopticapi', 'git+https://github.com/cocodataset/panopticapi.git'),
+    'DumpODVGResults': ('jsonlines', ''),
+    'LVISFixedAPMetric': _LVIS,
+    'LVISMetric': _LVIS,
+    'MOTChallengeMetric': ('trackeval', 'git+https://github.com/JonathonLuiten/TrackEval.git'),
+    'DAdaptAdaGrad': ('dadaptation', ''),
+    'DAdaptAdam': ('dadaptation', ''),
+    'DAdaptSGD': ('dadaptation', ''),
+    'Lion': ('lion_pytorch', 'lion-pytorch'),
+}
 
 
 @contextmanager
@@ -83,6 +109,25 @@ def check_arguments(part: Any, key: str, registry: Registry, *given: str) -> Any
     return kind
 
 
+def check_package(kind: Any, key: str) -> None:
+    """Check that the package is installed which a class of a framework imports when it is built."""
+    name = getattr(kind, '__name__', '')
+    if getattr(kind, '__module__', '').split('.')[0] in _FRAMEWORKS and name in _PACKAGES:
+        package, remedy = _PACKAGES[name][0], _missing(name)
+        if remedy:
+            raise UserError(f'{key}: {name} needs {package}, which is not installed: {remedy}, or leave out {key}.')
+
+
+def _missing(name: str) -> str:
+    """How to install the package that a class needs; empty if it is there."""
+    package, source = _PACKAGES.get(name, ('', ''))
+    spec = find_spec(package) if package else None
+    folders = (spec.submodule_search_locations or []) if spec else []
+    # A folder ./wandb, which the package writes its output to, would be a package without a file.
+    there = spec and (spec.origin or any(Path(folder).resolve().parent != Path.cwd() for folder in folders))
+    return '' if there or not package else f'pip install {source or package}'
+
+
 def check_call(function: Any, arguments: Iterable[str], key: str, *given: str) -> None:
     """Check that a function takes the arguments of a config and those ``given`` by the runner."""
     error = _misfit(function, [*arguments, *given])
@@ -100,7 +145,9 @@ def _unknown(kind: str, key: str, registry: Registry) -> str:
     matches = [bare[name] for name in get_close_matches(kind.split('.')[-1].lower(), bare, n=2)]
     close = [*dict.fromkeys([*matches, *get_close_matches(kind, names, n=2)])][:3]
     own = ' A class of your own is registered by custom_imports=dict(imports=[its module]).'
-    return f'{key}={kind} is no registered {registry.name.replace("_", " ")}.{did_you_mean(close) or own}'
+    remedy = _missing(kind.split('.')[-1])
+    hint = f' It needs another package: {remedy}.' if remedy else did_you_mean(close) or own
+    return f'{key}={kind} is no registered {registry.name.replace("_", " ")}.{hint}'
 
 
 def _misfit(kind: Any, names: list[str]) -> TypeError | None:
