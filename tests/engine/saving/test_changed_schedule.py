@@ -95,7 +95,7 @@ def test_the_same_by_iteration(tmp_path):
 
 
 def test_other_iterations_per_epoch_count_as_the_config_has_them(tmp_path):
-    """Bug: on twice as many GPUs, a schedule by iterations is past its end in the middle of the run, or lr not scaled."""
+    """Bug: on twice as many GPUs, a schedule by iterations is past its end in the middle, or lr not scaled."""
     scaled = 'auto_scale_lr = dict(enable=True, base_batch_size=2)'
     schedule = "[dict(type='CosineAnnealingLR', by_epoch=False, end=8)]"  # 4 epochs of 2 iterations
     straight = run(tmp_path, 'straight', 4, schedule, batch_size=4, extra=scaled)
