@@ -23,6 +23,7 @@ sys.meta_path.insert(0, Unusable())
 NAMES = {
     'MODELS': {'SwinTransformerV2'},
     'HOOKS': {
+        'ChangedScheduleHook',
         'CheckpointHook',
         'CheckpointMatchHook',
         'CompileBackboneHook',

@@ -1,6 +1,7 @@
 """A resumed run follows the schedule of its config, also where the checkpoint was trained with another one."""
 
 import ast
+from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 from textwrap import shorten
@@ -111,13 +112,20 @@ def _changed_schedules(saved: Sequence[dict], schedulers: Sequence[Any]) -> list
             continue
         names = [name for name in new if old[name] != new[name]]
         shown = [name for name in names if name not in _DERIVED] or names
-        changes += [f'{key}.{name}={old[name]}, now {new[name]}' for name in shown if name != 'base_values']
+        changes += [
+            f'{key}.{name}={_shown(old[name])}, now {_shown(new[name])}' for name in shown if name != 'base_values'
+        ]
         if 'base_values' in names:
             pair = next(
                 pair for pair in zip(old['base_values'], new['base_values'], strict=False) if pair[0] != pair[1]
             )
             changes.append(f'{new["param_name"]}={pair[0]:g}, now {pair[1]:g}')
     return [*dict.fromkeys(changes)]
+
+
+def _shown(value: Any) -> Any:
+    """Milestones, which mmengine counts, as a config has them."""
+    return [*value.elements()] if isinstance(value, Counter) else value
 
 
 def _saved_groups(wrapper: OptimWrapper, saved: dict, path: str) -> list[dict]:

@@ -32,7 +32,8 @@ def replay(schedulers: Sequence[Any], groups: Sequence[dict], epochs: int, epoch
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmengine's, about steps before those of the optimizer
         _step(schedulers, epochs, epoch_length, iterations)
-    for scheduler, (scheduler.optimizer, scheduler.verbose) in zip(schedulers, kept, strict=True):
+    for scheduler, (optimizer, verbose) in zip(schedulers, kept, strict=True):
+        scheduler.optimizer, scheduler.verbose = optimizer, verbose
         for name, value in vars(scheduler).items():
             if isinstance(value, list) and len(value) == 1 and isinstance(value[0], np.ndarray):
                 setattr(scheduler, name, value[0].tolist())

@@ -1,10 +1,16 @@
 """A resumed run follows the schedule of its config, also where the checkpoint was trained with another one."""
 
+import logging
+from copy import deepcopy
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict, PolyLR
 from support.tiny_training import write_config
 
 from swinv2_mm.engine.runs import prepare_training, train
+from swinv2_mm.engine.saving.changed_schedule import ChangedScheduleHook
 from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
@@ -89,14 +95,15 @@ def test_the_same_by_iteration(tmp_path):
 
 
 def test_other_iterations_per_epoch_count_as_the_config_has_them(tmp_path):
-    """Bug: on twice as many GPUs, a schedule by iterations is past its end in the middle of the run."""
+    """Bug: on twice as many GPUs, a schedule by iterations is past its end in the middle, or lr not scaled."""
+    scaled = 'auto_scale_lr = dict(enable=True, base_batch_size=2)'
     schedule = "[dict(type='CosineAnnealingLR', by_epoch=False, end=8)]"  # 4 epochs of 2 iterations
-    straight = run(tmp_path, 'straight', 4, schedule, batch_size=4)
-    run(tmp_path, 'short', 2, schedule)
-    resumed = run(tmp_path, 'resumed', 4, schedule, 'short/epoch_2.pth', batch_size=4)
+    straight = run(tmp_path, 'straight', 4, schedule, batch_size=4, extra=scaled)
+    run(tmp_path, 'short', 2, schedule, extra=scaled)
+    resumed = run(tmp_path, 'resumed', 4, schedule, 'short/epoch_2.pth', batch_size=4, extra=scaled)
     assert rates(resumed) == rates(straight, 2 * 2)
     assert len(told(tmp_path / 'resumed')) == 1
-    run(tmp_path, 'again', 4, schedule, 'resumed/epoch_3.pth', batch_size=4)
+    run(tmp_path, 'again', 4, schedule, 'resumed/epoch_3.pth', batch_size=4, extra=scaled)
     assert not told(tmp_path / 'again')
 
 
@@ -160,3 +167,22 @@ def test_another_optimizer_is_an_error(change, tmp_path):
     run(tmp_path, 'short', 1, POLY)
     with pytest.raises(UserError, match='pass --cfg-options load_from='):
         run(tmp_path, 'resumed', 2, POLY, 'short/epoch_1.pth', extra=change)
+
+
+def test_several_optimizers_go_on_as_they_were_saved(caplog):
+    """Bug: the state of one optimizer's schedules in the place of another's, or silence."""
+    wrapper = OptimWrapperDict(one=OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)))
+    schedules = {'one': [PolyLR(wrapper['one'], end=4)]}
+    saved = {'one': [dict(schedules['one'][0].state_dict(), end=2)]}
+    runner = SimpleNamespace(
+        cfg={'resume': True},
+        optim_wrapper=wrapper,
+        param_schedulers=schedules,
+        logger=logging.getLogger('several'),
+        _load_from='it.pth',
+    )
+    checkpoint = {'optimizer': wrapper.state_dict(), 'param_schedulers': saved}
+    before = deepcopy(checkpoint)
+    ChangedScheduleHook().after_load_checkpoint(runner, checkpoint)
+    assert checkpoint == before
+    assert 'several optimizers' in caplog.text
