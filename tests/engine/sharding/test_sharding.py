@@ -89,7 +89,9 @@ def assert_same(path, expected_path, tolerance=2e-5, logged=('train/grad_norm', 
     for part in ('state_dict', 'ema_state_dict'):
         close(checkpoint.get(part, {}), expected.get(part, {}), tolerance)
     optimizer, wanted = checkpoint['optimizer'], expected['optimizer']
-    assert optimizer['param_groups'] == wanted['param_groups']
+    # AdamW is fused on a CPU where it is not sharded.
+    groups = [[group | {'fused': None} for group in side['param_groups']] for side in (optimizer, wanted)]
+    assert groups[0] == groups[1]
     assert optimizer['state'].keys() == wanted['state'].keys()
     for index, state in wanted['state'].items():
         close(optimizer['state'][index], state, tolerance)
