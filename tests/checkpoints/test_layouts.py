@@ -147,13 +147,12 @@ def huggingface(kind, size, window, pretrained=(0, 0, 0, 0), **config):
     return model.eval(), random
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
+@SIZES_AND_TYPES
 @pytest.mark.parametrize('window', [8, 16])
-@pytest.mark.parametrize('size', [TINY, BASE], ids=['tiny', 'base'])
-def test_maps_equal_those_of_hugging_face(size, window, dtype):
+def test_maps_equal_those_of_hugging_face(window, size, dtype):
     """The real Swinv2Backbone, which has no output norms. Prevents: q, k and v in another order."""
-    if dtype == torch.float64:
-        size = dict(size, embed_dim=size['embed_dim'] // 8)
+    size = dict(TINY if size == 'tiny' else BASE)
+    size['embed_dim'] //= 8 if dtype == torch.float64 else 1
     model, state = huggingface(Swinv2Backbone, size, window, out_features=[f'stage{i}' for i in (1, 2, 3, 4)])
     state = {key: value.to(dtype) for key, value in state.items()}
     image = torch.randn(1, 3, 256, 256, dtype=dtype)
