@@ -1,6 +1,7 @@
 """Converted weights of every layout compute the same maps as their own code base."""
 
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -80,20 +81,18 @@ def largest_difference(maps, norms, theirs):
     return max(float((a - b).abs().max()) for a, b in zip(maps, normed, strict=True))
 
 
-SIZES_AND_TYPES = pytest.mark.parametrize(
-    ('size', 'dtype'),
+# Each window, size and type once; the other combinations are slow.
+QUICK = [(16, 'tiny', torch.float32), (8, 'tiny', torch.float64), (16, 'base', torch.float64)]
+WINDOWS_SIZES_AND_TYPES = pytest.mark.parametrize(
+    ('window', 'size', 'dtype'),
     [
-        ('tiny', torch.float32),
-        ('tiny', torch.float64),
-        ('base', torch.float64),
-        pytest.param('base', torch.float32, marks=pytest.mark.slow),
+        pytest.param(*case, id='-'.join(map(str, case)), marks=[] if case in QUICK else pytest.mark.slow)
+        for case in product((8, 16), ('tiny', 'base'), (torch.float32, torch.float64))
     ],
-    ids=['tiny-float32', 'tiny-float64', 'base-float64', 'base-float32'],
 )
 
 
-@SIZES_AND_TYPES
-@pytest.mark.parametrize('window', [8, 16])
+@WINDOWS_SIZES_AND_TYPES
 @pytest.mark.parametrize('name', ['timm', 'torchvision', 'mmpretrain'])
 def test_maps_equal_those_of_the_peer(name, window, size, dtype):
     """All four maps agree, with no tensor at its initial value; in float64 with narrower channels, to save time.
@@ -147,13 +146,11 @@ def huggingface(kind, size, window, pretrained=(0, 0, 0, 0), **config):
     return model.eval(), random
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
-@pytest.mark.parametrize('window', [8, 16])
-@pytest.mark.parametrize('size', [TINY, BASE], ids=['tiny', 'base'])
-def test_maps_equal_those_of_hugging_face(size, window, dtype):
+@WINDOWS_SIZES_AND_TYPES
+def test_maps_equal_those_of_hugging_face(window, size, dtype):
     """The real Swinv2Backbone, which has no output norms. Prevents: q, k and v in another order."""
-    if dtype == torch.float64:
-        size = dict(size, embed_dim=size['embed_dim'] // 8)
+    size = dict(TINY if size == 'tiny' else BASE)
+    size['embed_dim'] //= 8 if dtype == torch.float64 else 1
     model, state = huggingface(Swinv2Backbone, size, window, out_features=[f'stage{i}' for i in (1, 2, 3, 4)])
     state = {key: value.to(dtype) for key, value in state.items()}
     image = torch.randn(1, 3, 256, 256, dtype=dtype)
@@ -197,8 +194,7 @@ WRAPPINGS = {
 }
 
 
-@SIZES_AND_TYPES
-@pytest.mark.parametrize('window', [8, 16])
+@WINDOWS_SIZES_AND_TYPES
 @pytest.mark.parametrize('wrapping', ['bare', 'simmim'])
 def test_maps_equal_those_of_microsoft_and_simmim(wrapping, window, size, dtype):
     """Prevents: a patch merging in the wrong stage, another normaliser in the last stage."""

@@ -23,8 +23,17 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize('compiles', [False, pytest.param(True, marks=needs_compiler)], ids=['eager', 'compiled'])
-@pytest.mark.parametrize(('backend', 'times'), [('sdpa', 0), ('auto', 1), ('cpp', 1)])
+@pytest.mark.parametrize(
+    ('backend', 'times', 'compiles'),
+    [
+        ('sdpa', 0, False),
+        ('auto', 1, False),
+        ('cpp', 1, False),
+        pytest.param('auto', 1, True, marks=needs_compiler),
+        pytest.param('sdpa', 0, True, marks=[needs_compiler, pytest.mark.slow]),
+        pytest.param('cpp', 1, True, marks=[needs_compiler, pytest.mark.slow]),
+    ],
+)
 @needs_cpp
 def test_the_cpp_runs_only_for_backends_that_allow_it(backend, times, compiles, build, calls):
     """Forward and backward, also inside the operation of a compiled graph. Prevents: 'sdpa' that runs C++, so that

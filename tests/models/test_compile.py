@@ -49,7 +49,7 @@ ONE_STAGE = dict(depths=(2,), num_heads=(2,), out_indices=(0,))
     ('training', 'options'),
     [
         (True, {}),
-        (False, {}),
+        pytest.param(False, {}, marks=pytest.mark.slow),
         pytest.param(True, dict(mask_padding=False, **ONE_STAGE), marks=pytest.mark.slow),
         pytest.param(False, dict(window_fit='balanced', window_size=7, **ONE_STAGE), marks=pytest.mark.slow),
         pytest.param(True, dict(with_cp=True, drop_path_rate=0.3, **ONE_STAGE), marks=pytest.mark.slow),
@@ -88,9 +88,6 @@ def test_values_and_gradients_are_those_of_the_model(options, randomize):
     for size in ((64, 96), (40, 20)):
         x = torch.rand(2, 3, *size)
         torch.testing.assert_close(maps_and_gradients(model, x), maps_and_gradients(expected, x), rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        model.eval(), expected.eval()
-        torch.testing.assert_close(model(x), expected(x), rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_of_probabilities_stays(randomize):
@@ -117,7 +114,7 @@ def test_weights_and_window_may_change(randomize):
         torch.testing.assert_close(model(x), other(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_autocast_needs_one_graph(dtype, randomize):
     """One graph under autocast. Prevents: a fake result of another type than the real one."""
     model = randomize(SwinTransformerV2(**TINY))

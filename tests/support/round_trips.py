@@ -64,7 +64,6 @@ ZOO = [
 # One of each family and each way of giving the windows; the others take minutes.
 QUICK = {
     'maskrcnn_swinv2_t',
-    'maskrcnn_swinv2_l',
     'htcpp_swinv2_l_w16to32_1536',
     'cascade_maskrcnn_swinv2_t_w16_3x',
     'upernet_swinv2_b_640',

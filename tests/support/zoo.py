@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -15,6 +16,13 @@ ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(ROOT.glob('*.py'))
 TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
 TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
+
+
+def families(paths):
+    """Parameters of a test: the last config of each method, which is its smallest or most special; others are slow."""
+    last = {path.stem.split('_swinv2_')[0]: path for path in paths}.values()
+    return [pytest.param(path, id=path.stem, marks=[] if path in last else pytest.mark.slow) for path in paths]
+
 
 parse = cache(Config.fromfile)  # half a second each
 

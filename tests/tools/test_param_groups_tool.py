@@ -6,11 +6,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from support.tiny_fixtures import ROOT
+from support import ROOT
+from support.zoo import TRAINING, families
 
 from swinv2_mm.sizes import get_variant
-
-TRAINING = [path for path in sorted((ROOT / 'configs').glob('*.py')) if not path.stem.endswith('_test')]
 
 
 def rows(output):
@@ -19,7 +18,7 @@ def rows(output):
     return [(start, int(number.replace(',', '')), lr, decay) for start, number, lr, decay in found]
 
 
-@pytest.mark.parametrize('path', TRAINING, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', families(TRAINING))
 def test_every_parameter_is_in_one_row(run_tool, capsys, path):
     """The numbers of the rows add up to the model's, and decay comes with weights alone.
 

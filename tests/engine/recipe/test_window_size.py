@@ -1,12 +1,10 @@
 """Validation and test at another window; and what the report says about windows."""
 
-import sys
-
 import pytest
 import torch
 from mmengine.model import BaseTTAModel
 from mmengine.registry import DATASETS, MODELS
-from support import ROOT, run_process
+from support import ROOT
 from support.tiny_training import TinyImages, write_config
 from torch import nn
 
@@ -98,21 +96,17 @@ def test_a_wrong_window_is_told_before_the_test(tmp_path, tta):
         prepare_test(str(config), 'weights.pth', tta=tta, window_size=[4, 4, 4])
 
 
-def report(*arguments):
-    return run_process(sys.executable, ROOT / 'tools' / 'window_report.py', *arguments, cwd=ROOT)
-
-
-def test_the_report_of_a_config():
+def test_the_report_of_a_config(run_tool, capsys):
     """Prevents: advice for another window, size or model than the config's."""
-    result = report('configs/maskrcnn_swinv2_t.py', '--windows', '8', '24')
-    assert result.returncode == 0, result.stderr
+    assert run_tool('window_report', ROOT / 'configs' / 'maskrcnn_swinv2_t.py', '--windows', '8', '24') == 0
     model = SwinTransformerV2('tiny', window_size=16)
-    lines = result.stdout.splitlines()
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
     assert '800 x 1333' in lines[0]
     row = next(line for line in lines if '(config)' in line)
     assert ' '.join(f'{cost:.2f}' for cost in model.padding_cost((800, 1333))) in row
     assert f'{sum(model.multiply_adds((800, 1333))) / 1e9:.1f}' in row
-    assert "window_fit='balanced'" in result.stdout
+    assert "window_fit='balanced'" in printed
     for wrong in (['--shape', '0'], ['--shape', '1', '2', '3'], ['--windows', '0'], ['--shape', 'a']):
-        result = report('configs/upernet_swinv2_t.py', *wrong)
-        assert result.returncode == 2 and 'Traceback' not in result.stderr and wrong[0] in result.stderr
+        assert run_tool('window_report', ROOT / 'configs' / 'upernet_swinv2_t.py', *wrong) == 2
+        assert wrong[0] in capsys.readouterr().err

@@ -15,6 +15,7 @@ from mmengine.registry import OPTIMIZERS
 from support import ROOT, run_process
 from support.tiny_fixtures import put_back
 from support.tiny_training import write_config
+from support.zoo import families
 
 from swinv2_mm.engine.runs import prepare_test, prepare_training, train
 from swinv2_mm.engine.runs import test as run_test
@@ -208,7 +209,7 @@ def test_memory_per_process(folder):
     assert fsdp2['parameters'] < 0.6 * whole['parameters'] and fsdp2['optimizer'] < 0.6 * whole['optimizer']
 
 
-@pytest.mark.parametrize('leaf', UNSHARDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize('leaf', families(UNSHARDED))
 @pytest.mark.parametrize('mode', ['zero1', 'fsdp2'])
 def test_pieces_stand_next_to_any_config(tmp_path, mode, leaf):
     """Prevents: a piece that repeats a key of a schedule, which mmengine refuses, or that names no runner."""

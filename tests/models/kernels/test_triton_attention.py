@@ -250,7 +250,7 @@ for window in ((7, 7), (9, 9)):
 """
 
 
-@pytest.mark.parametrize('mask_padding', [True, False])
+@pytest.mark.parametrize('mask_padding', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_backbone_computes_the_same_with_either_backend(mask_padding, randomize, monkeypatch):
     """Maps and gradients, plain and shifted windows, padding masked or not.
 
@@ -290,7 +290,7 @@ def test_the_backbone_says_why_triton_cannot_be_used():
         model.double().to(DEVICE)(torch.rand(1, 3, 8, 8, dtype=torch.float64, device=DEVICE))
 
 
-@pytest.mark.parametrize('arch', [80, 90], ids=['Ampere', 'Hopper'])
+@pytest.mark.parametrize('arch', [80, pytest.param(90, marks=pytest.mark.slow)], ids=['Ampere', 'Hopper'])
 def test_all_kernels_compile(arch, tmp_path, monkeypatch):
     """To machine code that fits the shared memory of a small device. Prevents: what the interpreter lets pass."""
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
