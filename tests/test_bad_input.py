@@ -224,6 +224,7 @@ def test_bad_input_is_named(tool, arguments, hint, refuse):
         (lambda content: {'images': content['images']}, 'no list of categories'),
         (lambda content: content | {'images': []}, 'lists no images'),
         (lambda content: content | {'annotations': [{'segments_info': []}]}, 'panoptic'),
+        (lambda content: content | {'annotations': [a | {'iscrowd': 1} for a in content['annotations']]}, 'crowd ('),
         (lambda content: content | {'images': [image | {'id': 10**6} for image in content['images']]}, 'image_id'),
         (
             lambda content: (
@@ -232,7 +233,7 @@ def test_bad_input_is_named(tool, arguments, hint, refuse):
             'category_id',
         ),
     ],
-    ids=['truncated', 'list', 'yaml', 'parts', 'no images', 'panoptic', 'ids', 'categories'],
+    ids=['truncated', 'list', 'yaml', 'parts', 'no images', 'panoptic', 'crowds', 'ids', 'categories'],
 )
 def test_annotations_that_do_not_fit_are_refused(change, hint, refuse):
     """Bug: a data set that is empty, or whose labels are shifted, is trained on for days."""
