@@ -29,6 +29,7 @@ NAMES = {
         'CompileBackboneHook',
         'EpochSeedHook',
         'Float32BoxesHook',
+        'MapNamesHook',
         'NonFiniteHook',
         'PicturesHook',
         'ProgressHook',

@@ -2,6 +2,7 @@
 
 import logging
 from copy import deepcopy
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,7 @@ SCHEDULES = {
         "[dict(type='CosineAnnealingMomentum', end={n}), dict(type='StepLR', step_size={n} // 2, gamma=0.3, end={n})]"
     ),
 }
+RUNS = count()
 OPTIMIZER = """
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr={lr}, weight_decay={decay}), clip_grad=dict(max_norm=1.0),
@@ -49,7 +51,8 @@ def run(tmp_path, name, n, schedule, resume=None, lr=1e-2, decay=0.05, by_epoch=
     settings = dict(noise=False, by_epoch=by_epoch, train_cfg=loop, batch_size=batch_size, extra=extra)
     if not by_epoch:
         settings['sampler'] = 'InfiniteSampler'
-    config = write_config(tmp_path, f'{name}.py', **settings)
+    # mmengine names loggers by the config and the second: two of one name would share them.
+    config = write_config(tmp_path, f'{name}_{next(RUNS)}.py', **settings)
     return train(prepare_training(config, work_dir=str(tmp_path / name), resume=resume and str(tmp_path / resume)))
 
 
