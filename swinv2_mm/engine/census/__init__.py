@@ -120,20 +120,20 @@ def missing_files(entries: Sequence[dict], name: str) -> list[str]:
     return missing
 
 
-def check_files(census: Census, entries: Sequence[dict], tolerant: bool) -> None:
-    """Refuse missing images and maps; a ``tolerant`` run skips them, but not all.
+def check_files(census: Census, entries: Sequence[dict], name: str, tolerant: bool) -> None:
+    """Refuse missing images or maps, which ``entries[name]`` names; a ``tolerant`` run skips them, but not all.
 
     Raises:
         UserError: Files are missing.
     """
-    for name, kind in ('img_path', 'images'), ('seg_map_path', 'maps'):
-        missing = missing_files(entries, name)
-        if not missing:
-            continue
-        text = f'{census.key}: {len(missing)} of {len(entries)} {kind} are missing, such as {missing[0]}'
-        if tolerant and len(missing) < len(entries):
-            census.warnings.append(f'{text}; they are skipped.')
-            continue
-        skip = ', or train without them: --cfg-options bad_data=skip' if len(missing) < len(entries) else ''
-        keys = 'data_root and data_prefix' + (', img_suffix and seg_map_suffix' if census.pixels else '')
-        raise UserError(f'{text} (named by {census.source}). Correct {keys} of {census.key}, or the names{skip}.')
+    kind = 'images' if name == 'img_path' else 'maps'
+    missing = missing_files(entries, name)
+    if not missing:
+        return
+    text = f'{census.key}: {len(missing)} of {len(entries)} {kind} are missing, such as {missing[0]}'
+    if tolerant and len(missing) < len(entries):
+        census.warnings.append(f'{text}; they are skipped.')
+        return
+    skip = ', or train without them: --cfg-options bad_data=skip' if len(missing) < len(entries) else ''
+    keys = 'data_root and data_prefix' + (', img_suffix and seg_map_suffix' if census.pixels else '')
+    raise UserError(f'{text} (named by {census.source}). Correct {keys} of {census.key}, or the names{skip}.')

@@ -55,8 +55,7 @@ def read_maps(
         if labels is None:
             continue
         pixels.read += 1
-        values, counts = np.unique(labels, return_counts=True)
-        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        found = counts_of(labels)
         pixels.ignored += found.pop(ignore_index, 0)
         wrong = [value for value in found if not 0 <= value < num_classes]
         if wrong:
@@ -68,6 +67,15 @@ def read_maps(
             )
         pixels.counts.update(found)
     return pixels
+
+
+def counts_of(labels: np.ndarray) -> dict[int, int]:
+    """How many pixels each label has."""
+    if labels.dtype == np.uint8:  # sorting the pixels would take fifty times as long
+        numbers = np.bincount(labels.ravel(), minlength=256)
+        return {int(value): int(numbers[value]) for value in numbers.nonzero()[0]}
+    values, counts = np.unique(labels, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _labels(entry: dict, load: Callable[[dict], dict], where: str) -> Any:

@@ -63,7 +63,9 @@ def take_census(
         census.pixels = read_maps(entries, load_map, labels, ignore_index, where, most, track)
         check_pixels(census.pixels, len(census.classes), ignore_index, where)
     check_census(census)
-    check_files(census, entries, tolerant)
+    check_files(census, entries, 'img_path', tolerant)
+    if load_map is not None or find_loading(config, 'with_seg'):
+        check_files(census, entries, 'seg_map_path', tolerant)
     return census
 
 
@@ -92,11 +94,9 @@ def find_loading(config: dict, option: str) -> dict | None:
 
 
 def map_loading(config: dict, dataset: BaseDataset) -> Callable[[dict], dict] | None:
-    """What loads the semantic maps of a data set of MMSegmentation: the transform of its pipeline, else the default."""
-    if type(dataset).__module__.split('.')[0] != 'mmseg' or not dataset.data_list:
-        return None
-    if 'seg_map_path' not in dataset.data_list[0]:
+    """The transform of a pipeline that loads the semantic maps of a data set of MMSegmentation."""
+    if type(dataset).__module__.split('.')[0] != 'mmseg':
         return None
     parts = [part for _, part in nested(config.get('pipeline'), 'pipeline') if isinstance(part, dict)]
     loading = next((part for part in parts if str(part.get('type')).endswith('LoadAnnotations')), None)
-    return TRANSFORMS.build(dict(loading or {'type': 'LoadAnnotations', '_scope_': 'mmseg'}))
+    return None if loading is None else TRANSFORMS.build(dict(loading))

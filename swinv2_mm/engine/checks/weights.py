@@ -10,7 +10,7 @@ from mmengine.model import BaseTTAModel
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checks.context import Context
-from swinv2_mm.engine.checks.data.annotations import reordering
+from swinv2_mm.engine.checks.data.annotations import moved_class, reordering
 from swinv2_mm.engine.config.parts import pretrained_parts
 from swinv2_mm.engine.recipe.pretrained import Pretrained
 from swinv2_mm.engine.saving.matching import match_windows, misfits
@@ -81,8 +81,8 @@ def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
     if isinstance(trained, str):
         return
     for key, names in context.classes.items():
-        moved = [name for label, name in enumerate(names) if name in trained and [*trained].index(name) != label]
-        if not moved:
+        moved = moved_class(names, trained)
+        if moved is None:
             if trained and list(trained) != list(names):
                 context.warnings.append(
                     f'{path} was trained for the classes {listed(trained)}; {key} calls them {listed(names)}.'
@@ -93,7 +93,7 @@ def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
         remedy = f', and order the file alike: {reordering(dataset.ann_file, trained)}' if coco else '.'
         raise UserError(
             f'{path} was trained for the classes {listed(trained, 20)}; {key} has {listed(names, 20)}, so that '
-            f'{moved[0]!r} is label {[*trained].index(moved[0])} in the weights and {[*names].index(moved[0])} in the '
+            f'{moved!r} is label {[*trained].index(moved)} in the weights and {[*names].index(moved)} in the '
             f'data. Set metainfo=dict(classes={tuple(trained)}) in every data set{remedy}'
         )
 

@@ -131,9 +131,26 @@ def test_data_sets_that_number_the_same_classes_differently_are_refused(tmp_path
     parts = {'train_dataloader': coco_loader(tmp_path / 'a'), 'val_dataloader': other, 'val_evaluator': []}
     with (
         DefaultScope.overwrite_default_scope('mmdet'),
-        pytest.raises(UserError, match=r"val_dataloader.dataset.metainfo.classes .*label 0 is 'nut' in one and 'bolt'"),
+        pytest.raises(
+            UserError, match=r"val_dataloader.dataset.metainfo.classes .*'nut' is label 0 in one and 1 in the other"
+        ),
     ):
         check_datasets(config_of(**parts), context)
+
+
+def test_data_sets_with_other_names_for_their_classes_are_warned_of(tmp_path):
+    """Bug: people who validate on a data set that says "pedestrian" for "person" cannot train."""
+    write_coco(tmp_path / 'a')
+    write_coco(
+        tmp_path / 'b',
+        lambda content: [category.update(name=category['name'] * 2) for category in content['categories']],
+    )
+    other = coco_loader(tmp_path / 'b', metainfo={'classes': ('boltbolt', 'nutnut')})
+    context = Context(('train', 'val'))
+    parts = {'train_dataloader': coco_loader(tmp_path / 'a'), 'val_dataloader': other, 'val_evaluator': []}
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        check_datasets(config_of(**parts), context)
+    assert 'bolt, nut; val_dataloader.dataset calls them boltbolt, nutnut' in context.warnings[0]
 
 
 def test_a_metric_with_the_file_of_other_images_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from mmengine.registry import DefaultScope
 from support.small_data import config_of, map_loader, write_maps
 
+from swinv2_mm.engine.census.maps import counts_of
 from swinv2_mm.engine.census.table import census_table
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.data.annotations import check_datasets
@@ -79,6 +80,23 @@ def test_a_missing_map_is_named_and_skipped_where_bad_data_are(tmp_path):
         [path.unlink() for path in (tmp_path / 'map').iterdir()]
         with pytest.raises(UserError, match='4 of 4 maps are missing'):
             check_datasets(config_of(train_dataloader=map_loader(tmp_path), bad_data='skip'), context)
+
+
+def test_maps_that_no_transform_loads_may_be_missing(tmp_path):
+    """Bug: predictions for a test set without ground truth are refused."""
+    write_maps(tmp_path, LABELS)
+    [path.unlink() for path in (tmp_path / 'map').iterdir()]
+    context = Context(('test',))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        loader = map_loader(tmp_path, pipeline=[{'type': 'LoadImageFromFile'}])
+        check_datasets(config_of(test_dataloader=loader, test_evaluator=[]), context)
+    assert context.censuses[0].pictures == 4 and context.censuses[0].pixels is None
+
+
+def test_labels_of_any_type_are_counted(tmp_path):
+    """Bug: pixels are counted for the type that MMSegmentation loads, and those of a loading of the user's are lost."""
+    for kind in (np.uint8, np.int64):
+        assert counts_of(np.array([[3, 3], [255, 0]], kind)) == {0: 1, 3: 2, 255: 1}
 
 
 def test_a_class_that_never_occurs_is_named(tmp_path):

@@ -226,15 +226,25 @@ def reordering(path: str, classes: Sequence[str]) -> str:
 
 
 def _compare_classes(context: Context) -> None:
-    """Refuse data sets of one run that number the same classes differently."""
+    """Refuse data sets of one run that number the same classes differently; other names may be a translation."""
     (first, expected), *others = [*context.classes.items()] or [('', ())]
     for key, names in others:
-        if len(names) == len(expected) and list(names) != list(expected):
-            label = next(label for label, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
+        moved = moved_class(names, expected)
+        if moved is not None:
             raise UserError(
-                f'{key}.metainfo.classes differs from that of {first}: label {label} is {names[label]!r} in one and '
-                f'{expected[label]!r} in the other. Set the same classes in the same order in both.'
+                f'{key}.metainfo.classes differs from that of {first}: {moved!r} is label {[*names].index(moved)} in '
+                f'one and {[*expected].index(moved)} in the other. Set the same classes in the same order in both.'
             )
+        if len(names) == len(expected) and [*names] != [*expected]:
+            context.warnings.append(f'{first} calls its classes {listed(expected)}; {key} calls them {listed(names)}.')
+
+
+def moved_class(names: Sequence[str], others: Sequence[str]) -> str | None:
+    """A class that has another label in one list of classes than in the other."""
+    if [*names] == [*others]:  # in which a name may be there twice
+        return None
+    labels = {name: label for label, name in enumerate(others)}
+    return next((name for label, name in enumerate(names) if labels.get(name, label) != label), None)
 
 
 def _warn_of_overlap(context: Context) -> None:
