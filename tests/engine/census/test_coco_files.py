@@ -189,6 +189,13 @@ def test_a_validation_on_pictures_of_the_training_is_warned_of(tmp_path):
         assert len(said) == len(words) and all(word in said[0] for word in words)
 
 
+def test_nothing_is_read_where_bad_data_are_left_to_the_frameworks(tmp_path):
+    """Bug: no way around the time that a huge file takes, or around a check that somebody disagrees with."""
+    write_coco(tmp_path, of_each(lambda entry: entry.update(iscrowd=1)))
+    context = census_of(train_dataloader=coco_loader(tmp_path), bad_data=None)
+    assert not context.censuses and not context.datasets and context.classes == {'train_dataloader.dataset': CLASSES}
+
+
 def test_a_test_set_without_ground_truth_passes(tmp_path):
     """Bug: COCO's image_info_test-dev2017.json, which has no list of annotations, is refused."""
 

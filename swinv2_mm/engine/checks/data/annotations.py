@@ -64,7 +64,8 @@ def _check_dataset(
     if classes:
         context.classes[key] = classes
     paths = [dataset.ann_file] if dataset.ann_file else [path for path in dataset.data_prefix.values() if path]
-    if not on_disk(config) or not all(is_local(path) and Path(path).exists() for path in paths):
+    unchecked = policy_of(cfg) is None
+    if unchecked or not on_disk(config) or not all(is_local(path) and Path(path).exists() for path in paths):
         return
     _check_reduce_zero_label(dataset, config, key)
     content, path, where = None, dataset.ann_file, f'{key}: {dataset.ann_file}'
@@ -98,7 +99,7 @@ def _check_dataset(
             key,
             config,
             content,
-            tolerant=policy_of(cfg) != 'stop' and split == 'train',
+            tolerant=policy_of(cfg) == 'skip' and split == 'train',
             ignore_index=head.get('ignore_index', 255),
             num_classes=head.get('num_classes') or 0,
             **context.reading,
