@@ -6,7 +6,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DET := maskrcnn_swinv2_t_shapes
 SEG := upernet_swinv2_t_shapes
-TESTS := $(PY) -m pytest
+# A process for each core, each with one thread: their threads would wait for one another.
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help setup data train train-upernet test test-all test-compat lint bench clean
 
