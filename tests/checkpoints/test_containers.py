@@ -101,7 +101,7 @@ def test_a_config_names_the_key(arrays, prefix, tmp_path, monkeypatch):
         fetch(path)
     for name, weights in (('student', W), ('teacher', EMA)):
         backbone = SwinTransformerV2(**TINY)
-        WEIGHT_INITIALIZERS.build(dict(type='Pretrained', checkpoint=path, checkpoint_key=name))(backbone)
+        WEIGHT_INITIALIZERS.build(dict(type='swinv2_mm.Pretrained', checkpoint=path, checkpoint_key=name))(backbone)
         assert all(torch.equal(tensor, weights[key]) for key, tensor in backbone.state_dict().items())
         assert open_checkpoint(path, checkpoint_key=name).container == name
     backbone = SwinTransformerV2.from_pretrained(path, checkpoint_key='teacher')
