@@ -128,6 +128,14 @@ def test_weight_decay_follows_the_config(tmp_path):
     assert max(group['weight_decay'] for group in resumed.optim_wrapper.param_groups[:-1]) == 0.2
 
 
+def test_how_the_optimizer_computes_is_up_to_this_run(tmp_path):
+    """Bug: fused=True of one machine ends in an error on another: with sharded weights, or an older torch."""
+    run(tmp_path, 'short', 2, POLY)
+    extra = "optim_wrapper['optimizer']['fused'] = False\n"
+    resumed = run(tmp_path, 'resumed', 3, POLY, 'short/epoch_2.pth', extra=extra)
+    assert {group['fused'] for group in resumed.optim_wrapper.optimizer.param_groups} == {False}
+
+
 def test_an_unchanged_schedule_is_loaded_as_it_was_saved(tmp_path):
     """Bug: rates and weight decay that a hook of the user's has edited are set back, or a line about no change."""
     run(tmp_path, 'short', 3, POLY)
