@@ -18,7 +18,7 @@ from swinv2_mm.engine.saving.replay import is_number, replay, scheduled_names
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 
-# How an optimizer computes, which is a matter of this machine and its torch.
+# Faster ways to compute, which this machine or its torch may not have; those of the checkpoint give the same bits.
 _HOW = ('fused', 'foreach')
 # Attributes of schedulers that follow from their arguments.
 _DERIVED = ('total_iters', 'cumulative_periods', '_schedule_phases', 'rule_worse')
@@ -52,7 +52,7 @@ class ChangedScheduleHook(Hook):
             return
         saved_groups = _saved_groups(wrapper, checkpoint['optimizer'], path)
         for group, saved_group in zip(wrapper.param_groups, saved_groups, strict=False):
-            saved_group.update({name: group[name] for name in _HOW if name in group})
+            saved_group.update({name: None for name in _HOW if saved_group.get(name) and not group.get(name)})
         changes, keep = _changes(runner, checkpoint, saved_groups)
         if not changes:
             return
