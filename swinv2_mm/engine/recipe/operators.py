@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 def widen_operators() -> None:
     """Let mmcv's operators take types that they have no kernel for, and return float32 for these, as autocast does for
@@ -36,7 +38,7 @@ def _widened(forward: Callable) -> Callable:
         if device is None:
             return forward(*args, **kwargs)
         with torch.autocast(device, enabled=False):
-            return forward(*map(_float32, args), **{name: _float32(value) for name, value in kwargs.items()})
+            return forward(*map(to_float32, args), **{name: to_float32(value) for name, value in kwargs.items()})
 
     call.widened = True  # type: ignore[attr-defined]
     return call
@@ -51,6 +53,8 @@ def _lacks_kernel(value: Any) -> str | None:
     return None
 
 
-def _float32(value: Any) -> Any:
-    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half else value
+def to_float32(value: Any) -> Any:
+    """Tensors of half precision in float32, also inside of lists; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in HALVES else value
+    return type(value)(map(to_float32, value)) if type(value) in (list, tuple) else value

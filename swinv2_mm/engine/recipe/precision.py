@@ -18,7 +18,7 @@ from torch.nn import Module
 
 from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
-from swinv2_mm.engine.recipe.operators import widen_operators
+from swinv2_mm.engine.recipe.operators import HALVES, to_float32, widen_operators
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.kernels.choose import has_arithmetic
 from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
@@ -26,7 +26,6 @@ from swinv2_mm.registry import HOOKS, OPTIM_WRAPPERS
 # The values of --amp, and their data types.
 PRECISIONS = {'bf16': 'bfloat16', 'fp16': 'float16', 'fp32': 'float32'}
 PRECISIONS |= {name: name for name in (*PRECISIONS.values(), 'auto')}
-HALVES = (torch.bfloat16, torch.float16)
 
 
 def computes(device: str, dtype: torch.dtype) -> bool:
@@ -138,15 +137,9 @@ def keep_boxes_in_float32(model: Module) -> None:
     dense_head, roi_extractor = box_modules()
     for module in model.modules():
         if isinstance(module, dense_head):
-            module.register_forward_hook(lambda module, inputs, outputs: _float32(outputs))
+            module.register_forward_hook(lambda module, inputs, outputs: to_float32(outputs))
         elif isinstance(module, roi_extractor):
-            module.register_forward_pre_hook(lambda module, inputs: _float32(inputs))
-
-
-def _float32(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype in HALVES else value
-    return type(value)(map(_float32, value)) if isinstance(value, list | tuple) else value
+            module.register_forward_pre_hook(lambda module, inputs: to_float32(inputs))
 
 
 def set_precision(cfg: Config, amp: str | None = None) -> None:
