@@ -26,7 +26,7 @@ from measuring import about, new_table, print_report, report
 from torch import Tensor
 
 from swinv2_mm.models.kernels.cosine_attention import cosine_attention, unit_vectors
-from swinv2_mm.models.kernels.triton_attention import fused_window_attention
+from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
 from swinv2_mm.models.position_bias import spread_over_slots
 from swinv2_mm.models.window import effective_window, window_layout, window_partition, window_reverse
 

@@ -12,13 +12,13 @@ from swinv2_mm import SwinTransformerV2
 from swinv2_mm.compat import COMPILES
 from swinv2_mm.models.kernels import triton_attention
 from swinv2_mm.models.kernels.choose import why_not_triton as why_not
-from swinv2_mm.models.kernels.triton_attention import fused_window_attention
+from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
 
 if not COMPILES:
     pytest.skip('the Triton kernels need torch 2.6', allow_module_level=True)
 triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
 tl = pytest.importorskip('triton.language')
-triton_kernels = pytest.importorskip('swinv2_mm.models.kernels.triton_kernels')
+triton_kernels = pytest.importorskip('swinv2_mm.models.kernels.gpu.triton_kernels')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 # B, H, W, nH, d, window, shift
 CASES = {

@@ -91,7 +91,7 @@ class _Launch:
         self(kernel, programs, *args, BLOCK=self.rows, STEP=min(self.rows, 32), num_warps=self.row_warps)
 
     def __call__(self, kernel: str, programs: int, *args: Any, **constants: Any) -> None:
-        from swinv2_mm.models.kernels import triton_kernels
+        from swinv2_mm.models.kernels.gpu import triton_kernels
 
         with torch.cuda.device_of(args[0]):
             getattr(triton_kernels, kernel)[(programs,)](*args, *self.geometry, **self.constants, **constants)
