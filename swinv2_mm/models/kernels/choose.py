@@ -18,7 +18,14 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.compat import COMPILES, autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
+from swinv2_mm.compat import (
+    COMPILES,
+    autocast_dtype,
+    gpu_computes_bfloat16,
+    has_global_hook,
+    is_compiling,
+    is_dynamo_compiling,
+)
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
 
@@ -30,6 +37,9 @@ Layer = TypeVar('Layer', bound=nn.Module)
 # a window of 32.
 CPP_HEAD_WIDTH = 64
 CPP_SLOTS = 1024
+# The limits of torch's memory-efficient kernel: the divisor of the channels of a head, and the bias of a window.
+TORCH_HEAD_WIDTH = 8
+TORCH_BIAS_BYTES = 256 * 2**20
 # The limits of the Triton kernels. The window's is per side; see the division in triton_kernels._locate.
 TRITON_HEAD_WIDTH = 128
 TRITON_WINDOW = 128
@@ -292,6 +302,26 @@ def why_not_triton(qkv: Tensor, window: Pair) -> str:
 def logits_in_cache(x: Tensor) -> bool:
     """Whether a CPU computes: it is fast on logits that fit its cache, where torch's fused kernel is slower."""
     return x.is_cpu
+
+
+def attention_by_torch_kernel(qkv: Tensor) -> bool:
+    """Whether torch's memory-efficient kernel computes attention of windows ``(G, N, 3, nH, d)`` on an NVIDIA GPU.
+
+    Its gradients are sums in no fixed order, so it is not used under ``torch.use_deterministic_algorithms``.
+    """
+    _, N, _, nH, d = qkv.shape
+    return (
+        _is_nvidia(qkv)
+        and qkv.dtype in (torch.float16, torch.bfloat16, torch.float32)
+        and (qkv.dtype != torch.bfloat16 or gpu_computes_bfloat16())
+        and d % TORCH_HEAD_WIDTH == 0
+        and nH * N * N * qkv.element_size() <= TORCH_BIAS_BYTES
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
+def _is_nvidia(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.hip is None
 
 
 def attention_as_written(qkv: Tensor, drops: bool) -> bool:

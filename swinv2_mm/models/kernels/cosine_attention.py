@@ -77,6 +77,8 @@ def cosine_attention(
     """
     if choose.attention_as_written(qkv, dropout > 0):
         return _written_out(qkv, scale, bias, groups, attn_chunk, dropout)
+    if choose.attention_by_torch_kernel(qkv):
+        return efficient_attention.efficient_attention(qkv, scale, bias, groups, _windows(qkv, attn_chunk))
     return _CosineAttention.apply(qkv, scale, bias, groups, attn_chunk)
 
 
@@ -124,6 +126,11 @@ def at_a_time(attn_chunk: Chunk, num_heads: int, N: int, on_cpu: bool) -> tuple[
     return windows if attn_chunk in ('auto', None) else min(windows, attn_chunk), min(matrices, num_heads)
 
 
+def _windows(qkv: Tensor, attn_chunk: Chunk) -> int | None:
+    """:func:`at_a_time`'s number of windows ``(G, N, 3, nH, d)`` on a GPU."""
+    return at_a_time(attn_chunk, qkv.shape[3], qkv.shape[1], on_cpu=False)[0]
+
+
 class _CosineAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
@@ -140,6 +147,8 @@ class _CosineAttention(torch.autograd.Function):
 @in_given_types
 def attention_forward(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk) -> Tensor:
     """:func:`cosine_attention`, without autograd."""
+    if choose.attention_by_torch_kernel(qkv):
+        return efficient_attention.forward(qkv, scale, table, groups, _windows(qkv, chunk))[0]
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
     in_cache = choose.logits_in_cache(qkv)
@@ -169,6 +178,10 @@ def attention_backward(
     grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table`` from that of :func:`attention_forward`'s result."""
+    if choose.attention_by_torch_kernel(qkv):
+        windows = _windows(qkv, chunk)
+        kept = efficient_attention.forward(qkv, scale, table, groups, windows, differentiable=True)
+        return efficient_attention.backward(grad, scale, table, *kept, groups=groups, windows=windows)
     G, N, _, nH, d = qkv.shape
     exact = torch.promote_types(qkv.dtype, torch.float32)
     qkv_grad = torch.empty_like(qkv)
