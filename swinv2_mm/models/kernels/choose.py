@@ -135,6 +135,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
+def linear_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
+    """The type in which a linear layer of ours reads ``x`` on a GPU: autocast's, if it is on."""
+    dtype = autocast_dtype('cuda') if x.is_cuda and untouched_linear(layer) else None
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
+
+
 def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     """``function(x)``, without autocast if this CPU has no arithmetic for its type: rounding would only cost time.
 
@@ -154,23 +160,29 @@ def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
         return function(x.float())
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``."""
+    return x.device.type in ('cpu', 'cuda') and autocast_dtype(x.device.type) is not None
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """A context without autocast on the device of ``x``; the meta device has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def in_given_types(function: Function) -> Function:
-    """Let a function compute in the types of its arguments, even under autocast on a CPU.
+    """Let a function compute in the types of its arguments, even under autocast.
 
     Autocast stays on inside an ``autograd.Function`` and an operation. It would narrow again what was widened there,
-    and a backward pass under it would get gradients of other types than the forward pass had.
+    widen what need not be, and a backward pass under it would get gradients of other types than the forward pass had.
     """
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if autocast_dtype('cpu') is None:
+        x = next(arg for arg in args if isinstance(arg, Tensor))
+        if not is_autocast(x):
             return function(*args, **kwargs)
-        with torch.autocast('cpu', enabled=False):
+        with without_autocast(x):
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]  # wraps() forgets the signature
@@ -297,6 +309,11 @@ def why_not_triton(qkv: Tensor, window: Pair) -> str:
     if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
         return 'its gradient of the position bias is not deterministic'
     return ''
+
+
+def compares_values(x: Tensor) -> bool:
+    """Whether comparing the values of tensors is cheap; on a GPU the comparison waits for all that was launched."""
+    return x.is_cpu
 
 
 def logits_in_cache(x: Tensor) -> bool:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots
+from swinv2_mm.models.kernels.choose import in_given_types
+from swinv2_mm.models.position_bias import offset_index, window_of
 from swinv2_mm.models.window import WindowGroup, cut
 
 # The direction of a shorter vector consists of rounding errors.
@@ -64,6 +65,7 @@ class _EfficientAttention(torch.autograd.Function):
         return *backward(grad, *ctx.saved_tensors, groups=ctx.groups, windows=ctx.windows), None, None
 
 
+@in_given_types
 def forward(
     qkv: Tensor,
     scale: Tensor,
@@ -84,6 +86,7 @@ def forward(
     return [outs[0] if len(outs) == 1 else torch.cat(outs), unit, lengths, *kept]
 
 
+@in_given_types
 def backward(
     grad: Tensor,
     scale: Tensor,
@@ -117,21 +120,25 @@ def backward(
     scale = scale[..., 0]  # (nH, 1)
     vectors, vectors_grad = unit[:, :, :2], qkv_grad[:, :, :2]
     along = (vectors * vectors_grad).sum(-1, keepdim=True, dtype=lengths.dtype)  # (G, N, 2, nH, 1)
-    scale_grad = along[:, :, 0].sum((0, 1)) / scale
-    along[:, :, 0] /= scale.square()
+    scale_grad = along[:, :, 0].div_(scale).sum((0, 1))
+    along[:, :, 0].div_(scale)
     vectors_grad.addcmul_(vectors, along, value=-1).div_(lengths[:, :, :2])
-    return qkv_grad, scale_grad[..., None], sum_over_slots(bias_grad, table, 0, unit.shape[1])
+    table_grad = torch.zeros(table.shape, dtype=table.dtype, device=table.device)
+    index = offset_index(window_of(table), table.device)
+    table_grad.view(len(table), -1).index_add_(1, index.view(-1), bias_grad.flatten(1))
+    return qkv_grad, scale_grad[..., None], table_grad
 
 
 def _normalised(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``scale * q / |q|``, ``k / |k|`` and ``v``, in the type of ``qkv``, and what they were divided by, in float32.
+    """``scale * q / |q|``, ``k / |k|`` and ``v``, in the type of ``qkv``, and what they were divided by, in float32 at least.
 
     Vectors shorter than ``MIN_NORM`` become zero, as their gradients do.
     """
-    lengths = torch.linalg.vector_norm(qkv, dim=-1, keepdim=True, dtype=torch.float32)  # (G, N, 3, nH, 1)
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+    lengths = torch.linalg.vector_norm(qkv, dim=-1, keepdim=True, dtype=exact)  # (G, N, 3, nH, 1)
     F.threshold_(lengths, MIN_NORM, math.inf)
-    lengths[:, :, 0] /= scale[..., 0]
-    lengths[:, :, 2] = 1
+    lengths[:, :, 0].div_(scale[..., 0])
+    lengths[:, :, 2].fill_(1)
     return torch.div(qkv, lengths, out=torch.empty_like(qkv)), lengths
 
 
@@ -139,9 +146,11 @@ def _pieces(
     table: Tensor, dtype: torch.dtype, groups: Sequence[WindowGroup], windows: int | None, differentiable: bool
 ) -> Iterator[tuple[slice, Tensor]]:
     """The windows of each call, and their bias, ``(windows, nH, N, N)``; -inf where a query must not see a key."""
-    bias = spread_over_slots(table.to(dtype))
-    missing = -bias.shape[-1] % ALIGNMENT
-    bias = F.pad(bias, (0, missing)) if missing else bias
+    index = offset_index(window_of(table), table.device)
+    N = len(index)
+    missing = -N % ALIGNMENT
+    index = F.pad(index, (0, missing)) if missing else index
+    bias = table.to(dtype).flatten(1).index_select(1, index.view(-1)).view(len(table), *index.shape)
     fits = max(1, CALL_BYTES // (bias.numel() * bias.element_size()))
     for group in groups:
         most = min(CALL_WINDOWS, windows or CALL_WINDOWS)
@@ -151,7 +160,7 @@ def _pieces(
             outside, own = group.outside(piece.start, piece.stop), bias
             if outside is not None:
                 own = bias.masked_fill(F.pad(outside, (0, missing)) if missing else outside, -math.inf)
-            yield piece, own[..., : bias.shape[1]].expand(piece.stop - piece.start, -1, -1, -1)
+            yield piece, own[..., :N].expand(piece.stop - piece.start, -1, -1, -1)
 
 
 def _heads_first(unit: Tensor) -> Iterator[Tensor]:
