@@ -10,7 +10,7 @@ import torch
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.compat import COMPILES
-from swinv2_mm.models.kernels import triton_attention
+from swinv2_mm.models.kernels.gpu import triton_attention
 from swinv2_mm.models.kernels.choose import why_not_triton as why_not
 from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
 
@@ -228,7 +228,7 @@ def test_wrong_shapes_are_refused(wrong):
 COMPILE = """
 import os, torch, triton
 from triton.backends.compiler import GPUTarget
-from swinv2_mm.models.kernels import triton_attention, triton_kernels
+from swinv2_mm.models.kernels.gpu import triton_attention, triton_kernels
 
 class Device:
     get_current_device = get_current_stream = lambda self, *_: 0
