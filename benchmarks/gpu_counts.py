@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models import attention, cache, position_bias, window
 from swinv2_mm.models.kernels import choose
+from swinv2_mm.models.kernels.gpu import usable
 
 # Operations that only allocate; ``scalar_tensor`` is a number that meta tensors wrap.
 ALLOCATE = {'empty', 'new_empty', 'empty_like', 'empty_strided', 'new_empty_strided', 'set_', 'scalar_tensor'}
@@ -113,12 +114,12 @@ def as_on_gpu(amp: bool) -> Iterator[None]:
         for place in (window, attention, position_bias):
             stack.enter_context(mock.patch.object(place, 'may_keep', lambda device: True))
         answers = dict(
-            _is_nvidia=lambda x: True,
-            gpu_computes_bfloat16=lambda: True,
             is_autocast=lambda x: amp,
             without_autocast=lambda x: torch._C.DisableTorchFunction() if amp else contextlib.nullcontext(),
             linear_dtype=lambda layer, x: torch.bfloat16 if amp else x.dtype,
         )
+        stack.enter_context(mock.patch.object(usable, '_is_nvidia', lambda x: True))
+        stack.enter_context(mock.patch.object(usable, '_capability', lambda device: (8, 0)))
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(choose, name, answer))
         for kept in caches:

@@ -14,8 +14,8 @@ from swinv2_mm.models.cache import may_keep
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.attention_op import Options, map_attention, project_and_attend
 from swinv2_mm.models.kernels.cosine_attention import Chunk, cosine_attention
-from swinv2_mm.models.kernels.linear import call
 from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
+from swinv2_mm.models.kernels.linear import call
 from swinv2_mm.models.position_bias import log_spaced_coords
 from swinv2_mm.models.window import shift_of, window_layout, window_partition, window_reverse
 

@@ -5,7 +5,7 @@ from unittest import mock
 
 import torch
 
-from swinv2_mm.models.kernels import choose
+from swinv2_mm.models.kernels.gpu import usable
 
 ATTENTION = '_scaled_dot_product_efficient_attention'
 
@@ -49,17 +49,17 @@ def attend_backward(grad, q, k, v, bias, out, sums, seed, offset, dropout_p, wan
 
 
 @contextlib.contextmanager
-def emulated(usable=lambda qkv: True):
+def emulated(computes=lambda qkv: True):
     """Let our code take that kernel, on a CPU.
 
     Args:
-        usable: Stands in for ``choose.attention_by_torch_kernel``.
+        computes: Stands in for ``usable.torch_kernel_computes``.
     """
     library = torch.library.Library('aten', 'IMPL')
     library.impl(ATTENTION, attend, 'CPU')
     library.impl(f'{ATTENTION}_backward', attend_backward, 'CPU')
     try:
-        with mock.patch.object(choose, 'attention_by_torch_kernel', usable):
+        with mock.patch.object(usable, 'torch_kernel_computes', computes):
             yield
     finally:
         library._destroy()

@@ -2,13 +2,11 @@
 
 Only this file asks about the device, the processor, autocast, a compiler, a tracer or a dispatch mode. The rest of the
 model does what it answers. (Below it, ``cache.py`` says whether something records the operations, since that decides
-what may be kept.)
+what may be kept, and ``gpu/usable.py`` what a GPU can compute.)
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,16 +16,10 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.compat import (
-    COMPILES,
-    autocast_dtype,
-    gpu_computes_bfloat16,
-    has_global_hook,
-    is_compiling,
-    is_dynamo_compiling,
-)
+from swinv2_mm.compat import autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
+from swinv2_mm.models.kernels.gpu import usable
 
 Pair = tuple[int, int]
 Function = TypeVar('Function', bound=Callable)
@@ -37,12 +29,6 @@ Layer = TypeVar('Layer', bound=nn.Module)
 # a window of 32.
 CPP_HEAD_WIDTH = 64
 CPP_SLOTS = 1024
-# The limits of torch's memory-efficient kernel: the divisor of the channels of a head, and the bias of a window.
-TORCH_HEAD_WIDTH = 8
-TORCH_BIAS_BYTES = 256 * 2**20
-# The limits of the Triton kernels. The window's is per side; see the division in triton_kernels._locate.
-TRITON_HEAD_WIDTH = 128
-TRITON_WINDOW = 128
 
 
 # --- layers: fused code only for what we built -----------------------------------------------------------------------
@@ -249,7 +235,7 @@ def attention(backend: str, x: Tensor, window: Pair, head_width: int, drops: boo
     """
     if drops and is_dynamo_compiling():
         return 'uncompiled'
-    if backend == 'triton':
+    if backend == 'triton' or (backend == 'auto' and x.is_cuda and usable.triton_is_faster(x, window, head_width)):
         return 'triton'
     if is_symbolic(*x.shape[:3]):
         return 'operation'
@@ -286,31 +272,6 @@ def _why_not_cpp(x: Tensor, head_width: int, slots: int, other_logits: set[torch
     return ''
 
 
-def why_not_triton(qkv: Tensor, window: Pair) -> str:
-    """Why the Triton kernels cannot compute the attention of a map; empty if they can.
-
-    Their gradient of the table is a sum in no fixed order, so training under
-    ``torch.use_deterministic_algorithms`` is refused; everything else is the same in every run.
-    """
-    if not COMPILES:
-        return f'it needs torch 2.6 or newer, and this is {torch.__version__}'
-    if importlib.util.find_spec('triton') is None:
-        return 'Triton is not installed'
-    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
-        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
-    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
-        return 'Triton needs compute capability 8.0 (Ampere)'
-    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f'there is no kernel for {qkv.dtype}'
-    if qkv.shape[-1] > TRITON_HEAD_WIDTH:
-        return f'its heads have {qkv.shape[-1]} channels, the kernels take {TRITON_HEAD_WIDTH}'
-    if max(window) > TRITON_WINDOW:
-        return f'the window is {window[0]} x {window[1]}, the kernels take {TRITON_WINDOW} per side'
-    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
-        return 'its gradient of the position bias is not deterministic'
-    return ''
-
-
 def compares_values(x: Tensor) -> bool:
     """Whether comparing the values of tensors is cheap; on a GPU the comparison waits for all that was launched."""
     return x.is_cpu
@@ -319,26 +280,6 @@ def compares_values(x: Tensor) -> bool:
 def logits_in_cache(x: Tensor) -> bool:
     """Whether a CPU computes: it is fast on logits that fit its cache, where torch's fused kernel is slower."""
     return x.is_cpu
-
-
-def attention_by_torch_kernel(qkv: Tensor) -> bool:
-    """Whether torch's memory-efficient kernel computes attention of windows ``(G, N, 3, nH, d)`` on an NVIDIA GPU.
-
-    Its gradients are sums in no fixed order, so it is not used under ``torch.use_deterministic_algorithms``.
-    """
-    _, N, _, nH, d = qkv.shape
-    return (
-        _is_nvidia(qkv)
-        and qkv.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and (qkv.dtype != torch.bfloat16 or gpu_computes_bfloat16())
-        and d % TORCH_HEAD_WIDTH == 0
-        and nH * N * N * qkv.element_size() <= TORCH_BIAS_BYTES
-        and not torch.are_deterministic_algorithms_enabled()
-    )
-
-
-def _is_nvidia(x: Tensor) -> bool:
-    return x.is_cuda and torch.version.hip is None
 
 
 def attention_as_written(qkv: Tensor, drops: bool) -> bool:

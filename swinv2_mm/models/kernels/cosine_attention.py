@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.choose import in_given_types, product_dtype
-from swinv2_mm.models.kernels.gpu import efficient_attention
+from swinv2_mm.models.kernels.gpu import efficient_attention, usable
 from swinv2_mm.models.kernels.gpu.efficient_attention import MIN_NORM
 from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots, window_of
 from swinv2_mm.models.window import WindowGroup, cut
@@ -77,7 +77,7 @@ def cosine_attention(
     """
     if choose.attention_as_written(qkv, dropout > 0):
         return _written_out(qkv, scale, bias, groups, attn_chunk, dropout)
-    if choose.attention_by_torch_kernel(qkv):
+    if usable.torch_kernel_computes(qkv):
         return efficient_attention.efficient_attention(qkv, scale, bias, groups, _windows(qkv, attn_chunk))
     return _CosineAttention.apply(qkv, scale, bias, groups, attn_chunk)
 
@@ -147,7 +147,7 @@ class _CosineAttention(torch.autograd.Function):
 @in_given_types
 def attention_forward(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk) -> Tensor:
     """:func:`cosine_attention`, without autograd."""
-    if choose.attention_by_torch_kernel(qkv):
+    if usable.torch_kernel_computes(qkv):
         return efficient_attention.forward(qkv, scale, table, groups, _windows(qkv, chunk))[0]
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
@@ -178,7 +178,7 @@ def attention_backward(
     grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table`` from that of :func:`attention_forward`'s result."""
-    if choose.attention_by_torch_kernel(qkv):
+    if usable.torch_kernel_computes(qkv):
         windows = _windows(qkv, chunk)
         kept = efficient_attention.forward(qkv, scale, table, groups, windows, differentiable=True)
         return efficient_attention.backward(grad, scale, table, *kept, groups=groups, windows=windows)

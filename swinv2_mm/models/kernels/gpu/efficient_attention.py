@@ -130,7 +130,7 @@ def backward(
 
 
 def _normalised(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``scale * q / |q|``, ``k / |k|`` and ``v``, in the type of ``qkv``, and what they were divided by, in float32 at least.
+    """``scale * q / |q|``, ``k / |k|`` and ``v``, and what they were divided by, in float32 at least.
 
     Vectors shorter than ``MIN_NORM`` become zero, as their gradients do.
     """

@@ -11,10 +11,9 @@ from support.window_formula import formula
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models import window as window_module
-from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.attention_op import Options, map_attention
 from swinv2_mm.models.kernels.cosine_attention import cosine_attention
-from swinv2_mm.models.kernels.gpu import efficient_attention
+from swinv2_mm.models.kernels.gpu import efficient_attention, usable
 from swinv2_mm.models.window import window_layout
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -84,7 +83,7 @@ def test_half_precision_is_near_the_formula(dtype, tolerance):
 
 def test_a_call_is_limited_in_bytes(monkeypatch):
     """Biases of masked windows, and gradients of biases. Prevents: the logits of a large map, all in memory."""
-    (qkv, scale, table), groups = problem('most windows without a mask', torch.float32)
+    (qkv, _, table), groups = problem('most windows without a mask', torch.float32)
     pieces = lambda grad: [  # noqa: E731
         piece for piece, _ in efficient_attention._pieces(table, qkv.dtype, groups, None, grad)
     ]
@@ -134,7 +133,7 @@ def test_the_backbone_computes_the_same_by_it(chunk, randomize, monkeypatch):
             return [*maps, *(p.grad.clone() for p in model.parameters()), *model.eval()(x)]
 
     with monkeypatch.context() as patch:
-        patch.setattr(choose, 'attention_by_torch_kernel', lambda qkv: False)
+        patch.setattr(usable, 'torch_kernel_computes', lambda qkv: False)
         expected = results()
     window_module._kept_plan.cache_clear()
     monkeypatch.setattr(window_module._kept_plan, 'function', window_module._plan_on_device)
@@ -199,13 +198,13 @@ def contents(plan):
 
 def test_where_it_can_be_used(monkeypatch):
     """Prevents: the kernel's refusal in the middle of a model, or its gradients where they must be deterministic."""
-    monkeypatch.setattr(choose, '_is_nvidia', lambda x: True)
-    monkeypatch.setattr(choose, 'gpu_computes_bfloat16', lambda: False)
-    usable = lambda d=32, N=64, dtype=torch.float16, nH=4: choose.attention_by_torch_kernel(  # noqa: E731
+    monkeypatch.setattr(usable, '_is_nvidia', lambda x: True)
+    monkeypatch.setattr(usable, '_capability', lambda device: (7, 5))
+    computes = lambda d=32, N=64, dtype=torch.float16, nH=4: usable.torch_kernel_computes(  # noqa: E731
         torch.empty(2, N, 3, nH, d, dtype=dtype, device='meta')
     )
-    assert usable() and usable(dtype=torch.float32)
-    assert not usable(dtype=torch.float64) and not usable(dtype=torch.bfloat16)
-    assert not usable(d=20) and not usable(N=56**2, nH=16)
+    assert computes() and computes(dtype=torch.float32)
+    assert not computes(dtype=torch.float64) and not computes(dtype=torch.bfloat16)
+    assert not computes(d=20) and not computes(N=56**2, nH=16)
     monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
-    assert not usable()
+    assert not computes()
