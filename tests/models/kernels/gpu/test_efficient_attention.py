@@ -109,8 +109,12 @@ def test_vectors_without_a_direction():
 
 
 @pytest.mark.parametrize('chunk', [None, 2])
-def test_the_backbone_computes_the_same_by_it(chunk, randomize, monkeypatch):
-    """Maps and all gradients, on the plans that a GPU makes. Prevents: padding in a gradient, a wrong plan."""
+@pytest.mark.parametrize('by_kernel', [True, False], ids=['kernel', 'operations'])
+def test_the_backbone_computes_the_same_on_plans_of_a_gpu(by_kernel, chunk, randomize, monkeypatch):
+    """Maps and all gradients, by the kernel, and by operations where it cannot be used.
+
+    Prevents: padding in a gradient, a wrong plan, a mask of each window for the wrong windows.
+    """
     torch.manual_seed(0)
     arch = dict(
         embed_dims=16,
@@ -137,7 +141,7 @@ def test_the_backbone_computes_the_same_by_it(chunk, randomize, monkeypatch):
         expected = results()
     window_module._kept_plan.cache_clear()
     monkeypatch.setattr(window_module._kept_plan, 'function', window_module._plan_on_device)
-    with emulation():
+    with emulation() if by_kernel else emulated(lambda qkv: False):
         found = results()
     window_module._kept_plan.cache_clear()
     for a, b in zip(found, expected, strict=True):
