@@ -15,11 +15,13 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ from measuring import about, write
 
 HERE = Path(__file__).resolve().parent
 # The part of the time that is over when a part has to end.
-ENDS = {'tests': 0.5, 'attention': 0.62, 'backbone': 0.8, 'compiled': 1.0}
+ENDS = {'tests': 0.4, 'attention': 0.5, 'backbone': 0.7, 'compiled': 1.0}
+STOPPED = 'stopped, since its time was over'
 MARGIN = 20  # seconds that a part has to end by itself before it is stopped
 # Other folders cannot be collected without mmcv, MMDetection and MMSegmentation.
 TESTS = ['-m', 'gpu', *(str(HERE.parent / 'tests' / name) for name in ('gpu', 'models/kernels', 'engine/recipe'))]
@@ -78,7 +81,7 @@ def run_part(command: list[str], device: str, end: float) -> str | None:
     try:
         code = process.wait(timeout=max(end - time.time(), 1))
     except subprocess.TimeoutExpired:
-        return 'stopped, since its time was over'
+        return STOPPED
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)  # its workers, too
@@ -129,27 +132,29 @@ def measure(device: str, minutes: float, tests: list[str]) -> Iterator[dict[str,
             left = {other: max(end - MARGIN - time.time(), 0) / 60 for other in ENDS}
             print(f'--- {part}: {max(end - time.time(), 0) / 60:.1f} min', file=sys.stderr, flush=True)
             problem = run_part(commands(device, folder, left, tests)[part], device, end)
-            if problem and not (part == 'tests' and problem == 'exit status 1'):  # 1: some failed, which are listed
-                found['failed'][part] = problem
             try:
-                take(found, part, folder / part)
+                measured = take(found, part, folder / part)
             except Exception as error:  # no file, or half of one: the other parts go on
-                found['failed'][part] = f'{problem or ""} {type(error).__name__}: {error}'.strip()
+                measured, problem = False, f'{problem or ""} {type(error).__name__}: {error}'.strip()
+            # Failed tests are listed by themselves, and so is what was stopped after its first number.
+            if problem and not (measured and problem == ('exit status 1' if part == 'tests' else STOPPED)):
+                found['failed'][part] = problem
             yield found
 
 
-def take(found: dict[str, Any], part: str, file: Path) -> None:
-    """Add the numbers of a part to the report."""
+def take(found: dict[str, Any], part: str, file: Path) -> bool:
+    """Add what a part has found to the report; return whether there was anything."""
     if part == 'tests':
         found['tests'] = results_of_tests(file)
         found['left_out'] += found['tests'].pop('left_out')
-        return
+        return True
     numbers = json.loads(file.read_text())
     found['left_out'] += numbers['left_out']
     if part == 'attention':
         found['attention'], found['attention_by_stage'] = numbers['attention'], numbers['rows']
     else:
         found['rows'] += numbers['rows']
+    return bool(numbers['rows'])
 
 
 def problems(found: dict[str, Any]) -> list[str]:
@@ -166,7 +171,7 @@ def problems(found: dict[str, Any]) -> list[str]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The report as docs/performance.md takes it."""
-    where = ', '.join(f'{key} {value}' for key, value in found['about'].items() if key not in ('gpu', 'capability'))
+    where = ', '.join(f'{key} {value}' for key, value in found['about'].items() if key != 'gpu')
     lines = [f'### {found["device"]}', '', f'`{found["command"]}` ({where}).', '']
     if found['tests']:
         tests = found['tests']
@@ -174,7 +179,8 @@ def markdown(found: dict[str, Any]) -> str:
             f'Tests: {tests["passed"]} passed, {len(tests["failed"])} failed, {len(tests["skipped"])} skipped.',
             '',
         ]
-        lines += [f'- skipped, {why}: {", ".join(names)}' for why, names in by_value(tests['skipped']).items()]
+        reasons = Counter((why, name.partition('[')[0]) for name, why in tests['skipped'].items())
+        lines += [f'- skipped: {name} ({count}): {why}' for (why, name), count in reasons.items()]
         lines += [''] if tests['skipped'] else []
     lines += ['Attention of all blocks of SwinV2-T with its projections, milliseconds:', '']
     lines += table(
@@ -184,12 +190,10 @@ def markdown(found: dict[str, Any]) -> str:
     lines += ['', 'The backbone: ours (`sdpa`) in milliseconds and GiB, the others as multiples of both:', '']
     lines += table(['', *names], ([title(row), *(backbone_cell(row, name) for name in names)] for row in found['rows']))
     for what, listed in {'Failed': problems(found), 'No time was left for': found['left_out']}.items():
-        lines += ['', f'{what}:', '', *(f'- {line}' for line in listed)] if listed else []
+        grouped = Counter(line.partition('[')[0] for line in listed) if what != 'Failed' else dict.fromkeys(listed, 1)
+        cases = [line + (f' ({count})' if count > 1 else '') for line, count in grouped.items()]
+        lines += ['', f'{what}:', '', *(f'- {line}' for line in cases)] if cases else []
     return '\n'.join(lines) + '\n'
-
-
-def by_value(names: dict[str, str]) -> dict[str, list[str]]:
-    return {value: [name for name in names if names[name] == value] for value in dict.fromkeys(names.values())}
 
 
 def table(head: list[str], rows: Any) -> list[str]:
@@ -219,14 +223,14 @@ def main() -> int:
     parser.add_argument('--device', default='cuda', choices=['cuda', 'cpu'], help='cpu: tiny sizes, to try this script')
     parser.add_argument('--minutes', type=float, default=10, help='for all; default 10')
     parser.add_argument('--out', metavar='DIR', help='default: benchmarks/results, for a CPU work_dirs')
-    parser.add_argument('--tests', nargs='+', default=TESTS, metavar='ARG', help="pytest's arguments; default: all")
+    parser.add_argument('--tests', default=shlex.join(TESTS), metavar='ARGS', help="pytest's arguments, in quotes")
     args = parser.parse_args()
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit(
             'benchmarks/gpu.py needs a CUDA GPU, and there is none; --device cpu (make gpu DEVICE=cpu) tries it out.'
         )
     command = ' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]])
-    for found in measure(args.device, args.minutes, args.tests):
+    for found in measure(args.device, args.minutes, shlex.split(args.tests)):
         found = dict(command=command, **found)
         name = re.sub(r'\W+', '_', found['device'].lower()).strip('_') if args.device == 'cuda' else 'cpu'
         file = Path(args.out or (HERE / 'results' if args.device == 'cuda' else 'work_dirs'), f'gpu_{name}.json')

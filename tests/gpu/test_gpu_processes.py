@@ -25,11 +25,14 @@ model = SwinTransformerV2(**sizes).to(device)
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.1)
 images = torch.rand(2, 3, 36, 44).to(device)
-loss = lambda run, images: sum(one.square().mean() for one in run(images))
+loss = lambda run, images: sum(one.sin().square().mean() for one in run(images))
 expected = torch.autograd.grad(loss(model, images), list(model.parameters()))
-loss(torch.nn.parallel.DistributedDataParallel(model), images[rank : rank + 1]).backward()
-for parameter, right in zip(model.parameters(), expected, strict=True):
-    assert (parameter.grad - right).abs().max() <= 1e-3 * right.abs().max() + 1e-7
+wrapped = torch.nn.parallel.DistributedDataParallel(model)  # which has to live until the gradients are there
+loss(wrapped, images[rank : rank + 1]).backward()
+largest = max(right.abs().max() for right in expected)
+for (name, parameter), right in zip(model.named_parameters(), expected, strict=True):
+    error = (parameter.grad - right).abs().max() / largest
+    assert error <= 1e-4, f'{name}: {error:.1e}'
 distributed.destroy_process_group()
 """
 
