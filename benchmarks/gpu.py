@@ -138,9 +138,12 @@ def measure(device: str, minutes: float, tests: list[str]) -> Iterator[dict[str,
                 measured = take(found, part, folder / part)
             except Exception as error:  # no file, or half of one: the other parts go on
                 measured, problem = False, f'{problem or ""} {type(error).__name__}: {error}'.strip()
-            # Failed tests are listed by themselves, and so is what was stopped after its first number.
-            if problem and not (measured and problem == ('exit status 1' if part == 'tests' else STOPPED)):
+            # Failed tests are listed by themselves, and so is what a part that was stopped has left.
+            harmless = [STOPPED, *(['exit status 1'] if part == 'tests' else [])]
+            if problem and not (measured and problem in harmless):
                 found['failed'][part] = problem
+            if problem == STOPPED and part == 'tests':
+                found['left_out'].append('tests: the one that was running, and all after it')
             yield found
 
 
@@ -232,6 +235,7 @@ def main() -> int:
         sys.exit(
             'benchmarks/gpu.py needs a CUDA GPU, and there is none; --device cpu (make gpu DEVICE=cpu) tries it out.'
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that is running ends, too
     command = ' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]])
     for found in measure(args.device, args.minutes, shlex.split(args.tests)):
         found = dict(command=command, **found)
