@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from swinv2_mm.models.cache import may_keep
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.attention_op import Options, map_attention, project_and_attend
 from swinv2_mm.models.kernels.cosine_attention import Chunk, cosine_attention
+from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
 from swinv2_mm.models.kernels.linear import call
-from swinv2_mm.models.kernels.triton_attention import fused_window_attention
 from swinv2_mm.models.position_bias import log_spaced_coords
 from swinv2_mm.models.window import shift_of, window_layout, window_partition, window_reverse
 
@@ -75,12 +76,14 @@ class WindowAttention(nn.Module):
     def position_bias(self, window: Pair) -> Tensor:
         """The bias ``16 * sigmoid(mlp(coordinates))`` of every offset in a window, ``(nH, 2 Wh - 1, 2 Ww - 1)``.
 
-        In eval it is kept until a weight of the MLP changes, unless a layer of it was replaced. Values are compared,
-        not version counters, which miss ``param.data.copy_`` (by which mmengine swaps EMA weights in).
+        In eval it is kept on a CPU until a weight of the MLP changes, unless a layer of it was replaced. Values are
+        compared, not version counters, which miss ``param.data.copy_`` (by which mmengine swaps EMA weights in). On a
+        GPU that would wait for the device.
         """
         weights = list(self.cpb_mlp.parameters())
         needs_grad = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
-        if self.training or needs_grad or not may_keep(self.logit_scale.device) or self._own_layers() is None:
+        keeps = choose.compares_values(self.logit_scale) and may_keep(self.logit_scale.device)
+        if self.training or needs_grad or not keeps or self._own_layers() is None:
             return self._bias_table(window)
         key = window, self.pretrained_window_size
         if self._kept_bias is not None:
@@ -152,6 +155,7 @@ class WindowAttention(nn.Module):
     def _attend_in_windows(self, x: Tensor, window: Pair, shifted: bool, size: Pair, dropout: float) -> Tensor:
         B, Hp, Wp = map(int, x.shape[:3])  # torch.jit.trace has tensors for sizes
         layout = window_layout(B, Hp, Wp, (int(window[0]), int(window[1])), shifted, x.device)
+        x = x.to(choose.linear_dtype(self.qkv, x))  # before it is copied into windows
         qkv = self._qkv(window_partition(x, layout))  # (G, N, 3, nH, d)
         table = self.position_bias(layout.window)
         out = cosine_attention(qkv, self._scale(), table, layout.groups, self.attn_chunk, dropout)
@@ -170,7 +174,10 @@ class WindowAttention(nn.Module):
     def _qkv_bias(self) -> Tensor | None:
         if self.q_bias is None or self.v_bias is None:
             return None
-        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        keys = (_kept_zeros if may_keep(self.v_bias.device) else _zeros)(
+            len(self.v_bias), self.v_bias.dtype, self.v_bias.device
+        )
+        return torch.cat((self.q_bias, keys, self.v_bias))
 
     def _scale(self) -> Tensor:
         # The limit is computed here: torch.compile takes a global for a number that changes.
@@ -179,6 +186,14 @@ class WindowAttention(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         return self.proj_drop(call(self.proj, x))
+
+
+def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(size, dtype=dtype, device=device)
+
+
+_kept_zeros = lru_cache(maxsize=16)(_zeros)
 
 
 def _same(kept: Tensor, weight: Tensor) -> bool:

@@ -36,18 +36,21 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         """``x`` plus the branch, both ``(B, ...)``."""
-        scales = self.scales(branch)
-        if scales is None:
+        kept = self._kept(branch)
+        if kept is None:
             return x + branch
-        scales = scales.view(-1, *[1] * (x.ndim - 1))
-        return torch.addcmul(x, branch.to(x.dtype), scales.to(x.dtype))
+        kept = kept.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+        return torch.addcmul(x, branch.to(x.dtype), kept, value=1 / (1 - self.drop_prob))
 
     def scales(self, branch: Tensor) -> Tensor | None:
         """Draw the factor of each sample's branch, ``(B,)``; None if all are 1."""
+        kept = self._kept(branch)
+        return None if kept is None else kept.div_(1 - self.drop_prob)
+
+    def _kept(self, branch: Tensor) -> Tensor | None:
         if not self.training or self.drop_prob == 0.0:
             return None
-        keep = 1.0 - self.drop_prob
-        return branch.new_empty(len(branch)).bernoulli_(keep).div_(keep)
+        return branch.new_empty(len(branch)).bernoulli_(1 - self.drop_prob)
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'

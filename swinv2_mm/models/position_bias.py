@@ -50,6 +50,25 @@ def window_of(table: Tensor) -> Pair:
     return (table.shape[1] + 1) // 2, (table.shape[2] + 1) // 2
 
 
+def offset_index(window: Pair, device: torch.device) -> Tensor:
+    """Where each pair of slots finds its offset in a flat table, ``(N, N)`` int64 with ``N = Wh * Ww``.
+
+    For GPUs: one gather is one kernel, :func:`spread_over_slots` are three.
+    """
+    return (_kept_offset_index if may_keep(device) else _offset_index)(window, device)
+
+
+def _offset_index(window: Pair, device: torch.device) -> Tensor:
+    Wh, Ww = window
+    with torch.inference_mode(False):
+        i, j = torch.arange(Wh, device=device), torch.arange(Ww, device=device)
+        place = (i[:, None] * (2 * Ww - 1) + j).flatten()  # (N,)
+        return place[:, None] - place + (Wh - 1) * (2 * Ww - 1) + Ww - 1
+
+
+_kept_offset_index = lru_cache(maxsize=16)(_offset_index)  # 3 MB for a window of 24
+
+
 def spread_over_slots(table: Tensor, first: int = 0, last: int | None = None) -> Tensor:
     """Turn a bias per offset into a bias per pair of slots.
 

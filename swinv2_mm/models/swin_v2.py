@@ -164,11 +164,11 @@ class SwinTransformerV2(Conventions):
             per map and axis, while their number stays the same, which pads least.
         attn_chunk: The windows whose attention is computed together (paper, section 3.4); None computes all at once,
             ``'auto'`` keeps the logits of a chunk below 64 MiB. Large windows on large images then need less memory.
-        attn_backend: Who computes attention. ``'auto'``: the C++ on a CPU, if it can; otherwise torch's operations.
-            ``'sdpa'``: torch's operations, on any device. ``'cpp'``: the C++, or an error that says why not; a tracer
-            still gets torch's operations. ``'triton'``: fused kernels for CUDA GPUs from Ampere on, or an error;
-            ``'auto'`` does not take them, since they have not been measured on hardware. The last two have no
-            ``attn_drop_rate``.
+        attn_backend: Who computes attention. ``'auto'``: the C++ on a CPU, if it can; otherwise torch's operations, of
+            which one is a fused kernel on an NVIDIA GPU. ``'sdpa'``: torch's operations, on any device. ``'cpp'``: the
+            C++, or an error that says why not; a tracer still gets torch's operations. ``'triton'``: fused kernels of
+            ours for GPUs from Ampere on, or an error; ``'auto'`` takes them on GPUs where they were measured to be
+            faster (``usable.TRITON_IS_FASTER``), so far on none. The last two have no ``attn_drop_rate``.
         init_cfg: mmengine's initialisation; ``dict(type='swinv2_mm.Pretrained', checkpoint=...)`` loads weights of
             any code base.
 

@@ -6,7 +6,7 @@ moves its features into windows and back with one gather each way, instead of co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +20,33 @@ from swinv2_mm.models.cache import BoundedCache, is_symbolic, may_keep
 # Codes of a slot along one axis. A window has several regions only if the roll brought opposite borders together
 # (WRAPPED) or the map ended in it (PAD).
 _REGULAR, _WRAPPED, _PAD = 0, 1, 2
+# Pairs of slots of a map's windows below which a GPU computes all in one call: a bias for each window then takes less
+# time than another launch.
+FEW_PAIRS = 2**20
 
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows ``start .. stop - 1`` of the ``B * nW``, with the same attention mask."""
+    """Windows ``start .. stop - 1`` of the ``B * nW``, with one attention mask, or one of each."""
 
     start: int
     stop: int
-    regions: Tensor | None  # (N,), of each slot; slots of one region attend to each other. None for a single region.
+    # (N,) or (stop - start, N), of each slot; slots of one region attend to each other. None for a single region.
+    regions: Tensor | None
 
-    def mask(self) -> Tensor | None:
-        """``(N, N)``, True where the row's slot may attend to the column's; None if all may."""
-        return None if self.regions is None else self.regions[:, None] == self.regions
+    def outside(self, start: int, stop: int, first: int = 0, last: int | None = None) -> Tensor | None:
+        """Where the queries ``first .. last - 1`` of windows ``start .. stop - 1`` must not see a key.
+
+        Returns:
+            ``(N or last - first, N)``, or with an own mask of each window ``(stop - start, 1, ..., N)``, for all heads.
+            None if they see all.
+        """
+        if self.regions is None:
+            return None
+        if self.regions.ndim == 1:
+            return self.regions[first:last, None] != self.regions
+        regions = self.regions[start - self.start : stop - self.start, None]  # (n, 1, N)
+        return regions[..., first:last, None] != regions[..., None, :]
 
 
 @dataclass(frozen=True)
@@ -108,10 +122,61 @@ def window_layout(B: int, H: int, W: int, window: tuple[int, int], shifted: bool
         shifted: Shift by half a window along each axis that has more than one window.
         device: Where the indices live.
     """
-    return (_kept_plan if may_keep(device) else _plan)(B, H, W, window, shifted, device)
+    if may_keep(device):
+        return _kept_plan(B, H, W, window, shifted, device)
+    return _constant_plan(B, H, W, window, shifted, device)
 
 
 def _plan(B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device) -> WindowLayout:
+    """:func:`window_layout` in the way that is fast on a device."""
+    plan = _constant_plan if device.type == 'cpu' else _plan_on_device
+    return plan(B, H, W, window, shifted, device)
+
+
+def _plan_on_device(
+    B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device
+) -> WindowLayout:
+    """:func:`window_layout` by operations of the device: nothing is copied to it, and nobody waits for it.
+
+    The windows without a mask come first, as one group; each of the others has its own. If it is not worth a group, all
+    have their own.
+    """
+    (Wh, Ww), (down, right) = window, shift_of((H, W), window, shifted)
+    rows, cols = -(-H // Wh), -(-W // Ww)
+    with torch.inference_mode(False), torch.no_grad():
+        y, x = torch.arange(rows * Wh, device=device) + down, torch.arange(cols * Ww, device=device) + right
+        wrapped = 2 * (y >= rows * Wh)[:, None] + (x >= cols * Ww)  # (rows * Wh, cols * Ww), as the tokens below
+        y, x = y % (rows * Wh), x % (cols * Ww)
+        padding = (y >= H)[:, None] | (x >= W)
+        token = torch.where(padding, 0, y[:, None] * W + x)
+        regions = torch.where(padding, 4, wrapped).to(torch.int8)
+
+        # The last windows of an axis hold what wraps, and padding: masks are needed from these on.
+        r, c = (H - down) // Wh, (W - right) // Ww
+        order = torch.arange(rows * cols, device=device).view(rows, cols)
+        order = torch.cat((order[:r, :c].flatten(), order[:r, c:].flatten(), order[r:].flatten()))
+        token, padding, regions = (
+            axes.view(rows, Wh, cols, Ww).transpose(1, 2).reshape(rows * cols, Wh * Ww)[order]
+            for axes in (token, padding, regions)
+        )
+
+        plain, count = r * c, B * rows * cols
+        if 0 < plain < rows * cols and (2 * plain <= rows * cols or count * (Wh * Ww) ** 2 <= FEW_PAIRS):
+            plain = 0
+        images = torch.arange(B, device=device).view(B, 1, 1)
+        halves = slice(plain), slice(plain, None)
+        gather = torch.cat([(images * (H * W) + token[half]).flatten() for half in halves])
+        missing = torch.cat([padding[half].expand(B, -1, -1).flatten() for half in halves])
+        # Sorted by their tokens, padding last: so the slot of each token is found without a search.
+        scatter, pads = torch.where(missing, B * H * W, gather).argsort().split([B * H * W, len(gather) - B * H * W])
+        masked = regions[plain:].expand(B, -1, -1).reshape(-1, Wh * Ww)
+    groups = (WindowGroup(0, B * plain, None), WindowGroup(B * plain, count, masked))
+    return WindowLayout(window, gather, scatter, pads, tuple(group for group in groups if group.start < group.stop))
+
+
+def _constant_plan(
+    B: int, H: int, W: int, window: tuple[int, int], shifted: bool, device: torch.device
+) -> WindowLayout:
     """:func:`window_layout` by NumPy: a tracer sees constants, and not their computation."""
     Wh, Ww = window
     N = Wh * Ww
@@ -168,8 +233,13 @@ def _put_sums(scatter: np.ndarray, rows: np.ndarray, cols: np.ndarray, by_row: n
     scatter[:, rows[r][:, None], cols[c]] = by_row[:, r, None] + by_col[c]
 
 
-# Two int64 per token: a plan for two images of 800 x 1333 pixels takes 6 MB, of 1536 x 1536 pixels 10 MB.
-_kept_plan = BoundedCache(_plan, lambda plan: 8 * sum(map(len, (plan.gather, plan.scatter, plan.pads))), 128 * 2**20)
+def _bytes(plan: WindowLayout) -> int:
+    regions = [group.regions for group in plan.groups if group.regions is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in (plan.gather, plan.scatter, plan.pads, *regions))
+
+
+# Two int64 per token: the plans for two images of 800 x 1333 pixels take 13 MB, for all stages of a model.
+_kept_plan = BoundedCache(_plan, _bytes, 128 * 2**20)
 
 
 class _Permute(torch.autograd.Function):
@@ -192,7 +262,7 @@ class _Permute(torch.autograd.Function):
         gather, scatter, pads = ctx.saved_tensors  # once: activation checkpointing gives them a single time
         grad = _Permute.apply(grad, gather, scatter, pads, not ctx.back)
         if ctx.back and pads.numel():
-            grad = grad.index_fill(0, pads, 0)
+            grad = grad.index_fill_(0, pads, 0)
         return grad, None, None, None, None
 
 
@@ -226,3 +296,11 @@ def pad_bottom_right(x: Tensor, rows: int, cols: int) -> Tensor:
 def is_padding(rows: int, cols: int) -> bool:
     """Whether there is anything to pad. Always true for a compiler: it would compile both answers for each layer."""
     return is_symbolic(rows, cols) or rows > 0 or cols > 0
+
+
+def cut(start: int, stop: int, at_a_time: int | None) -> Iterator[slice]:
+    """Nearly equal slices of a range, none longer than ``at_a_time``."""
+    size = stop - start
+    count = 1 if at_a_time is None else -(-size // at_a_time)
+    for i in range(count):
+        yield slice(start + size * i // count, start + size * (i + 1) // count)

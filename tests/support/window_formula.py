@@ -15,12 +15,16 @@ def formula(qkv, scale, table, groups):
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     cosine = torch.einsum('ghqd,ghkd->ghqk', q, k) / q.norm(dim=-1)[..., None] / k.norm(dim=-1)[..., None, :]
     logits = scale * cosine + spread_over_slots(table)
-    masks = [
-        torch.ones_like(logits[0, 0], dtype=torch.bool) if group.regions is None else group.mask()
-        for group in groups
-        for _ in range(group.stop - group.start)
-    ]
-    logits = logits.masked_fill(~torch.stack(masks)[:, None], -math.inf)
+    for group in groups:
+        outside = group.outside(group.start, group.stop)
+        if outside is not None:
+            logits = torch.cat(
+                (
+                    logits[: group.start],
+                    logits[group.start : group.stop].masked_fill(outside, -math.inf),
+                    logits[group.stop :],
+                )
+            )
     return torch.einsum('ghqk,ghkd->gqhd', logits.softmax(-1), v)
 
 

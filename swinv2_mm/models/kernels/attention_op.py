@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from swinv2_mm.compat import custom_op
 from swinv2_mm.models.kernels import choose, cpp_attention
-from swinv2_mm.models.kernels.cosine_attention import Chunk, attention_backward, attention_forward, cut
+from swinv2_mm.models.kernels.cosine_attention import Chunk, attention_backward, attention_forward
 from swinv2_mm.models.kernels.linear import call, linear
 from swinv2_mm.models.position_bias import window_of
-from swinv2_mm.models.window import WindowLayout, window_layout, window_partition, window_reverse
+from swinv2_mm.models.window import WindowLayout, cut, window_layout, window_partition, window_reverse
 
 Pair = tuple[int, int]
 # Without a backward pass, queries, keys and values are computed for as many heads at a time as take this much: memory

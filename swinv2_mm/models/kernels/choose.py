@@ -2,13 +2,11 @@
 
 Only this file asks about the device, the processor, autocast, a compiler, a tracer or a dispatch mode. The rest of the
 model does what it answers. (Below it, ``cache.py`` says whether something records the operations, since that decides
-what may be kept.)
+what may be kept, and ``gpu/usable.py`` what a GPU can compute.)
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,9 +16,10 @@ from typing import Any, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.compat import COMPILES, autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
+from swinv2_mm.compat import autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
+from swinv2_mm.models.kernels.gpu import usable
 
 Pair = tuple[int, int]
 Function = TypeVar('Function', bound=Callable)
@@ -30,9 +29,6 @@ Layer = TypeVar('Layer', bound=nn.Module)
 # a window of 32.
 CPP_HEAD_WIDTH = 64
 CPP_SLOTS = 1024
-# The limits of the Triton kernels. The window's is per side; see the division in triton_kernels._locate.
-TRITON_HEAD_WIDTH = 128
-TRITON_WINDOW = 128
 
 
 # --- layers: fused code only for what we built -----------------------------------------------------------------------
@@ -125,6 +121,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
 
 
+def linear_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
+    """The type in which a linear layer of ours reads ``x`` on a GPU: autocast's, if it is on."""
+    dtype = autocast_dtype('cuda') if x.is_cuda and untouched_linear(layer) else None
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
+
+
 def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     """``function(x)``, without autocast if this CPU has no arithmetic for its type: rounding would only cost time.
 
@@ -144,23 +146,29 @@ def in_useful_type(function: Callable[[Tensor], Any], x: Tensor) -> Any:
         return function(x.float())
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``."""
+    return x.device.type in ('cpu', 'cuda') and autocast_dtype(x.device.type) is not None
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """A context without autocast on the device of ``x``; the meta device has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def in_given_types(function: Function) -> Function:
-    """Let a function compute in the types of its arguments, even under autocast on a CPU.
+    """Let a function compute in the types of its arguments, even under autocast.
 
     Autocast stays on inside an ``autograd.Function`` and an operation. It would narrow again what was widened there,
-    and a backward pass under it would get gradients of other types than the forward pass had.
+    widen what need not be, and a backward pass under it would get gradients of other types than the forward pass had.
     """
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if autocast_dtype('cpu') is None:
+        x = next(arg for arg in args if isinstance(arg, Tensor))
+        if not is_autocast(x):
             return function(*args, **kwargs)
-        with torch.autocast('cpu', enabled=False):
+        with without_autocast(x):
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]  # wraps() forgets the signature
@@ -227,7 +235,7 @@ def attention(backend: str, x: Tensor, window: Pair, head_width: int, drops: boo
     """
     if drops and is_dynamo_compiling():
         return 'uncompiled'
-    if backend == 'triton':
+    if backend == 'triton' or (backend == 'auto' and x.is_cuda and usable.triton_is_faster(x, window, head_width)):
         return 'triton'
     if is_symbolic(*x.shape[:3]):
         return 'operation'
@@ -264,29 +272,9 @@ def _why_not_cpp(x: Tensor, head_width: int, slots: int, other_logits: set[torch
     return ''
 
 
-def why_not_triton(qkv: Tensor, window: Pair) -> str:
-    """Why the Triton kernels cannot compute the attention of a map; empty if they can.
-
-    Their gradient of the table is a sum in no fixed order, so training under
-    ``torch.use_deterministic_algorithms`` is refused; everything else is the same in every run.
-    """
-    if not COMPILES:
-        return f'it needs torch 2.6 or newer, and this is {torch.__version__}'
-    if importlib.util.find_spec('triton') is None:
-        return 'Triton is not installed'
-    if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
-        return f'Triton needs a GPU, and the features are on {qkv.device.type}'
-    if qkv.device.type == 'cuda' and torch.cuda.get_device_capability(qkv.device) < (8, 0):
-        return 'Triton needs compute capability 8.0 (Ampere)'
-    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f'there is no kernel for {qkv.dtype}'
-    if qkv.shape[-1] > TRITON_HEAD_WIDTH:
-        return f'its heads have {qkv.shape[-1]} channels, the kernels take {TRITON_HEAD_WIDTH}'
-    if max(window) > TRITON_WINDOW:
-        return f'the window is {window[0]} x {window[1]}, the kernels take {TRITON_WINDOW} per side'
-    if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
-        return 'its gradient of the position bias is not deterministic'
-    return ''
+def compares_values(x: Tensor) -> bool:
+    """Whether comparing the values of tensors is cheap; on a GPU the comparison waits for all that was launched."""
+    return x.is_cpu
 
 
 def logits_in_cache(x: Tensor) -> bool:

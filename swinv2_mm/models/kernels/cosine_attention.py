@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.kernels import choose
 from swinv2_mm.models.kernels.choose import in_given_types, product_dtype
+from swinv2_mm.models.kernels.gpu import efficient_attention, usable
+from swinv2_mm.models.kernels.gpu.efficient_attention import MIN_NORM
 from swinv2_mm.models.position_bias import spread_over_slots, sum_over_slots, window_of
-from swinv2_mm.models.window import WindowGroup
+from swinv2_mm.models.window import WindowGroup, cut
 
-# The direction of a shorter vector consists of rounding errors.
-MIN_NORM = 1e-6
 # The limit for the bias of the queries that are computed together: all of a window's, up to 16 heads of window 32.
 BIAS_BYTES = 64 * 2**20
 # The limit for the logits of the windows that are computed together with attn_chunk='auto'. A step has about four such
@@ -36,7 +36,7 @@ CACHE_BYTES = 2 * 2**20
 
 # The windows that are computed together, see at_a_time.
 Chunk = int | Literal['auto'] | None
-# Masks of the windows that are computed together: ``(r, N)``, True where the row's slot must not see the column's.
+# Masks of the windows that are computed together: ``(r, N)``, or ``(n, 1, r, N)`` with one of each.
 Masks = Sequence[tuple[slice, Tensor]]
 
 
@@ -77,6 +77,8 @@ def cosine_attention(
     """
     if choose.attention_as_written(qkv, dropout > 0):
         return _written_out(qkv, scale, bias, groups, attn_chunk, dropout)
+    if usable.torch_kernel_computes(qkv):
+        return efficient_attention.efficient_attention(qkv, scale, bias, groups, _windows(qkv, attn_chunk))
     return _CosineAttention.apply(qkv, scale, bias, groups, attn_chunk)
 
 
@@ -89,21 +91,21 @@ def _written_out(
     k = unit_vectors(k).to(v.dtype)
     bias = spread_over_slots(bias).to(v.dtype)
     chunk = None if attn_chunk is None else at_a_time(attn_chunk, *q.shape[1:3], on_cpu=False)[0]
-    pieces = [(piece, group.mask()) for group in groups for piece in cut(group.start, group.stop, chunk)]
+    pieces = [(p, group.outside(p.start, p.stop)) for group in groups for p in cut(group.start, group.stop, chunk)]
     sizes = [piece.stop - piece.start for piece, _ in pieces]
     run = _attend if chunk is None else partial(checkpoint, _attend, use_reentrant=False)
     # Splitting instead of slicing: the gradient of a slice is as large as the tensor that it was cut from.
     parts = [
-        run(*heads, bias=bias, mask=mask, dropout=dropout)
-        for *heads, (_, mask) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True)
+        run(*heads, bias=bias, outside=outside, dropout=dropout)
+        for *heads, (_, outside) in zip(q.split(sizes), k.split(sizes), v.split(sizes), pieces, strict=True)
     ]
     return torch.cat(parts).transpose(1, 2)  # (G, N, nH, d)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, outside: Tensor | None, dropout: float) -> Tensor:
     """``softmax(q k^T + bias) v`` of ``(G, nH, N, d)``, with a bias ``(nH, N, N)`` and dropout of probabilities."""
-    if mask is not None:
-        bias = bias.masked_fill(~mask, -math.inf)
+    if outside is not None:
+        bias = bias.masked_fill(outside, -math.inf)
     probs = (q @ k.transpose(-2, -1) + bias).softmax(dim=-1)
     return (F.dropout(probs, dropout) if dropout else probs) @ v
 
@@ -124,6 +126,11 @@ def at_a_time(attn_chunk: Chunk, num_heads: int, N: int, on_cpu: bool) -> tuple[
     return windows if attn_chunk in ('auto', None) else min(windows, attn_chunk), min(matrices, num_heads)
 
 
+def _windows(qkv: Tensor, attn_chunk: Chunk) -> int | None:
+    """:func:`at_a_time`'s number of windows ``(G, N, 3, nH, d)`` on a GPU."""
+    return at_a_time(attn_chunk, qkv.shape[3], qkv.shape[1], on_cpu=False)[0]
+
+
 class _CosineAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], attn_chunk):
@@ -140,6 +147,8 @@ class _CosineAttention(torch.autograd.Function):
 @in_given_types
 def attention_forward(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk) -> Tensor:
     """:func:`cosine_attention`, without autograd."""
+    if usable.torch_kernel_computes(qkv):
+        return efficient_attention.forward(qkv, scale, table, groups, _windows(qkv, chunk))[0]
     G, N, _, nH, d = qkv.shape
     out = qkv.new_empty(G, N, nH, d)
     in_cache = choose.logits_in_cache(qkv)
@@ -158,7 +167,8 @@ def attention_forward(qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequenc
             else:
                 for _, outside in masks:
                     bias = bias.masked_fill(outside, -math.inf)
-                o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(v.dtype), scale=1.0)
+                bias = bias.to(v.dtype).expand(len(q), *bias.shape[-3:])
+                o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
             out[windows, first:last, heads] = o.transpose(1, 2)
     return out
 
@@ -168,6 +178,10 @@ def attention_backward(
     grad: Tensor, qkv: Tensor, scale: Tensor, table: Tensor, groups: Sequence[WindowGroup], chunk: Chunk
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``qkv``, ``scale`` and ``table`` from that of :func:`attention_forward`'s result."""
+    if usable.torch_kernel_computes(qkv):
+        windows = _windows(qkv, chunk)
+        kept = efficient_attention.forward(qkv, scale, table, groups, windows, differentiable=True)
+        return efficient_attention.backward(grad, scale, table, *kept, groups=groups, windows=windows)
     G, N, _, nH, d = qkv.shape
     exact = torch.promote_types(qkv.dtype, torch.float32)
     qkv_grad = torch.empty_like(qkv)
@@ -252,16 +266,8 @@ def _pieces(
         masks = []
         for group in groups:
             start, stop = max(group.start, piece.start), min(group.stop, piece.stop)
-            if group.regions is not None and start < stop:
-                outside = group.regions[first : first + rows.shape[1], None] != group.regions
+            outside = group.outside(start, stop, first, first + rows.shape[1]) if start < stop else None
+            if outside is not None:
                 masks.append((slice(start - piece.start, stop - piece.start), outside))
         for which in cut(0, len(rows), heads):
             yield piece, which, rows[which], masks
-
-
-def cut(start: int, stop: int, at_a_time: int | None) -> Iterator[slice]:
-    """Nearly equal slices of a range, none longer than ``at_a_time``."""
-    size = stop - start
-    count = 1 if at_a_time is None else -(-size // at_a_time)
-    for i in range(count):
-        yield slice(start + size * i // count, start + size * (i + 1) // count)

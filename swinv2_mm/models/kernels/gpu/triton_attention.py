@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from swinv2_mm.compat import custom_op, multiplies_in_tf32
-from swinv2_mm.models.kernels import choose
+from swinv2_mm.models.kernels.gpu.usable import why_not_triton
 
 Pair = tuple[int, int]
 # From this size on a program takes 128 queries, not 64: it reads the keys, which exceed the L1 cache, half as often.
@@ -22,6 +22,8 @@ MANY_SLOTS = 1024
 # The programs that sum the table's gradient: few, since each adds to the whole table once, but several per
 # multiprocessor (an H100 has 132, an A100 108), so that none is idle.
 TABLE_PROGRAMS = 1024
+# The programs of the forward pass where a tile is a window: each loads the bias of its head once, for some windows.
+WINDOW_PROGRAMS = 2048
 
 
 def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pair, shift: Pair) -> Tensor:
@@ -44,7 +46,7 @@ def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pa
     Raises:
         ValueError: Triton cannot compute this here, or a shape or type is not as above.
     """
-    reason = choose.why_not_triton(qkv, window)
+    reason = why_not_triton(qkv, window)
     if reason:
         raise ValueError(f"attn_backend='triton' cannot be used: {reason}. Choose attn_backend='auto'.")
     nH, (Wh, Ww) = qkv.shape[4], window
@@ -54,16 +56,22 @@ def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pa
                 f'{name} is {tuple(tensor.shape)}, {tensor.dtype}; {nH} heads and a window of '
                 f'{Wh} x {Ww} need {shape}, torch.float32.'
             )
-    out, _ = _attention(qkv.contiguous(), table.contiguous(), scale.contiguous(), list(window), list(shift))
-    return out
+    return attention_without_checks(qkv, table, scale, window, shift)
+
+
+def attention_without_checks(qkv: Tensor, table: Tensor, scale: Tensor, window: Pair, shift: Pair) -> Tensor:
+    """:func:`fused_window_attention` of what is known to be as it says."""
+    return _attention(qkv.contiguous(), table.contiguous(), scale.contiguous(), list(window), list(shift))[0]
 
 
 class _Launch:
     """Launches kernels on the windows of a map.
 
     The sizes of tiles follow the compiler's reports for Ampere and Hopper: few registers spill, if any, and the shared
-    memory of the smaller devices is enough. No time was measured for them.
+    memory of the smaller devices is enough. How many keys a step takes, and how many warps, a GPU times at first use.
     """
+
+    fastest: ClassVar[dict[tuple, tuple[int, int]]] = {}  # (STEP, num_warps) by kernel, GPU and kind of problem
 
     def __init__(self, qkv: Tensor, window: Sequence[int], shift: Sequence[int]) -> None:
         B, H, W, _, nH, d = qkv.shape
@@ -86,12 +94,45 @@ class _Launch:
         return -(-self.slots // size)
 
     def by_rows(self, kernel: str, *args: Tensor | None) -> None:
-        """A program for each ``rows`` slots of a window and head."""
+        """A program for each ``rows`` slots of a window and head, past all slots of the window."""
+        step, warps = self._fastest(kernel, args)
+        self._by_rows(kernel, args, step, warps)
+
+    def _by_rows(self, kernel: str, args: Sequence[Tensor | None], step: int, warps: int) -> None:
         programs = self.windows * self.heads * self.tiles(self.rows)
-        self(kernel, programs, *args, BLOCK=self.rows, STEP=min(self.rows, 32), num_warps=self.row_warps)
+        self(kernel, programs, *args, BLOCK=self.rows, STEP=step, num_warps=warps)
+
+    def candidates(self) -> list[tuple[int, int]]:
+        """``(STEP, num_warps)``; the first is used where nothing can be timed."""
+        step = min(self.rows, 32)
+        return [(step, self.row_warps), (min(self.rows, 64), self.row_warps), (step, 2 * self.row_warps)]
+
+    def _fastest(self, kernel: str, args: Sequence[Tensor | None]) -> tuple[int, int]:
+        """The fastest of the candidates. The kernels write all that they compute, so each may run several times."""
+        qkv, candidates = args[0], self.candidates()
+        assert qkv is not None
+        if not qkv.is_cuda or torch.cuda.is_current_stream_capturing():
+            return candidates[0]
+        kind = kernel, qkv.device, qkv.dtype, self.constants['PRECISION'], qkv.shape[-1], self.rows
+        if kind not in self.fastest:
+            times = {}
+            for candidate in candidates:
+                self._by_rows(kernel, args, *candidate)  # compiles it
+                times[candidate] = self._milliseconds(kernel, args, *candidate)
+            self.fastest[kind] = min(times, key=times.__getitem__)
+        return self.fastest[kind]
+
+    def _milliseconds(self, kernel: str, args: Sequence[Tensor | None], step: int, warps: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(3):
+            self._by_rows(kernel, args, step, warps)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
 
     def __call__(self, kernel: str, programs: int, *args: Any, **constants: Any) -> None:
-        from swinv2_mm.models.kernels import triton_kernels
+        from swinv2_mm.models.kernels.gpu import triton_kernels
 
         with torch.cuda.device_of(args[0]):
             getattr(triton_kernels, kernel)[(programs,)](*args, *self.geometry, **self.constants, **constants)
@@ -109,7 +150,14 @@ def _power_of_two(number: int) -> int:
 def _attention(qkv: Tensor, table: Tensor, scale: Tensor, window: list[int], shift: list[int]) -> tuple[Tensor, Tensor]:
     """The output, and each soft-max's denominator as a power of 2, ``(nH, B * H * W)`` float32."""
     out, lse = _attention_like(qkv, table, scale, window, shift)
-    _Launch(qkv, window, shift).by_rows('forward_kernel', qkv, table, scale, out, lse)
+    launch = _Launch(qkv, window, shift)
+    if launch.tiles(launch.pair) > 1:
+        launch.by_rows('forward_kernel', qkv, table, scale, out, lse)
+        return out, lse
+    chunks = max(1, min(launch.windows, WINDOW_PROGRAMS // launch.heads))
+    args = qkv, table, scale, out, lse, launch.windows, chunks
+    constants = dict(BLOCK=launch.pair, num_warps=launch.row_warps)
+    launch('forward_window_kernel', chunks * launch.heads, *args, **constants)
     return out, lse
 
 

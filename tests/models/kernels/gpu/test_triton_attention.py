@@ -10,15 +10,15 @@ import torch
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.compat import COMPILES
-from swinv2_mm.models.kernels import triton_attention
-from swinv2_mm.models.kernels.choose import why_not_triton as why_not
-from swinv2_mm.models.kernels.triton_attention import fused_window_attention
+from swinv2_mm.models.kernels.gpu import self_check, triton_attention, usable
+from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
+from swinv2_mm.models.kernels.gpu.usable import why_not_triton as why_not
 
 if not COMPILES:
     pytest.skip('the Triton kernels need torch 2.6', allow_module_level=True)
 triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
 tl = pytest.importorskip('triton.language')
-triton_kernels = pytest.importorskip('swinv2_mm.models.kernels.triton_kernels')
+triton_kernels = pytest.importorskip('swinv2_mm.models.kernels.gpu.triton_kernels')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 pytestmark = pytest.mark.gpu
 # B, H, W, nH, d, window, shift
@@ -104,10 +104,11 @@ def test_a_large_window_in_larger_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize('case', ['odd map, padded and shifted', 'several tiles'])
-def test_a_program_sums_the_table_over_its_windows(case, monkeypatch):
+def test_a_program_goes_past_several_windows(case, monkeypatch):
     """As with one program per window. Prevents: windows that no program visits, or two do."""
     *shape, window, shift = CASES[case]
     monkeypatch.setattr(triton_attention, 'TABLE_PROGRAMS', 10)
+    monkeypatch.setattr(triton_attention, 'WINDOW_PROGRAMS', 4)
     compare(arguments(*shape, window), window, shift, 5e-6)
 
 
@@ -229,7 +230,7 @@ def test_wrong_shapes_are_refused(wrong):
 COMPILE = """
 import os, torch, triton
 from triton.backends.compiler import GPUTarget
-from swinv2_mm.models.kernels import triton_attention, triton_kernels
+from swinv2_mm.models.kernels.gpu import triton_attention, triton_kernels
 
 class Device:
     get_current_device = get_current_stream = lambda self, *_: 0
@@ -244,11 +245,85 @@ def compile_only(self, grid):
 triton.runtime.driver.set_active(Device())
 triton.JITFunction.__getitem__ = compile_only
 os.environ['TRITON_INTERPRET'] = '1'    # the kernels are imported already, and compiled
-for window in ((7, 7), (9, 9)):
+for window, candidate in CASES:
+    triton_attention._Launch._fastest = lambda self, *_: self.candidates()[candidate]
     qkv = torch.zeros(1, 12, 12, 3, 1, 32, dtype=torch.bfloat16, requires_grad=True)
     table = torch.zeros(1, 2 * window[0] - 1, 2 * window[1] - 1)
     triton_attention.fused_window_attention(qkv, table, torch.ones(1), window, (2, 2)).sum().backward()
 """
+
+
+class FakeGPU:
+    """What the choice of tiles asks of a tensor on a GPU."""
+
+    is_cuda, device, dtype, shape = True, 'cuda:0', torch.float16, (1, 9, 9, 3, 1, 16)
+    element_size = lambda self: 2  # noqa: E731
+
+
+def test_a_gpu_times_the_tiles_once_for_a_kind_of_problem(monkeypatch):
+    """The fastest is taken, also for another map or window of the kind. Prevents: timing each image size anew."""
+    monkeypatch.setattr(triton_attention._Launch, 'fastest', {})
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+    launch = triton_attention._Launch(torch.empty(1, 9, 9, 3, 1, 16, dtype=torch.float16), (9, 9), (0, 0))
+    times = dict(zip(launch.candidates(), (3.0, 1.0, 2.0), strict=True))
+    timed = []
+    monkeypatch.setattr(triton_attention._Launch, '_by_rows', lambda *_: None)
+    monkeypatch.setattr(
+        triton_attention._Launch,
+        '_milliseconds',
+        lambda self, kernel, args, *tile: timed.append(tile) or times[tile],
+    )
+    assert launch._fastest('forward_kernel', (FakeGPU(),)) == launch.candidates()[1]
+    other = triton_attention._Launch(torch.empty(2, 30, 40, 3, 1, 16, dtype=torch.float16), (10, 12), (5, 6))
+    assert other._fastest('forward_kernel', (FakeGPU(),)) == launch.candidates()[1]
+    assert timed == launch.candidates()
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)  # a graph records no clock
+    assert other._fastest('backward_kv_kernel', (FakeGPU(),)) == launch.candidates()[0]
+
+
+@pytest.mark.parametrize('candidate', [1, 2])
+def test_all_candidates_compute_the_same(candidate, monkeypatch):
+    """Prevents: a tile that only a GPU tries, and that is wrong."""
+    choice = lambda self, *_: self.candidates()[candidate]  # noqa: E731
+    monkeypatch.setattr(triton_attention._Launch, '_fastest', choice)
+    *shape, window, shift = CASES['several tiles']
+    compare(arguments(*shape, window, torch.float16), window, shift, 2e-3, 10)
+
+
+@pytest.mark.parametrize(
+    'dtype, slots',
+    [(torch.float32, 12), (torch.bfloat16, 12), pytest.param(torch.float16, 81, marks=pytest.mark.slow)],
+    ids=['float32', 'bfloat16', 'several tiles'],
+)
+def test_the_check_at_first_use_passes_and_finds_what_is_wrong(dtype, slots, monkeypatch):
+    """Against kernels that work, and that scale by another factor. Prevents: a check that always agrees.
+
+    Also: it runs once.
+    """
+    calls = []
+    inner = triton_attention.attention_without_checks
+    self_check._checked.cache_clear()
+    monkeypatch.setattr(triton_attention, 'attention_without_checks', lambda *a: calls.append(1) or inner(*a))
+    check = lambda: self_check.why_not_exact(torch.device(DEVICE), dtype, 16, slots, False)  # noqa: E731
+    assert check() == check() == '' and len(calls) == 1
+    self_check._checked.cache_clear()
+    wrong = lambda qkv, table, scale, *rest: inner(qkv, table.roll(1, 2), scale, *rest)  # noqa: E731
+    monkeypatch.setattr(triton_attention, 'attention_without_checks', wrong)
+    assert 'is off by' in check()
+    self_check._checked.cache_clear()
+
+
+def test_auto_takes_the_kernels_where_they_were_measured_as_faster(monkeypatch):
+    """And says why not elsewhere. Prevents: kernels that nobody measured, or a measurement without effect."""
+    monkeypatch.setattr(usable, 'why_not_triton', lambda qkv, window: '' if qkv.shape[-1] == 32 else 'too wide')
+    monkeypatch.setattr(usable, '_capability', lambda device: (9, 0))
+    x = torch.empty(1, 9, 9, 64)
+    assert 'not been measured on a GPU of compute capability 9.0' in usable.why_not_by_default((9, 0), (8, 8))
+    assert not usable.triton_is_faster(x, (8, 8), 32)
+    monkeypatch.setattr(usable, 'TRITON_IS_FASTER', {(9, 0): 16})
+    assert usable.triton_is_faster(x, (8, 16), 32)
+    assert not usable.triton_is_faster(x, (8, 24), 32) and not usable.triton_is_faster(x, (8, 8), 64)
+    assert 'up to windows of 16' in usable.why_not_by_default((9, 0), (24, 24))
 
 
 @pytest.mark.parametrize('mask_padding', [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -296,14 +371,17 @@ def test_all_kernels_compile(arch, tmp_path, monkeypatch):
     """To machine code that fits the shared memory of a small device. Prevents: what the interpreter lets pass."""
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    command = [sys.executable, '-c', COMPILE.replace('ARCH', str(arch))]
+    cases = [((7, 7), 0), ((9, 9), 0), ((9, 9), 1)]
+    cases += [((9, 9), 2), ((32, 32), 1)] if arch == 90 else []
+    command = [sys.executable, '-c', COMPILE.replace('ARCH', str(arch)).replace('CASES', str(cases))]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    shared = dict(line.split() for line in result.stdout.splitlines())
-    assert {name.removesuffix('_kernel') for name in shared} == {
+    shared = [line.split() for line in result.stdout.splitlines()]
+    assert {name.removesuffix('_kernel') for name, _ in shared} == {
         'forward',
+        'forward_window',
         'backward_q',
         'backward_kv',
         'backward_table',
     }
-    assert max(map(int, shared.values())) <= 99 * 1024
+    assert max(int(size) for _, size in shared) <= 99 * 1024

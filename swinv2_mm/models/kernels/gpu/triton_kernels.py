@@ -149,6 +149,35 @@ def forward_kernel(
     tl.store(lse + head * tokens + token, highest + tl.log2(total), mask=region >= 0)
 
 
+@triton.jit(do_not_specialize=['windows', 'chunks', *GEOMETRY])
+def forward_window_kernel(
+    qkv, table, scale, out, lse, windows, chunks, tokens, nH, H, W, Wh, Ww, sh, sw,
+    d: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """As :func:`forward_kernel`, where a tile is a whole window.
+
+    A program owns a head, whose bias it keeps, and goes past one window in ``chunks``.
+    """
+    head = tl.program_id(0) % nH
+    slot = tl.arange(0, BLOCK)
+    _, _, place = _locate(slot, 0, H, W, Wh, Ww, sh, sw)
+    bias = _bias(table + head * (2 * Wh - 1) * (2 * Ww - 1), place[:, None], place[None, :], Wh, Ww)
+    factor = tl.load(scale + head) * LOG2_E
+    step = 3 * nH * d
+    for window in range(tl.program_id(0) // nH, windows, chunks):
+        token, region, _ = _locate(slot, window, H, W, Wh, Ww, sh, sw)
+        q = _load(qkv + head * d, token, step, region, d, D)
+        k = _load(qkv + (nH + head) * d, token, step, region, d, D)
+        v = _load(qkv + (2 * nH + head) * d, token, step, region, d, D)
+        logits = _logits(q, k, _inverse_norm(q) * factor, _inverse_norm(k), bias, region, region, PRECISION)
+        highest = tl.max(logits, axis=1)
+        probs = tl.exp2(logits - highest[:, None])
+        total = tl.sum(probs, axis=1)
+        mixed = _dot(probs.to(v.dtype), v, PRECISION)
+        _store(out + head * d, token, nH * d, region, mixed / total[:, None], d, D)
+        tl.store(lse + head * tokens + token, highest + tl.log2(total), mask=region >= 0)
+
+
 @triton.jit(do_not_specialize=GEOMETRY)
 def backward_q_kernel(
     qkv, table, scale, out, lse, grad, grad_qkv, grad_scale, delta, tokens, nH, H, W, Wh, Ww, sh, sw,
