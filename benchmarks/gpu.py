@@ -236,6 +236,7 @@ def main() -> int:
             'benchmarks/gpu.py needs a CUDA GPU, and there is none; --device cpu (make gpu DEVICE=cpu) tries it out.'
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that is running ends, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by the parts, too
     command = ' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]])
     for found in measure(args.device, args.minutes, shlex.split(args.tests)):
         found = dict(command=command, **found)

@@ -1,13 +1,13 @@
 """The CPU runs ahead of the GPU: a steady step waits for no result, and an evaluation can be a CUDA graph.
 
-Only a GPU can tell: elsewhere these tests are skipped, and operations on fake tensors are counted.
+Only a GPU can tell: elsewhere these tests are skipped, and benchmarks/gpu_counts.py counts operations on fake tensors.
 """
 
 import pytest
 import torch
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models.kernels.choose import why_not_triton
+from swinv2_mm.models.kernels.gpu.usable import why_not_triton
 
 pytestmark = [
     pytest.mark.gpu,
