@@ -39,7 +39,7 @@ ENDS = {'tests': 0.4, 'attention': 0.5, 'backbone': 0.7, 'compiled': 1.0}
 STOPPED = 'stopped, since its time was over'
 MARGIN = 20  # seconds that a part has to end by itself before it is stopped
 # Other folders cannot be collected without mmcv, MMDetection and MMSegmentation.
-TESTS = ['-m', 'gpu', *(str(HERE.parent / 'tests' / name) for name in ('gpu', 'models/kernels', 'engine/recipe'))]
+TESTS = ['-m', 'gpu', *(str(HERE.parent / 'tests' / name) for name in ('gpu', 'models/kernels/gpu', 'engine/recipe'))]
 SIZES = {
     'cuda': dict(size='800x1333', batch='2', windows=['8', '16', '24'], dtypes=['bfloat16', 'float16', 'float32']),
     'cpu': dict(size='32x32', batch='1', windows=['8'], dtypes=['bfloat16']),

@@ -20,7 +20,6 @@ triton = pytest.importorskip('triton', reason='Triton exists for Linux only')
 tl = pytest.importorskip('triton.language')
 triton_kernels = pytest.importorskip('swinv2_mm.models.kernels.gpu.triton_kernels')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-pytestmark = pytest.mark.gpu
 # B, H, W, nH, d, window, shift
 CASES = {
     'whole windows': (2, 8, 8, 3, 16, (4, 4), (0, 0)),
