@@ -59,7 +59,7 @@ def commands(device: str, folder: Path, minutes: dict[str, float], tests: list[s
     backbone = ['--sizes', sizes['size'], '--batches', sizes['batch'], '--dtypes', 'bfloat16']
     backbone += ['--attn-backend', 'sdpa', *(['triton'] if device == 'cuda' else [])]
     backbone += ['--peers', *peers()]
-    parallel = ['-n', '4', '--dist', 'loadfile'] if importlib.util.find_spec('xdist') and device == 'cuda' else []
+    parallel = ['-n', '4'] if importlib.util.find_spec('xdist') and device == 'cuda' else []
     script = {name: [sys.executable, str(HERE / f'{name}.py')] for name in ('attention', 'backbone')}
     return {
         'tests': [sys.executable, '-m', 'pytest', '-q', *parallel, f'--junitxml={folder / "tests"}', *tests],

@@ -138,7 +138,7 @@ def test_every_way_in_every_type_is_near_float64(path, kind, window, build, expe
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('path', PATHS)
+@pytest.mark.parametrize('path', ['sdpa', 'triton'])
 def test_compiled_it_is_near_float64(path, kind, build, expected):
     """As --compile does it, for any size. Bug: a compiler that sees another way, or takes a type for another."""
     skip_without_triton(path)
