@@ -238,7 +238,7 @@ def main() -> int:
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that is running ends, too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, by the parts, too
-    command = ' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]])
+    command = shlex.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]])
     for found in measure(args.device, args.minutes, shlex.split(args.tests)):
         found = dict(command=command, **found)
         name = re.sub(r'\W+', '_', found['device'].lower()).strip('_') if args.device == 'cuda' else 'cpu'
