@@ -1,5 +1,6 @@
 # Every target makes the environment (.venv) first if it is missing or out of date, and costs nothing if it is not.
-# Variables: PYTHON, the interpreter that .venv is made with (3.10 to 3.12); ARGS, more arguments for pytest.
+# Variables: PYTHON, the interpreter that .venv is made with (3.10 to 3.12); ARGS, more arguments for pytest; DEVICE
+# (cuda or cpu) and MINUTES of make gpu.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -9,7 +10,7 @@ SEG := upernet_swinv2_t_shapes
 # A process for each core, each with one thread: their threads would wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help setup data train train-upernet test test-all test-compat lint bench clean
+.PHONY: help setup data train train-upernet test test-all test-compat lint bench gpu clean
 
 help: ## this list
 	@echo 'swinv2_mm: Swin Transformer V2 for MMDetection and MMSegmentation'
@@ -53,6 +54,9 @@ lint: setup ## ruff, and bash's syntax check of the scripts
 
 bench: setup ## time and memory of the backbone beside the peers that import here (a few minutes)
 	@$(PY) benchmarks/backbone.py --short
+
+gpu: setup ## all that a GPU has to show, in ten minutes: tests and speed (benchmarks/results/gpu_NAME.md)
+	@$(PY) benchmarks/gpu.py --device $(or $(DEVICE),cuda) --minutes $(or $(MINUTES),10)
 
 clean: ## remove caches and build leftovers (keeps .venv, data and work_dirs)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -3,7 +3,8 @@
     python benchmarks/backbone.py --json benchmarks/results/backbone.json --plot benchmarks/results/backbone.png
 
 All backbones of a case are built, each in a process of its own, warmed up, and then take turns (A B C A B C ...), so
-that a machine that slows down slows down all of them. A turn is two calls, of which the second counts. Given are our
+that a machine that slows down slows down all of them. A turn is two calls, of which the second counts; on a GPU the
+mean of five further calls. Given are our
 median, and for peers the median over the turns of their time divided by ours. Images of 800x1333 are padded to
 multiples of 32, as MMDetection pads a batch. A training step is forward, a loss over all maps, and backward. Peak
 memory is that of one call, above the built model: resident memory on a CPU, allocated memory on a GPU.
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from backbone_report import EAGER, OURS, plot, show, title
 from backbones import PEERS, available, build, packages
-from measuring import GIB, PeakMemory, about, report
+from measuring import GIB, Deadline, PeakMemory, about, report, seconds
 
 SHORT = dict(arch=['tiny'], windows=[8, 16], sizes=['512x512'], batches=[1], dtypes=['float32'], rounds=3)
 Case = dict[str, Any]
@@ -46,8 +48,9 @@ def backbone(name: str, case: Case) -> Callable[[torch.Tensor], None]:
     """One call of a backbone as the case wants it."""
     torch.manual_seed(0)
     images = images_of(case)
-    ours = dict(attn_backend=case['attn_backend']) if name in (OURS, EAGER) else {}
-    model = build(name.split()[0], case['arch'], tuple(images.shape[2:]), case['window'], **ours).to(case['device'])
+    code, _, backend = name.partition(' ')
+    ours = dict(attn_backend=case['attn_backend'] if name in (OURS, EAGER) else backend) if code == OURS else {}
+    model = build(code, case['arch'], tuple(images.shape[2:]), case['window'], **ours).to(case['device'])
     model.train(case['mode'] == 'training')
     call = torch.compile(model) if case['compile'] and name != EAGER else model
     dtype = getattr(torch, case['dtype'])
@@ -64,11 +67,6 @@ def backbone(name: str, case: Case) -> Callable[[torch.Tensor], None]:
                 call(images)
 
     return run
-
-
-def wait(case: Case) -> None:
-    if case['device'] == 'cuda':
-        torch.cuda.synchronize()
 
 
 class Worker:
@@ -94,21 +92,21 @@ class Worker:
         self.failed: str | None = None
         self.gib: float | None = None
 
-    def wait(self) -> None:
-        """Until the backbone is built and has made its first calls."""
-        self.gib = self._answer().get('gib')
+    def warm_up(self) -> None:
+        """Let the backbone make its first calls, and wait for it."""
+        self.gib = self._ask().get('gib')
 
     def call(self) -> float | None:
         """The seconds that it took."""
-        with contextlib.suppress(BrokenPipeError):
-            print(file=self._process.stdin, flush=True)
-        return self._answer().get('seconds')
+        return self._ask().get('seconds')
 
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()
 
-    def _answer(self) -> dict[str, Any]:
+    def _ask(self) -> dict[str, Any]:
+        with contextlib.suppress(BrokenPipeError):
+            print(file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         answer = json.loads(line) if line else dict(failed='its process ended, perhaps for want of memory')
         self.failed = answer.get('failed')
@@ -125,19 +123,16 @@ def work(name: str, case: Case) -> None:
 
     try:
         run, images = backbone(name, case), images_of(case)
+        sys.stdin.readline()
         gib = peak(run, images)
         run(images)
         give_back()
         answer(gib=gib)
         for _ in sys.stdin:
             run(images)  # what had to wait for its turn has lost caches and memory
-            wait(case)
-            start = time.perf_counter()
-            run(images)
-            wait(case)
-            seconds = time.perf_counter() - start
+            taken = seconds(lambda: run(images), case['device'], runs=5 if images.is_cuda else 1)
             give_back()
-            answer(seconds=seconds)
+            answer(seconds=taken)
     except Exception as error:  # a peer that cannot take a size, or out of memory: the others go on
         answer(failed=f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}')
 
@@ -165,21 +160,24 @@ def take_turns(names: list[str], case: Case, rounds: int, microsoft: str | None 
     """``seconds`` of each call and ``gib`` of each backbone, and why those ``failed`` that did."""
     workers = {}
     try:
-        for name in names:
+        for name in names:  # they are built at the same time
             workers[name] = Worker(name, case, microsoft)
-            workers[name].wait()  # one at a time: a call of a large case can take half of the machine's memory
-        seconds = {name: [] for name in names}
+        # One at a time, since a call of a large case can take half of the memory; but compiling takes minutes.
+        together = case['compile'] and case['device'] == 'cuda' and torch.cuda.mem_get_info()[0] > 40 * GIB
+        with ThreadPoolExecutor(len(names) if together else 1) as pool:
+            list(pool.map(Worker.warm_up, workers.values()))
+        taken = {name: [] for name in names}
         for _ in range(rounds):
             for name, worker in workers.items():
                 if worker.failed is None:
-                    seconds[name].append(worker.call())
+                    taken[name].append(worker.call())
     finally:
         for worker in workers.values():
             worker.stop()
     failed = {name: worker.failed for name, worker in workers.items() if worker.failed is not None}
     whole = [name for name in names if name not in failed]
     return dict(
-        seconds={name: seconds[name] for name in whole}, gib={name: workers[name].gib for name in whole}, failed=failed
+        seconds={name: taken[name] for name in whole}, gib={name: workers[name].gib for name in whole}, failed=failed
     )
 
 
@@ -209,35 +207,28 @@ def floor(case: Case) -> dict[str, float]:
     """Seconds of the products alone (thrice for a training step), and GiB of the maps that must move."""
     dtype, total = getattr(torch, case['dtype']), 0.0
     counts, moved = products(case)
+    gpu = case['device'] == 'cuda'  # which needs large products, and many at a time
     with torch.inference_mode():
         for count, M, K, N in counts:
-            rows = min(M, 4096)
-            batch = min(count, 16) if M == N or K == M else 1  # attention's many small products
+            rows = M if gpu else min(M, 4096)
+            batch = min(count, 1024 if gpu else 16) if M == N or K == M else 1  # attention's many small products
             x = torch.rand(batch, rows, K, device=case['device'], dtype=dtype)
             w = torch.rand(batch, N, K, device=case['device'], dtype=dtype)
             ways = [lambda x=x, w=w: torch.bmm(x, w.transpose(1, 2))]
             if batch == 1 and case['device'] == 'cpu':
                 ways.append(lambda x=x, w=w: F.conv2d(x[None].permute(0, 3, 1, 2), w[0, :, :, None, None]))
-            times = []
-            for way in ways:
-                taken = []
-                for _ in range(5):
-                    wait(case)
-                    start = time.perf_counter()
-                    way()
-                    wait(case)
-                    taken.append(time.perf_counter() - start)
-                times.append(min(taken))
+            times = [min(seconds(way, case['device'], 10 if gpu else 1) for _ in range(5)) for way in ways]
             total += min(times) / (batch * rows) * count * M
     passes = 3 if case['mode'] == 'training' else 1
     return dict(seconds=passes * total, gib=passes * moved * x.element_size() / GIB)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The report after every case, with what is left to do on stderr."""
+    """The report before and after every case, with what is left to do on stderr."""
     peers = args.peers if args.peers is not None else available(args.microsoft)
-    names = [OURS, *([EAGER] if args.compile else []), *peers]
-    alike = dict(compile=args.compile, device=args.device, attn_backend=args.attn_backend)
+    backend, *others = args.attn_backend
+    names = [OURS, *([EAGER] if args.compile else []), *(f'{OURS} {other}' for other in others), *peers]
+    alike = dict(compile=args.compile, device=args.device, attn_backend=backend)
     cases = [
         dict(arch=a, window=w, size=s, batch=b, mode=m, dtype=d, **alike)
         for a, s, b, w, m, d in itertools.product(
@@ -255,12 +246,16 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             )
         rows, here = before['rows'], before['about'] | here
     cases = [case for case in cases if all(any(row[key] != case[key] for key in case) for row in rows)]
-    start = time.monotonic()
+    start, deadline, left_out = time.monotonic(), Deadline(args.minutes), [*map(title, cases)]
+    yield dict(about=here, rows=rows, left_out=left_out)
     for done, case in enumerate(cases):
+        if deadline.over():
+            return
         left = f', about {(time.monotonic() - start) / done * (len(cases) - done) / 60:.0f} min left' if done else ''
         print(f'{done}/{len(cases)}{left}; now {title(case)}', file=sys.stderr, flush=True)
         rows.append(dict(case, **take_turns(names, case, args.rounds, args.microsoft), floor=floor(case)))
-        yield dict(about=here, rows=rows)
+        left_out = left_out[1:]
+        yield dict(about=here, rows=rows, left_out=left_out)
 
 
 def main() -> None:
@@ -279,10 +274,14 @@ def main() -> None:
     )
     parser.add_argument('--compile', action='store_true', help='torch.compile all of them; ours runs eagerly, too')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', choices=['cpu', 'cuda'])
-    parser.add_argument('--attn-backend', default='auto', choices=['auto', 'sdpa', 'cpp', 'triton'], help='of ours')
+    backends = ['auto', 'sdpa', 'cpp', 'triton']
+    parser.add_argument(
+        '--attn-backend', nargs='+', default=['auto'], choices=backends, help='of ours, beside each other'
+    )
     parser.add_argument('--rounds', type=int, default=5, help='turns that each takes; default 5')
     parser.add_argument('--peers', nargs='*', choices=list(PEERS), help='default: all that import')
     parser.add_argument('--microsoft', metavar='DIR', help="a checkout of Microsoft's Swin-Transformer")
+    parser.add_argument('--minutes', type=float, metavar='M', help='begin no further case after this time')
     parser.add_argument('--resume', action='store_true', help='keep the rows of --json, measure the cases not in it')
     parser.add_argument('--short', action='store_true', help='the form of make bench: a minute or two')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')

@@ -44,7 +44,7 @@ def show(found: dict[str, Any]) -> None:
             else:
                 more = f' ({gib[name] / gib["ours"]:.2f}x)' if gib.get(name) and gib.get('ours') else ''
                 cells.append(f'{ratios[name]:.2f}x{more}')
-        theirs = [ratio for name, ratio in ratios.items() if name != EAGER]
+        theirs = [ratio for name, ratio in ratios.items() if not name.startswith(OURS)]
         best = f'{min(theirs):.2f}x' if theirs else ''
         table.add_row(title(row), *cells, best, f'{row["floor"]["seconds"]:.3f}', f'{row["floor"]["gib"]:.2f} GiB')
     print_report(table, found, 140)

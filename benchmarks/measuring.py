@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,36 @@ class PeakMemory:
         return int(line.split()[1]) * 1024
 
 
+def seconds(function: Callable[[], Any], device: str, runs: int = 1) -> float:
+    """A call's time on the clock, with all that Python takes to launch it: the mean of so many in a row."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(runs):
+        function()
+    wait()
+    return (time.perf_counter() - start) / runs
+
+
+class Deadline:
+    """Whether so many minutes are over; None for never."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = float('inf') if minutes is None else time.monotonic() + 60 * minutes
+
+    def over(self) -> bool:
+        return time.monotonic() > self._end
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f'{path.name}.part').write_text(text)
+    path.with_name(f'{path.name}.part').replace(path)
+
+
 def report(
     growing: Iterator[dict[str, Any]],
     show: Callable[[dict], None],
@@ -57,10 +88,7 @@ def report(
     for found in growing:
         found = dict(command=command, **found)
         if json_file:
-            path = Path(json_file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_name(f'{path.name}.part').write_text(json.dumps(found, indent=1) + '\n')
-            path.with_name(f'{path.name}.part').replace(path)
+            write(Path(json_file), json.dumps(found, indent=1) + '\n')
     show(found)
     if plot_file:
         plot(found, Path(plot_file))
@@ -120,6 +148,8 @@ def about(**packages: str) -> dict[str, Any]:
     )
     if torch.cuda.is_available():
         found['gpu'] = torch.cuda.get_device_name()
+        found['gpu_capability'] = '{}.{}'.format(*torch.cuda.get_device_capability())
+        found['cuda'] = torch.version.cuda
     for name, package in packages.items():
         try:
             found[name] = metadata.version(package)

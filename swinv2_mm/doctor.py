@@ -138,7 +138,11 @@ def gpu(*_: object) -> Row:
     import torch
 
     if torch.cuda.is_available():
-        return Row(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}')
+        from swinv2_mm.compat import multiplies_in_tf32
+
+        unused = torch.cuda.get_device_capability() >= (8, 0) and not multiplies_in_tf32()
+        tf32 = '; float32 is multiplied without TF32 unless a tool gets --tf32' if unused else ''
+        return Row(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}{tf32}')
     if shutil.which('nvidia-smi') and subprocess.run(['nvidia-smi', '-L'], capture_output=True).returncode == 0:
         remedy = f'the driver is too old for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPU'
         if torch.version.cuda is None:

@@ -118,7 +118,7 @@ ROOMS = {
         {'engine/diagnosis', 'engine/display', 'engine/recipe', 'engine/saving', 'engine/sharding', 'errors'},
     ),
     'datasets': ({'torch', 'mmengine', 'numpy', 'cv2', 'pycocotools', 'rich'}, set()),
-    'doctor': ({'rich'}, {'models/kernels'}),
+    'doctor': ({'rich'}, {'compat', 'models/kernels'}),
     '__init__': (set(), set()),
 }
 FILES = sorted(path for path in PACKAGE.rglob('*.py') if '.mim' not in path.parts)  # a link to configs and tools

@@ -174,6 +174,21 @@ def test_the_kernels_that_are_used_are_told(sets, compiled, found, remedy, monke
     assert row.remedy.startswith(remedy) and bool(row.remedy) == bool(remedy)
 
 
+@pytest.mark.parametrize(
+    ('capability', 'on', 'told'), [((8, 0), False, True), ((8, 0), True, False), ((7, 5), False, False)]
+)
+def test_float32_products_without_tf32_are_told(capability, on, told, monkeypatch):
+    """Bug: a GPU multiplies float32 at an eighth of its rate, and nothing says so."""
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda *_: 'NVIDIA A100')
+    monkeypatch.setattr('torch.cuda.get_device_capability', lambda *_: capability)
+    monkeypatch.setattr('swinv2_mm.compat.multiplies_in_tf32', lambda: on)
+    row = doctor.gpu()
+    assert row.status == doctor.OK and row.found.startswith('2 x NVIDIA A100, CUDA')
+    assert ('--tf32' in row.found) == told
+
+
 def test_without_torch_every_row_is_still_there(machine, monkeypatch):
     """Bug: the doctor needs what it examines."""
     for name in ('GPU', 'swinv2_mm'):

@@ -1,4 +1,4 @@
-"""Mixed precision: ``--amp`` and ``'auto'`` choose the data type that the device computes in fast."""
+"""Mixed precision, and TF32: ``--amp`` and ``'auto'`` choose the data type that the device computes in fast."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch.nn import Module
 
-from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler
+from swinv2_mm.compat import gpu_computes_bfloat16, grad_scaler, multiplies_in_tf32
 from swinv2_mm.engine.mmengine_internals import box_modules, init_amp_wrapper
 from swinv2_mm.engine.recipe.operators import HALVES, to_float32, widen_operators
 from swinv2_mm.errors import UserError
@@ -176,3 +176,34 @@ def set_precision(cfg: Config, amp: str | None = None) -> None:
     # mmengine's wrapper cannot be built on a CPU, does not choose a type, does not warn of an emulated one, and leaves
     # boxes and mmcv's operators in a type that is too narrow for them.
     wrapper.type = 'swinv2_mm.AmpOptimWrapper'
+
+
+def set_tf32(cfg: Config, trains: bool) -> None:
+    """Switch TF32 on if ``env_cfg.tf32`` of a config asks for it; log if a GPU could use it and does not.
+
+    Convolutions use TF32 anyway: torch allows it for cuDNN, not for matrix products.
+
+    Args:
+        cfg: The config of a run.
+        trains: Whether it is a training, which ``--amp`` would speed up, too.
+    """
+    asked = (cfg.get('env_cfg') or {}).get('tf32', False)
+    able = get_device() == 'cuda' and torch.cuda.get_device_capability() >= (8, 0)
+    if asked and not able:
+        print_log('tf32: no effect, since it needs a GPU of compute capability 8.0', 'current', logging.WARNING)
+    elif asked:
+        torch.backends.cuda.matmul.allow_tf32 = True  # after the newer fp32_precision this one could not be read
+        print_log('tf32: matrix products of float32 round their factors to 11 significant bits', 'current')
+    elif able and not multiplies_in_tf32() and not (trains and _trains_in_half(cfg)):
+        amp = '; --amp brings more' if trains else ''
+        print_log(
+            f'tf32: off, so {torch.cuda.get_device_name()} multiplies matrices of float32 without its tensor cores. '
+            f'--tf32, or env_cfg.tf32=True, switches it on: up to 8 times as fast{amp} (see docs/precision.md)',
+            'current',
+        )
+
+
+def _trains_in_half(cfg: Config) -> bool:
+    """Whether a training on a GPU computes its products in half precision."""
+    kind = (cfg.get('optim_wrapper') or {}).get('type') or ''
+    return 'Amp' in getattr(kind, '__name__', kind) or (cfg.get('fsdp2') or {}).get('block_dtype') == 'bfloat16'

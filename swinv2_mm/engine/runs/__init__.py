@@ -20,7 +20,7 @@ from swinv2_mm.engine.display.maps import name_maps
 from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
-from swinv2_mm.engine.recipe.precision import set_precision
+from swinv2_mm.engine.recipe.precision import set_precision, set_tf32
 from swinv2_mm.engine.runs.complete import complete, fuse_optimizer, set_input_size, set_out, set_resume
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
@@ -34,6 +34,7 @@ def prepare_training(
     work_dir: str | None = None,
     amp: str | None = None,
     compile: bool = False,
+    tf32: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
     cfg_options: dict[str, Any] | None = None,
@@ -49,7 +50,7 @@ def prepare_training(
         UserError: The run would fail or have no effect; nothing has been written.
     """
     cfg = read_config(config, cfg_options, 'train')
-    complete(cfg, work_dir, compile, launcher)
+    complete(cfg, work_dir, compile, tf32, launcher)
     set_precision(cfg, amp)
     fuse_optimizer(cfg)
     if auto_scale_lr:
@@ -79,12 +80,13 @@ def prepare_test(
     tta: bool = False,
     window_size: list[int] | None = None,
     compile: bool = False,
+    tf32: bool = False,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
     """Turn a config file, a checkpoint and the flags of ``tools/test.py`` into a config, see `prepare_training`."""
     cfg = read_config(config, cfg_options, 'test')
-    complete(cfg, work_dir, compile, launcher)
+    complete(cfg, work_dir, compile, tf32, launcher)
     cfg.load_from, cfg.resume = checkpoint, False
     add_hook(cfg, 'swinv2_mm.CheckpointMatchHook')
     if out is not None:
@@ -147,6 +149,7 @@ def train(cfg: Config) -> Runner:
     try:
         with told(cfg.work_dir):
             runner = build_runner(cfg)
+            set_tf32(cfg, trains=True)
             if starts_from_noise(cfg):
                 runner.logger.warning(
                     'The backbone starts from random weights. For pretrained ones pass --cfg-options '
@@ -166,6 +169,7 @@ def train(cfg: Config) -> Runner:
 def test(cfg: Config) -> dict[str, float]:
     """Run a test that :func:`prepare_test` has prepared, and return its metrics."""
     runner = build_runner(cfg)
+    set_tf32(cfg, trains=False)
     with named_annotations(), screen_given_back(runner):
         metrics = runner.test()
     leave_processes()

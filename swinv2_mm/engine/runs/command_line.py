@@ -53,6 +53,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         help="change the config, as in train_cfg.max_epochs=12 'model.backbone.out_indices=(1,2,3)'",
     )
     parser.add_argument('--compile', action='store_true', help='compile the backbone, by torch.compile')
+    parser.add_argument('--tf32', action='store_true', help='multiply float32 matrices in TF32, on GPUs since Ampere')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
 

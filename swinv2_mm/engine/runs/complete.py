@@ -23,7 +23,7 @@ _HOOKS = {
 }
 
 
-def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) -> None:
+def complete(cfg: Config, work_dir: str | None, compile: bool, tf32: bool, launcher: str) -> None:
     """Make the edits that a training and a test share."""
     cfg.launcher = launcher
     default = Path('work_dirs', Path(cfg.filename).stem)
@@ -33,6 +33,8 @@ def complete(cfg: Config, work_dir: str | None, compile: bool, launcher: str) ->
     cfg.default_hooks = hooks | {name: {'type': 'mmengine.hooks.Hook'} for name in _HOOKS if hooks[name] is None}
     if compile:
         compile_backbone(cfg)
+    if tf32:
+        cfg.env_cfg = dict(cfg.get('env_cfg') or {}, tf32=True)
 
 
 def fuse_optimizer(cfg: Config) -> None:
