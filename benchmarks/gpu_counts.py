@@ -119,7 +119,7 @@ def as_on_gpu(amp: bool) -> Iterator[None]:
             linear_dtype=lambda layer, x: torch.bfloat16 if amp else x.dtype,
         )
         stack.enter_context(mock.patch.object(usable, '_is_nvidia', lambda x: True))
-        stack.enter_context(mock.patch.object(usable, '_capability', lambda device: (8, 0)))
+        stack.enter_context(mock.patch.object(usable, 'capability', lambda device: (8, 0)))
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(choose, name, answer))
         for kept in caches:

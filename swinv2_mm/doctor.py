@@ -139,10 +139,15 @@ def gpu(*_: object) -> Row:
 
     if torch.cuda.is_available():
         from swinv2_mm.compat import multiplies_in_tf32
+        from swinv2_mm.models.kernels.gpu.usable import why_not_by_default
 
-        unused = torch.cuda.get_device_capability() >= (8, 0) and not multiplies_in_tf32()
+        capability = torch.cuda.get_device_capability()
+        unused = capability >= (8, 0) and not multiplies_in_tf32()
         tf32 = '; float32 is multiplied without TF32 unless a tool gets --tf32' if unused else ''
-        return Row(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}{tf32}')
+        reason = why_not_by_default(capability, (8, 8))
+        attention = f"; torch's kernel computes attention: {reason}" if reason else ''
+        name = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}'
+        return Row(name + tf32 + attention)
     if shutil.which('nvidia-smi') and subprocess.run(['nvidia-smi', '-L'], capture_output=True).returncode == 0:
         remedy = f'the driver is too old for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPU'
         if torch.version.cuda is None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from swinv2_mm.compat import autocast_dtype, has_global_hook, is_compiling, is_dynamo_compiling
 from swinv2_mm.models.cache import is_recorded, is_symbolic, is_traced
 from swinv2_mm.models.kernels import cpp
-from swinv2_mm.models.kernels.gpu import usable
+from swinv2_mm.models.kernels.gpu import triton_attention
 
 Pair = tuple[int, int]
 Function = TypeVar('Function', bound=Callable)
@@ -235,7 +235,7 @@ def attention(backend: str, x: Tensor, window: Pair, head_width: int, drops: boo
     """
     if drops and is_dynamo_compiling():
         return 'uncompiled'
-    if backend == 'triton' or (backend == 'auto' and x.is_cuda and usable.triton_is_faster(x, window, head_width)):
+    if backend == 'triton' or (backend == 'auto' and x.is_cuda and triton_attention.is_faster(x, window, head_width)):
         return 'triton'
     if is_symbolic(*x.shape[:3]):
         return 'operation'

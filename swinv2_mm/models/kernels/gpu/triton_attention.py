@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from swinv2_mm.compat import custom_op, multiplies_in_tf32
-from swinv2_mm.models.kernels.gpu.usable import why_not_triton
+from swinv2_mm.compat import autocast_dtype, custom_op, is_compiling, multiplies_in_tf32
+from swinv2_mm.models.kernels.gpu import usable
+from swinv2_mm.models.kernels.gpu.self_check import why_not_exact
 
 Pair = tuple[int, int]
 # From this size on a program takes 128 queries, not 64: it reads the keys, which exceed the L1 cache, half as often.
@@ -46,9 +47,9 @@ def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pa
     Raises:
         ValueError: Triton cannot compute this here, or a shape or type is not as above.
     """
-    reason = why_not_triton(qkv, window)
+    reason = why_not(qkv, window)
     if reason:
-        raise ValueError(f"attn_backend='triton' cannot be used: {reason}. Choose attn_backend='auto'.")
+        raise ValueError(f"attn_backend='triton' cannot be used: {reason}. Choose attn_backend='sdpa'.")
     nH, (Wh, Ww) = qkv.shape[4], window
     for name, tensor, shape in (('table', table, (nH, 2 * Wh - 1, 2 * Ww - 1)), ('scale', scale, (nH,))):
         if tensor.shape != shape or tensor.dtype != torch.float32:
@@ -57,6 +58,23 @@ def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pa
                 f'{Wh} x {Ww} need {shape}, torch.float32.'
             )
     return attention_without_checks(qkv, table, scale, window, shift)
+
+
+def is_faster(x: Tensor, window: Pair, head_width: int) -> bool:
+    """Whether ``attn_backend='auto'`` takes the Triton kernels for a map ``(B, H, W, C)`` on a GPU."""
+    if usable.why_not_by_default(usable.capability(x.device), window):
+        return False
+    dtype = autocast_dtype('cuda') or x.dtype
+    return not why_not(torch.empty(0, 0, 0, 3, 0, head_width, dtype=dtype, device=x.device), window)
+
+
+def why_not(qkv: Tensor, window: Pair) -> str:
+    """Why the Triton kernels cannot compute the attention of a map, or compute something else; empty if they can."""
+    reason = usable.why_not_triton(qkv, window)
+    if reason or not qkv.is_cuda or is_compiling() or torch.cuda.is_current_stream_capturing():
+        return reason
+    kind = qkv.device, qkv.dtype, qkv.shape[-1], math.prod(window), multiplies_in_tf32()
+    return why_not_exact(attention_without_checks, *kind)
 
 
 def attention_without_checks(qkv: Tensor, table: Tensor, scale: Tensor, window: Pair, shift: Pair) -> Tensor:

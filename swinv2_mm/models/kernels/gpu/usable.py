@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from swinv2_mm.compat import COMPILES, autocast_dtype, is_compiling, multiplies_in_tf32
+from swinv2_mm.compat import COMPILES
 
 Pair = tuple[int, int]
 
@@ -33,7 +33,7 @@ def torch_kernel_computes(qkv: Tensor) -> bool:
     return (
         _is_nvidia(qkv)
         and qkv.dtype in (torch.float16, torch.bfloat16, torch.float32)
-        and (qkv.dtype != torch.bfloat16 or _capability(qkv.device) >= (8, 0))
+        and (qkv.dtype != torch.bfloat16 or capability(qkv.device) >= (8, 0))
         and d % TORCH_HEAD_WIDTH == 0
         and nH * N * N * qkv.element_size() <= TORCH_BIAS_BYTES
         and not torch.are_deterministic_algorithms_enabled()
@@ -45,22 +45,17 @@ def _is_nvidia(x: Tensor) -> bool:
 
 
 @lru_cache
-def _capability(device: torch.device) -> Pair:
-    return torch.cuda.get_device_capability(device)
+def capability(device: torch.device) -> Pair:
+    """The compute capability of a GPU."""
+    return torch.cuda.get_devicecapability(device)
 
 
-def triton_is_faster(x: Tensor, window: Pair, head_width: int) -> bool:
-    """Whether ``attn_backend='auto'`` takes the Triton kernels for a map ``(B, H, W, C)`` on a GPU."""
-    if why_not_by_default(_capability(x.device), window):
-        return False
-    dtype = autocast_dtype('cuda') or x.dtype
-    qkv = torch.empty(0, 0, 0, 3, 0, head_width, dtype=dtype, device=x.device)
-    return not why_not_triton(qkv, window)
+def why_not_by_default(version: Pair, window: Pair) -> str:
+    """Why ``attn_backend='auto'`` leaves attention to torch's kernel on a GPU of this compute capability.
 
-
-def why_not_by_default(capability: Pair, window: Pair) -> str:
-    """Why ``attn_backend='auto'`` leaves attention to torch's kernel; empty if the Triton kernels are faster."""
-    largest, name = TRITON_IS_FASTER.get(capability), '.'.join(map(str, capability))
+    Empty where the Triton kernels are faster.
+    """
+    largest, name = TRITON_IS_FASTER.get(version), '.'.join(map(str, version))
     if largest is None:
         return f'the Triton kernels have not been measured on a GPU of compute capability {name}'
     if max(window) > largest:
@@ -80,7 +75,7 @@ def why_not_triton(qkv: Tensor, window: Pair) -> str:
         return 'Triton is not installed'
     if qkv.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
         return f'Triton needs a GPU, and the features are on {qkv.device.type}'
-    if qkv.device.type == 'cuda' and _capability(qkv.device) < (8, 0):
+    if qkv.device.type == 'cuda' and capability(qkv.device) < (8, 0):
         return 'Triton needs compute capability 8.0 (Ampere)'
     if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f'there is no kernel for {qkv.dtype}'
@@ -90,8 +85,4 @@ def why_not_triton(qkv: Tensor, window: Pair) -> str:
         return f'the window is {window[0]} x {window[1]}, the kernels take {TRITON_WINDOW} per side'
     if torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled():
         return 'its gradient of the position bias is not deterministic'
-    if qkv.is_cuda and not is_compiling() and not torch.cuda.is_current_stream_capturing():
-        from swinv2_mm.models.kernels.gpu.self_check import why_not_exact
-
-        return why_not_exact(qkv.device, qkv.dtype, qkv.shape[-1], window[0] * window[1], multiplies_in_tf32())
     return ''

@@ -203,7 +203,7 @@ def contents(plan):
 def test_where_it_can_be_used(monkeypatch):
     """Prevents: the kernel's refusal in the middle of a model, or its gradients where they must be deterministic."""
     monkeypatch.setattr(usable, '_is_nvidia', lambda x: True)
-    monkeypatch.setattr(usable, '_capability', lambda device: (7, 5))
+    monkeypatch.setattr(usable, 'capability', lambda device: (7, 5))
     computes = lambda d=32, N=64, dtype=torch.float16, nH=4: usable.torch_kernel_computes(  # noqa: E731
         torch.empty(2, N, 3, nH, d, dtype=dtype, device='meta')
     )

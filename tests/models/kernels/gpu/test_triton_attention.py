@@ -10,7 +10,7 @@ import torch
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.compat import COMPILES
-from swinv2_mm.models.kernels.gpu import self_check, triton_attention, usable
+from swinv2_mm.models.kernels.gpu import triton_attention
 from swinv2_mm.models.kernels.gpu.triton_attention import fused_window_attention
 from swinv2_mm.models.kernels.gpu.usable import why_not_triton as why_not
 
@@ -100,6 +100,15 @@ def test_a_large_window_in_larger_tiles(monkeypatch):
     """Tiles of 128, past others of 32. Prevents: slots between two tiles, or in both."""
     monkeypatch.setattr(triton_attention, 'MANY_SLOTS', 100)
     compare(arguments(1, 9, 15, 1, 16, (9, 15), torch.float16), (9, 15), (0, 0), 2e-3, 10)
+
+
+@pytest.mark.parametrize('candidate', [1, 2])
+def test_all_candidates_compute_the_same(candidate, monkeypatch):
+    """Prevents: a tile that only a GPU tries, and that is wrong."""
+    choice = lambda self, *_: self.candidates()[candidate]  # noqa: E731
+    monkeypatch.setattr(triton_attention._Launch, '_fastest', choice)
+    *shape, window, shift = CASES['several tiles']
+    compare(arguments(*shape, window, torch.float16), window, shift, 2e-3, 10)
 
 
 @pytest.mark.parametrize('case', ['odd map, padded and shifted', 'several tiles'])
@@ -252,79 +261,6 @@ for window, candidate in CASES:
 """
 
 
-class FakeGPU:
-    """What the choice of tiles asks of a tensor on a GPU."""
-
-    is_cuda, device, dtype, shape = True, 'cuda:0', torch.float16, (1, 9, 9, 3, 1, 16)
-    element_size = lambda self: 2  # noqa: E731
-
-
-def test_a_gpu_times_the_tiles_once_for_a_kind_of_problem(monkeypatch):
-    """The fastest is taken, also for another map or window of the kind. Prevents: timing each image size anew."""
-    monkeypatch.setattr(triton_attention._Launch, 'fastest', {})
-    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
-    launch = triton_attention._Launch(torch.empty(1, 9, 9, 3, 1, 16, dtype=torch.float16), (9, 9), (0, 0))
-    times = dict(zip(launch.candidates(), (3.0, 1.0, 2.0), strict=True))
-    timed = []
-    monkeypatch.setattr(triton_attention._Launch, '_by_rows', lambda *_: None)
-    monkeypatch.setattr(
-        triton_attention._Launch,
-        '_milliseconds',
-        lambda self, kernel, args, *tile: timed.append(tile) or times[tile],
-    )
-    assert launch._fastest('forward_kernel', (FakeGPU(),)) == launch.candidates()[1]
-    other = triton_attention._Launch(torch.empty(2, 30, 40, 3, 1, 16, dtype=torch.float16), (10, 12), (5, 6))
-    assert other._fastest('forward_kernel', (FakeGPU(),)) == launch.candidates()[1]
-    assert timed == launch.candidates()
-    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)  # a graph records no clock
-    assert other._fastest('backward_kv_kernel', (FakeGPU(),)) == launch.candidates()[0]
-
-
-@pytest.mark.parametrize('candidate', [1, 2])
-def test_all_candidates_compute_the_same(candidate, monkeypatch):
-    """Prevents: a tile that only a GPU tries, and that is wrong."""
-    choice = lambda self, *_: self.candidates()[candidate]  # noqa: E731
-    monkeypatch.setattr(triton_attention._Launch, '_fastest', choice)
-    *shape, window, shift = CASES['several tiles']
-    compare(arguments(*shape, window, torch.float16), window, shift, 2e-3, 10)
-
-
-@pytest.mark.parametrize(
-    'dtype, slots',
-    [(torch.float32, 12), (torch.bfloat16, 12), pytest.param(torch.float16, 81, marks=pytest.mark.slow)],
-    ids=['float32', 'bfloat16', 'several tiles'],
-)
-def test_the_check_at_first_use_passes_and_finds_what_is_wrong(dtype, slots, monkeypatch):
-    """Against kernels that work, and that scale by another factor. Prevents: a check that always agrees.
-
-    Also: it runs once.
-    """
-    calls = []
-    inner = triton_attention.attention_without_checks
-    self_check._checked.cache_clear()
-    monkeypatch.setattr(triton_attention, 'attention_without_checks', lambda *a: calls.append(1) or inner(*a))
-    check = lambda: self_check.why_not_exact(torch.device(DEVICE), dtype, 16, slots, False)  # noqa: E731
-    assert check() == check() == '' and len(calls) == 1
-    self_check._checked.cache_clear()
-    wrong = lambda qkv, table, scale, *rest: inner(qkv, table.roll(1, 2), scale, *rest)  # noqa: E731
-    monkeypatch.setattr(triton_attention, 'attention_without_checks', wrong)
-    assert 'is off by' in check()
-    self_check._checked.cache_clear()
-
-
-def test_auto_takes_the_kernels_where_they_were_measured_as_faster(monkeypatch):
-    """And says why not elsewhere. Prevents: kernels that nobody measured, or a measurement without effect."""
-    monkeypatch.setattr(usable, 'why_not_triton', lambda qkv, window: '' if qkv.shape[-1] == 32 else 'too wide')
-    monkeypatch.setattr(usable, '_capability', lambda device: (9, 0))
-    x = torch.empty(1, 9, 9, 64)
-    assert 'not been measured on a GPU of compute capability 9.0' in usable.why_not_by_default((9, 0), (8, 8))
-    assert not usable.triton_is_faster(x, (8, 8), 32)
-    monkeypatch.setattr(usable, 'TRITON_IS_FASTER', {(9, 0): 16})
-    assert usable.triton_is_faster(x, (8, 16), 32)
-    assert not usable.triton_is_faster(x, (8, 24), 32) and not usable.triton_is_faster(x, (8, 8), 64)
-    assert 'up to windows of 16' in usable.why_not_by_default((9, 0), (24, 24))
-
-
 @pytest.mark.parametrize('mask_padding', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_backbone_computes_the_same_with_either_backend(mask_padding, randomize, monkeypatch):
     """Maps and gradients, plain and shifted windows, padding masked or not.
@@ -361,7 +297,7 @@ def test_the_backbone_computes_the_same_with_either_backend(mask_padding, random
 def test_the_backbone_says_why_triton_cannot_be_used():
     """By name, with the remedy. Prevents: a silent detour."""
     model = SwinTransformerV2(embed_dims=16, depths=(1,), num_heads=(1,), out_indices=(0,), attn_backend='triton')
-    with pytest.raises(ValueError, match=r"there is no kernel for torch.float64\. Choose attn_backend='auto'"):
+    with pytest.raises(ValueError, match=r"there is no kernel for torch.float64\. Choose attn_backend='sdpa'"):
         model.double().to(DEVICE)(torch.rand(1, 3, 8, 8, dtype=torch.float64, device=DEVICE))
 
 
