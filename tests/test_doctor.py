@@ -187,6 +187,7 @@ def test_float32_products_without_tf32_are_told(capability, on, told, monkeypatc
     row = doctor.gpu()
     assert row.status == doctor.OK and row.found.startswith('2 x NVIDIA A100, CUDA')
     assert ('--tf32' in row.found) == told
+    assert 'have not been measured' in row.found
 
 
 def test_without_torch_every_row_is_still_there(machine, monkeypatch):

@@ -1,6 +1,6 @@
 """Cosine attention inside windows by torch's operations: only the logits of a few windows exist at a time.
 
-The fused kernels of torch give no gradient to the bias, and what torch does instead keeps the logits of all windows. So
+On a CPU the fused kernels of torch give no gradient to the bias; what torch does instead keeps all logits. So
 the backward pass is written here: it keeps only its inputs, and computes the probabilities of a few windows again. A
 tracer gets the formula as it is written.
 """
