@@ -65,7 +65,7 @@ def write_prediction_page(out_dir: str | os.PathLike) -> Path:
 
 
 def _labels(entry: dict) -> set[int]:
-    return {int(one['label']) for one in entry.get('predictions') or ()} | {int(key) for key in entry.get('pixels') or ()}
+    return {*(int(one['label']) for one in entry.get('predictions') or ()), *map(int, entry.get('pixels') or ())}
 
 
 def _entry(folder: Path, entry: dict, classes: list[str], colours: list) -> dict:

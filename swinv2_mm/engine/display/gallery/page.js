@@ -6,6 +6,10 @@ const { datasets, pictures, kinds = [], sorts = [] } = content;
 const colourOfKind = new Map(kinds.map(([name, colour]) => [name, colour]));
 const main = document.querySelector('main');
 find('report').hidden = !document.querySelector('pre').textContent.trim();
+if (content.metrics) {
+  find('report').open = false;
+  find('report').firstChild.textContent = 'Metrics of the test';
+}
 
 function make(kind, parent, properties = {}) {
   const element = parent.appendChild(document.createElement(kind));
@@ -32,9 +36,7 @@ const onTop = (colour) => {
 function labelOf(object, name, picture) {
   const score = object.s === undefined ? '' : ` ${object.s.toFixed(2)}`;
   if (object.i) return `${name} (ignored)`;
-  if (object.k === 'missed') return `missed: ${name}`;
-  if (object.k === 'confused') return `${name}${score}, is ${nameOf(picture, object.g)}`;
-  return object.k && object.k !== 'correct' ? `${object.k}: ${name}${score}` : `${name}${score}`;
+  return object.k === 'confused' ? `${name}${score}, is ${nameOf(picture, object.g)}` : `${name}${score}`;
 }
 
 function drawObjects(view, picture) {
@@ -49,7 +51,9 @@ function drawObjects(view, picture) {
       const [width, height] = [Math.max(0, x2 - x1), Math.max(0, y2 - y1)];
       parts.push(draw('rect', svg, { x: x1, y: y1, width, height }));
       if (!object.t || object.k === 'missed') {
-        const text = make('span', view, { className: 'name', textContent: labelOf(object, name, picture) });
+        const text = make('span', view, { className: 'name' });
+        if (object.k && object.k !== 'correct') make('i', text, { textContent: `${object.k}: ` });
+        text.append(labelOf(object, name, picture));
         const right = x1 > 0.6 * picture.w;
         text.style[right ? 'right' : 'left'] = `${100 * Math.max(0, right ? 1 - x2 / picture.w : x1 / picture.w)}%`;
         text.style.top = `clamp(0px, ${100 * y1 / picture.h}%, calc(100% - 1.35em))`;
@@ -91,7 +95,7 @@ function caption(figure, picture) {
     const colour = colourOfKind.get(key) ?? datasets[picture.d].colours[key] ?? '#fff';
     chip(list, `${colourOfKind.has(key) ? key : nameOf(picture, key)} ${number}`, colour);
   }
-  for (const [name, share, colour] of picture.shares ?? []) chip(list, `${name} ${percent(share)}`, colour);
+  for (const [name, share, colour] of picture.shares ?? []) chip(list, `${name} ${typeof share === 'string' ? share : percent(share)}`, colour);
   for (const fault of picture.faults) make('div', text, { className: 'fault', textContent: fault });
 }
 
@@ -154,7 +158,7 @@ function summary({ tiles = [], rule = '', tables = [], matrix }) {
     });
   }
   if (matrix) {
-    const table = framed(matrix.title, ['annotated ↓ predicted →', ...matrix.columns], matrix.words);
+    const table = framed(matrix.title, ['annotated ↓, predicted →', ...matrix.columns], matrix.words);
     table.parentElement.className = 'matrix';
     matrix.rows.forEach(([name, shares, texts], row) => {
       const line = make('tr', table);
