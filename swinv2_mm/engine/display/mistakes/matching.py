@@ -158,8 +158,9 @@ def _ious(found: Objects, chosen: Sequence[int], truth: Objects, counted: np.nda
 def confusion(truth: Objects, found: Objects, outcome: Outcome, classes: int) -> np.ndarray:
     """Count a picture in a confusion matrix, ``(classes + 1, classes + 1)``; the last row and column are background.
 
-    A row is an annotated class, a column a predicted one. Columns add up to the detections: correct ones on the diagonal,
-    confused ones beside it, all others in the last row. The last column has the objects that none found or confused.
+    A row is an annotated class, a column a predicted one. Columns add up to the detections: correct ones are on the
+    diagonal, confused ones beside it, all others in the last row. The last column has the objects that none of them
+    found or confused.
     """
     matrix = np.zeros((classes + 1, classes + 1), int)
     for label, kind, place in zip(found.labels, outcome.found, outcome.taken_for, strict=True):
