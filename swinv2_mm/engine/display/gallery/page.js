@@ -251,6 +251,7 @@ function update() {
   for (const element of main.querySelectorAll('.map')) element.hidden = element.dataset.map !== map;
   for (const id of ['boxes', 'masks', 'names']) main.classList.toggle(`no-${id}`, !find(id).checked);
   for (const tile of document.querySelectorAll('[data-kind]')) tile.ariaPressed = String(tile.dataset.kind === kind);
+  main.dataset.map = find('masks').checked ? map : '';
   main.classList.toggle('all-truth', find('truth').checked);
   main.style.setProperty('--strength', find('strength').value);
   find('score').nextElementSibling.textContent = from.toFixed(2);

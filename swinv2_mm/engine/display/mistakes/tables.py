@@ -8,7 +8,7 @@ import numpy as np
 from swinv2_mm.engine.display.mistakes.matching import CORRECT
 
 _MOST = 30  # classes of a matrix
-_PAIRS = 12
+_PAIRS, _LEAST = 12, 0.001  # the most pairs, and the least share of the wrong pixels
 _IN_TRUTH, _IN_FOUND = ('missed', 'confused', 'poor overlap'), ('false', 'double')
 
 
@@ -72,8 +72,9 @@ def confused_pairs(names: list[str], matrix: np.ndarray) -> dict:
     rows = []
     for place in np.argsort(-wrong, axis=None, kind='stable')[:_PAIRS].tolist():
         one, other = divmod(place, len(names))
-        if wrong[one, other]:
-            of_class, of_all = wrong[one, other] / matrix[one].sum(), wrong[one, other] / wrong.sum()
+        of_all = wrong[one, other] / max(1, wrong.sum())
+        if of_all >= _LEAST:
+            of_class = wrong[one, other] / matrix[one].sum()
             rows.append([names[one], names[other], f'{100 * of_class:.1f} %', f'{100 * of_all:.1f} %'])
     head = ['annotated', 'predicted', 'of its pixels', 'of all wrong pixels']
     return {'title': 'Most confused', 'head': head, 'rows': rows}

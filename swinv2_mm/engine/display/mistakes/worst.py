@@ -25,12 +25,11 @@ class Worst:
 
     def keep(self, record: dict) -> None:
         """Keep the ``detail`` of a record as long as no worse ones take its places."""
-        record['places'] = 0
-        for name, value in record['order'].items():
+        names = [name for name, value in record['order'].items() if value > 0]
+        record['places'] = len(names)
+        for name in names:
             heap = self._heaps.setdefault(name, [])
-            if value <= 0:
-                continue
-            entry, record['places'] = (value, -next(self._counter), record), record['places'] + 1
+            entry = record['order'][name], -next(self._counter), record
             if len(heap) < self._number:
                 heappush(heap, entry)
                 continue

@@ -76,7 +76,7 @@ def slowly(truth, found, score_thr):
 
 @pytest.mark.parametrize('score_thr', [0.0, 0.5])
 def test_kinds_of_mistakes_follow_tide(score_thr):
-    """By a slow loop. Bug: a detection at the right place with the wrong class is called false, or its object missed."""
+    """By a slow loop. Bug: a detection at the right place with the wrong class is called false, its object missed."""
     seen = Counter()
     for seed in range(150):
         truth, found = scene(seed, crowds=False)
