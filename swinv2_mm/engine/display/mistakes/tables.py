@@ -9,7 +9,7 @@ from swinv2_mm.engine.display.mistakes.matching import CORRECT
 
 _MOST = 30  # classes of a matrix
 _PAIRS, _LEAST = 12, 0.001  # the most pairs, and the least share of the wrong pixels
-_IN_TRUTH, _IN_FOUND = ('missed', 'confused', 'poor overlap'), ('false', 'double')
+_IN_TRUTH, _IN_FOUND = ('missed',), ('false', 'confused', 'poor overlap', 'double')
 
 
 def share(part: float, whole: float) -> str:
@@ -36,8 +36,11 @@ def class_rows(classes: list[str], counts: Counter, precisions: Mapping[str, np.
         for kinds, whole, shown in ((truth, objects, _IN_TRUTH), (found, detections, _IN_FOUND)):
             numbers += [str(whole), share(kinds.get(CORRECT, 0), whole), *[str(kinds.get(what, 0)) for what in shown]]
         rows.append([classes[label], *numbers])
-    words = 'Missed, confused and poor overlap count objects; false and double count detections. A click on a column '
-    return {'title': 'Classes', 'head': head, 'rows': rows, 'words': words + 'sorts, on a class shows its pictures.'}
+    words = (
+        'Objects that are neither found nor missed were confused or poorly overlapped. A click on a column sorts, on a '
+        'class shows its pictures.'
+    )
+    return {'title': 'Classes', 'head': head, 'rows': rows, 'words': words}
 
 
 def matrix_table(names: list[str], matrix: np.ndarray, words: str, percent: bool = False) -> dict:
