@@ -1,6 +1,5 @@
 """The mistakes of a detector: what became of each object, average precision and confusion by class."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,17 @@ from swinv2_mm.engine.display.mistakes.matching import (
     FOUND_IOU,
     KINDS,
     NEAR_IOU,
+    OUTCOMES,
     Objects,
     Outcome,
     confusion,
     evaluated,
     judged,
+    mistakes_in,
+    tally,
 )
-from swinv2_mm.engine.display.mistakes.precision import average_precision, best_threshold, compact
-from swinv2_mm.engine.display.mistakes.tables import class_rows, matrix_table, share
+from swinv2_mm.engine.display.mistakes.precision import average_precision, best_threshold, compact, joined
+from swinv2_mm.engine.display.mistakes.tables import class_rows, matrix_table, share, sparse, total
 from swinv2_mm.errors import UserError
 
 
@@ -57,16 +59,12 @@ class Detections:
         truth, found = _annotated(info, height, width, masks), _detected(predicted, masks)
         results = {kind: evaluated(truth, found, kind) for kind in dict.fromkeys(('bbox', self._kind))}
         outcome = judged(truth, found, self._kind, results[self._kind], self._score_thr)
-        matrix = confusion(truth, found, outcome, len(self._classes))
-        counts = Counter(
-            [('truth', int(label), what) for label, what in zip(truth.labels, outcome.truth, strict=True) if what]
-            + [('found', int(label), what) for label, what in zip(found.labels, outcome.found, strict=True) if what]
-        )
-        mistakes = {what: _total(counts, what) for what in KINDS}
+        counts = tally(truth, found, outcome, len(self._classes))
+        mistakes = mistakes_in(counts)
         record = {
             'order': {'mistakes': sum(mistakes.values())} | mistakes,
-            'counts': counts,
-            'matrix': {place: int(matrix[place]) for place in zip(*matrix.nonzero(), strict=True)},
+            'counts': sparse(counts),
+            'matrix': sparse(confusion(truth, found, outcome, len(self._classes))),
             'results': {each: compact(result) for each, result in results.items()},
             'size': (width, height),
         }
@@ -82,29 +80,21 @@ class Detections:
 
     def content(self, records: list[dict]) -> dict:
         """Numbers, tables and kinds of mistakes above the pictures."""
-        classes, counts, matrix = self._classes, Counter(), np.zeros((len(self._classes) + 1,) * 2, int)
-        for record in records:
-            counts.update(record['counts'])
-            for place, number in record['matrix'].items():
-                matrix[place] += number
-        precisions = {
-            {'bbox': 'box', 'segm': 'mask'}[kind]: average_precision(
-                (record['results'][kind] for record in records), len(classes)
-            )
-            for kind in dict.fromkeys(('bbox', self._kind))
-        }
-        objects = sum(n for (of, _, _), n in counts.items() if of == 'truth')
-        detections = sum(n for (of, _, _), n in counts.items() if of == 'found')
-        right = _total(counts, CORRECT)
-        best = best_threshold(record['results'][self._kind] for record in records)
+        classes = self._classes
+        counts = total((record['counts'] for record in records), (2, len(classes), len(OUTCOMES)))
+        matrix = total((record['matrix'] for record in records), (len(classes) + 1,) * 2)
+        kinds = {'bbox': 'box', 'segm': 'mask'} if self._kind == 'segm' else {'bbox': 'box'}
+        arrays = {kind: joined(record['results'][kind] for record in records) for kind in kinds}
+        precisions = {name: average_precision(arrays[kind], len(classes)) for kind, name in kinds.items()}
+        (objects, detections), right = counts.sum((1, 2)).tolist(), int(counts[0, :, 0].sum())
         return {
             'tiles': [
                 *[[f'{np.nanmean(ap[:, 0]):.3f}', f'{name} AP'] for name, ap in precisions.items() if objects],
                 [share(right, objects), f'of {objects} objects found'],
                 [share(right, detections), f'of {detections} detections correct'],
-                *[[str(_total(counts, what)), what, what] for what in KINDS],
+                *[[str(number), kind, kind] for kind, number in mistakes_in(counts).items()],
             ],
-            'rule': self._rule(best),
+            'rule': self._rule(best_threshold(arrays[self._kind])),
             'tables': [class_rows(classes, counts, precisions)],
             'matrix': matrix_table([*classes, 'background'], matrix, _MATRIX_WORDS),
             'kinds': [[name, colour, meaning] for name, (colour, meaning) in KINDS.items()] + [[CORRECT, *_CORRECT]],
@@ -131,12 +121,6 @@ _MATRIX_WORDS = (
     'Correct detections are on the diagonal, confused ones beside it, and those without an object of their own in the '
     'last row. The last column has the objects that no detection found or confused. Colours: the share of the row.'
 )
-
-
-def _total(counts: Counter, what: str) -> int:
-    """How many objects were missed, or how many detections are of another kind."""
-    of = 'truth' if what == 'missed' else 'found'
-    return sum(n for (each, _, kind), n in counts.items() if (each, kind) == (of, what))
 
 
 def _annotated(info: dict, height: int, width: int, masks: bool) -> Objects:

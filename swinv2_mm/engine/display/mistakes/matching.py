@@ -23,6 +23,7 @@ KINDS = {
     'double': ('rgb(120,95,80)', 'one more detection of an object that was found already'),
 }
 CORRECT = 'correct'
+OUTCOMES = (CORRECT, *KINDS)
 
 
 @dataclass
@@ -170,3 +171,18 @@ def confusion(truth: Objects, found: Objects, outcome: Outcome, classes: int) ->
         if kind in ('missed', 'poor overlap'):
             matrix[label, classes] += 1
     return matrix
+
+
+def tally(truth: Objects, found: Objects, outcome: Outcome, classes: int) -> np.ndarray:
+    """Count a picture by class and outcome, ``(2, classes, len(OUTCOMES))``: the annotations, then the detections."""
+    counts = np.zeros((2, classes, len(OUTCOMES)), int)
+    for index, (labels, kinds) in enumerate(((truth.labels, outcome.truth), (found.labels, outcome.found))):
+        for label, kind in zip(labels, kinds, strict=True):
+            if kind:
+                counts[index, label, OUTCOMES.index(kind)] += 1
+    return counts
+
+
+def mistakes_in(counts: np.ndarray) -> dict[str, int]:
+    """The objects that were missed, and the detections of all other kinds, from :func:`tally`."""
+    return {kind: int(counts[int(kind != 'missed'), :, OUTCOMES.index(kind)].sum()) for kind in KINDS}

@@ -6,7 +6,7 @@ import numpy as np
 
 from swinv2_mm.engine.display.gallery.outlines import overlay
 from swinv2_mm.engine.display.gallery.page import css
-from swinv2_mm.engine.display.mistakes.tables import confused_pairs, matrix_table
+from swinv2_mm.engine.display.mistakes.tables import confused_pairs, matrix_table, sparse, total
 from swinv2_mm.errors import UserError
 
 _WRONG = (225, 20, 40)
@@ -52,7 +52,7 @@ class Maps:
         wrong = 1 - matrix.diagonal().sum() / max(1, matrix.sum())
         record = {
             'order': {'lowest IoU': 0.0 if np.isnan(iou).all() else 1 - float(np.nanmean(iou)), 'wrong pixels': wrong},
-            'matrix': {place: int(matrix[place]) for place in zip(*matrix.nonzero(), strict=True)},
+            'matrix': sparse(matrix),
             'iou': {label: float(iou[label]) for label in np.flatnonzero(~np.isnan(iou)).tolist()},
         }
         return record, lambda: self._maps(annotated, predicted, counted)
@@ -78,10 +78,7 @@ class Maps:
     def content(self, records: list[dict]) -> dict:
         """Numbers and tables above the pictures."""
         number = len(self._classes)
-        matrix = np.zeros((number, number), np.int64)
-        for record in records:
-            for place, count in record['matrix'].items():
-                matrix[place] += count
+        matrix = total((record['matrix'] for record in records), (number, number))
         iou, right = iou_of(matrix), matrix.diagonal()
         with np.errstate(invalid='ignore', divide='ignore'):
             columns = [iou, right / matrix.sum(1), right / matrix.sum(0), matrix.sum(1) / matrix.sum()]

@@ -1,11 +1,10 @@
 """The tables of the page: a row per class, and which classes are taken for which."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from swinv2_mm.engine.display.mistakes.matching import CORRECT
+from swinv2_mm.engine.display.mistakes.matching import OUTCOMES
 
 _MOST = 30  # classes of a matrix
 _PAIRS, _LEAST = 12, 0.001  # the most pairs, and the least share of the wrong pixels
@@ -16,12 +15,25 @@ def share(part: float, whole: float) -> str:
     return f'{100 * part / whole:.0f} %' if whole else '–'
 
 
-def class_rows(classes: list[str], counts: Counter, precisions: Mapping[str, np.ndarray]) -> dict:
+def sparse(counts: np.ndarray) -> np.ndarray:
+    """The entries of an array that are not zero, ``(axes + 1, entries)``: their places, and their values."""
+    return np.stack([*counts.nonzero(), counts[counts.nonzero()]])
+
+
+def total(entries: Iterable[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """The sum of sparse arrays of a shape."""
+    counts = np.zeros(shape, np.int64)
+    for *places, values in entries:
+        counts[tuple(places)] += values
+    return counts
+
+
+def class_rows(classes: list[str], counts: np.ndarray, precisions: Mapping[str, np.ndarray]) -> dict:
     """Average precision of each class, and what became of its objects and detections; the worst first.
 
     Args:
         classes: Names.
-        counts: By ``('truth' or 'found', label, kind)``.
+        counts: Of :func:`~swinv2_mm.engine.display.mistakes.matching.tally`, over all pictures.
         precisions: By ``'box'`` and ``'mask'``: AP and AP at an IoU of 0.5, ``(classes, 2)``.
     """
     head = ['class', *[f'{name} {what}' for name in precisions for what in ('AP', 'AP50')], 'objects', 'found']
@@ -29,12 +41,10 @@ def class_rows(classes: list[str], counts: Counter, precisions: Mapping[str, np.
     rows = []
     first = next(iter(precisions.values()))[:, 0]
     for label in np.argsort(first, kind='stable').tolist():  # NaN, of classes without objects, come last
-        truth = {what: n for (of, each, what), n in counts.items() if (of, each) == ('truth', label)}
-        found = {what: n for (of, each, what), n in counts.items() if (of, each) == ('found', label)}
-        objects, detections = sum(truth.values()), sum(found.values())
         numbers = ['–' if np.isnan(value) else f'{value:.3f}' for ap in precisions.values() for value in ap[label]]
-        for kinds, whole, shown in ((truth, objects, _IN_TRUTH), (found, detections, _IN_FOUND)):
-            numbers += [str(whole), share(kinds.get(CORRECT, 0), whole), *[str(kinds.get(what, 0)) for what in shown]]
+        for of_class, shown in zip(counts[:, label], (_IN_TRUTH, _IN_FOUND), strict=True):
+            number = dict(zip(OUTCOMES, of_class.tolist(), strict=True))
+            numbers += [str(of_class.sum()), share(of_class[0], of_class.sum()), *[str(number[what]) for what in shown]]
         rows.append([classes[label], *numbers])
     words = (
         'Objects that are neither found nor missed were confused or poorly overlapped. A click on a column sorts, on a '

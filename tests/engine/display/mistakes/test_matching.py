@@ -10,7 +10,7 @@ from support import load_script
 from support.scenes import CLASSES, coco_evaluation, scene
 
 from swinv2_mm.engine.display.mistakes.matching import CORRECT, KINDS, Objects, confusion, evaluated, judged
-from swinv2_mm.engine.display.mistakes.precision import average_precision, best_threshold, compact
+from swinv2_mm.engine.display.mistakes.precision import average_precision, best_threshold, compact, joined
 
 SCENES = [scene(seed) for seed in range(40)]
 
@@ -136,15 +136,15 @@ def test_average_precision_is_that_of_pycocotools(kind):
     """From matches of single pictures. Bug: the page and the metric of the run disagree."""
     evaluation = coco_evaluation(SCENES, kind)
     precision = evaluation.eval['precision'][:, :, :, 0, -1]
-    ours = average_precision((compact(evaluated(*each, kind)) for each in SCENES), CLASSES + 1)
+    ours = average_precision(joined(compact(evaluated(*each, kind)) for each in SCENES), CLASSES + 1)
     assert ours[:-1] == pytest.approx(np.stack([precision.mean((0, 1)), precision[0].mean(0)], 1), abs=1e-9)
     assert np.isnan(ours[-1]).all()
 
 
 def test_the_best_threshold_has_the_largest_f1():
     """Bug: the page recommends a score at which fewer objects are found, and more is false."""
-    results = [compact(evaluated(*each, 'bbox')) for each in SCENES]
-    score, f1, precision, recall = best_threshold(results)
+    arrays = joined(compact(evaluated(*each, 'bbox')) for each in SCENES)
+    score, f1, precision, recall = best_threshold(arrays)
 
     def counted(score_thr):
         outcomes = [outcome_of(*each, score_thr=score_thr) for each in SCENES]
@@ -155,7 +155,7 @@ def test_the_best_threshold_has_the_largest_f1():
 
     assert counted(score - 1e-6) == pytest.approx((f1, precision, recall), abs=1e-9)
     assert f1 >= max(counted(each)[0] for each in np.linspace(0, 0.95, 40)) - 1e-9
-    assert best_threshold([]) is None
+    assert best_threshold(joined([])) is None
 
 
 def test_pictures_without_objects_or_detections():

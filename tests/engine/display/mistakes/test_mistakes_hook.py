@@ -1,7 +1,9 @@
 """The page of a test: all pictures are counted, the worst are shown, by one process or several."""
 
 import json
+import os
 import re
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,8 +198,6 @@ def test_only_the_worst_pictures_keep_their_details():
 def one_of_two(rank, folder, port):
     """The part of one process; both have the first picture, as the sampler fills up a last batch."""
     torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', world_size=2, rank=rank)
-    import os
-
     os.chdir(folder)
     dataset, samples = five()
     run(MistakesHook('two/report.html'), dataset, [*samples, samples[0]][rank::2])
@@ -206,13 +206,11 @@ def one_of_two(rank, folder, port):
 
 def test_two_processes_write_the_page_of_one(tmp_path):
     """Bug: the page has half of the pictures, or counts those twice that fill up the last batch."""
-    import socket
-
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     one = run(MistakesHook('one/report.html'), *five())
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), port), nprocs=2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), port), nprocs=2, start_method='fork')
     assert page_in(Path('two/report.html')) == one
 
 
