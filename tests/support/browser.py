@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -75,19 +76,24 @@ class Browser:
         os.close(self._read)
         os.close(self._write)
 
-    def _call(self, method: str, **parameters: Any) -> dict:
+    def _send(self, method: str, **parameters: Any) -> int:
         self._number += 1
         message = {'id': self._number, 'method': method, 'params': parameters}
         if self._session:
             message['sessionId'] = self._session
         os.write(self._write, json.dumps(message).encode() + b'\0')
-        while (answer := self._next()).get('id') != self._number:
+        return self._number
+
+    def _call(self, method: str, **parameters: Any) -> dict:
+        number = self._send(method, **parameters)
+        while (answer := self._next()).get('id') != number:
             pass
         assert 'error' not in answer, answer
         return answer['result']
 
     def _next(self) -> dict:
         while b'\0' not in self._received:
+            assert select.select([self._read], [], [], 60)[0], 'the browser does not answer'
             part = os.read(self._read, 1 << 20)
             assert part, 'the browser has ended'
             self._received += part
@@ -99,6 +105,9 @@ class Browser:
             self.requests.append(told['request']['url'])
         elif content.get('method') in ('Runtime.exceptionThrown', 'Log.entryAdded'):
             self.complaints.append(json.dumps(told))
+        elif content.get('method') == 'Page.javascriptDialogOpening':  # the page waits until it is closed
+            self.complaints.append(json.dumps(told))
+            self._send('Page.handleJavaScriptDialog', accept=False)
         elif content.get('method') == 'Runtime.consoleAPICalled':
             self.complaints.append(json.dumps(told['args']))
         return content

@@ -181,7 +181,9 @@ def test_maps_are_shown_one_at_a_time(quiet, tmp_path):
     quiet.open(report(page, **content))
     visible = "[...document.querySelectorAll('.map:not([hidden])')].map((each) => each.dataset.map)"
     assert quiet(visible) == ['errors'] * 3
-    set_to(quiet, map='prediction')
+    set_to(quiet, **{'class': EVIL})
+    assert quiet(SHOWN) == []
+    set_to(quiet, map='prediction', **{'class': 'disk'})
     assert quiet(visible) == ['prediction'] * 3
     set_to(quiet, masks=False)
-    assert quiet("getComputedStyle(document.querySelector('.map')).display") == 'none'
+    assert quiet("getComputedStyle(document.querySelector('.map:not([hidden])')).display") == 'none'
