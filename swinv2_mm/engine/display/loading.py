@@ -42,6 +42,9 @@ class Pictures:
             return for_eyes(mmcv.imread(path), bgr=True)
         return picture_of(*self.sample(path), self._bgr_to_rgb)
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._places
+
     def sample(self, path: str) -> tuple[Any, dict]:
         """The data set that has an image, and what it knows of it."""
         dataset, index = self._places[path]

@@ -85,6 +85,11 @@ class MistakesHook(Hook):
     def after_test_iter(self, runner: Runner, outputs: Sequence, **_: Any) -> None:
         for sample in outputs:
             path = path_in(sample)
+            if path not in self._pictures:
+                raise UserError(
+                    f'--report: the test gives a sample with img_path {path!r}, which is no image of its data set; keep '
+                    'img_path among the meta_keys of the last transform (PackDetInputs, PackSegInputs).'
+                )
             dataset, info = self._pictures.sample(path)
             annotated: Any = _map_in(sample, dataset, info) if self.segmentation else info
             record, detail = self._collector.record(sample, annotated)

@@ -219,6 +219,8 @@ def test_what_cannot_be_compared_is_said_before_the_test():
     path = pictures(1)
     with pytest.raises(UserError, match='test data have none'):
         MistakesHook('report.html').before_test(runner_of(listing([{'img_path': path[0], 'instances': []}])))
+    with pytest.raises(UserError, match='img_path among the meta_keys'):
+        run(MistakesHook('report.html'), five()[0], [detected(None)])
     with pytest.raises(UserError, match='default_scope'):
         report_mistakes(Config({'work_dir': 'work'}))
     evaluator = [{'type': 'CocoMetric', 'metric': 'bbox'}, {'type': 'CocoPanopticMetric'}]
