@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from swinv2_mm.errors import UserError
 _MOST = 300  # pictures of a page
 
 
-def write_prediction_page(out_dir: str | os.PathLike) -> Path:
+def write_prediction_page(out_dir: str | os.PathLike, sources: Mapping[str, str] | None = None) -> Path:
     """Write ``report.html`` into a folder of predictions: a gallery with filters by class and score.
 
     Args:
-        out_dir: The folder, with ``predictions.json`` and the files that it names. Where an entry has the path of its
-            own image as ``source``, relative to the folder or absolute, predictions are drawn over that in the
-            browser; else the page shows ``picture``, which already has them.
+        out_dir: The folder, with ``predictions.json`` and the files that it names.
+        sources: The paths of the inputs, by the ``file`` of their entries. Over these the browser draws what is chosen;
+            without one the page shows ``picture``, which has all predictions drawn on.
 
     Returns:
         The page. It shows at most 300 pictures and 32 MB of them, evenly spaced with some of each class, and says what
@@ -41,7 +42,7 @@ def write_prediction_page(out_dir: str | os.PathLike) -> Path:
         ) from None
     colours = colours_of(found.get('palette'), len(classes))
     chosen = [entries[index] for index in choose(labels, _MOST)]
-    pictures = within([_entry(folder, entry, classes, colours) for entry in chosen])
+    pictures = within([_entry(folder, entry, sources or {}, classes, colours) for entry in chosen])
     content = {
         'datasets': [
             {
@@ -68,7 +69,7 @@ def _labels(entry: dict) -> set[int]:
     return {*(int(one['label']) for one in entry.get('predictions') or ()), *map(int, entry.get('pixels') or ())}
 
 
-def _entry(folder: Path, entry: dict, classes: list[str], colours: list) -> dict:
+def _entry(folder: Path, entry: dict, sources: Mapping[str, str], classes: list[str], colours: list) -> dict:
     """What the page knows of one picture; in the place of what cannot be read, ``faults`` say why."""
     name = str(entry['file']) + (f', frame {entry["frame"]}' if 'frame' in entry else '')
     shown: dict[str, Any] = {'d': 0, 'path': name, 'name': name, 'faults': []}
@@ -80,14 +81,14 @@ def _entry(folder: Path, entry: dict, classes: list[str], colours: list) -> dict
             [classes[label], share, css(colours[label])] for label, share in shares if 0 <= label < len(classes)
         ]
     try:
-        file = entry.get('source') or entry.get('picture')
-        if file is None:
+        source = sources.get(entry['file'], '')
+        shown['drawn'] = not os.path.isfile(source)
+        if shown['drawn'] and entry.get('picture') is None:
             raise ValueError('its picture was not kept')
-        picture = _read(folder / file)
+        picture = _read(folder / entry['picture'] if shown['drawn'] else Path(source), entry.get('frame'))
         shown |= {'w': entry['width'], 'h': entry['height'], 'src': jpeg(picture)}
-        shown['drawn'] = 'source' not in entry
         if entry.get('map') and not shown['drawn']:
-            shown['maps'] = {'labels': overlay(_read(folder / entry['map'], as_labels=True), colours)}
+            shown['maps'] = {'labels': overlay(_labels_in(folder / entry['map']), colours)}
     except Exception as error:  # of files and decoders
         shown['faults'].append(in_words(error))
     return shown
@@ -108,12 +109,27 @@ def _object(prediction: dict, entry: dict, faults: list[str]) -> dict:
     return shown
 
 
-def _read(path: Path, as_labels: bool = False) -> np.ndarray:
-    """A picture as RGB, turned as its EXIF says, perhaps reduced; or a map as the indices in its file."""
+def _read(path: Path, frame: int | None) -> np.ndarray:
+    """A picture as RGB, turned as its EXIF says, perhaps reduced; or a frame of a video."""
+    import cv2
     from PIL import Image, ImageOps
 
+    if frame is not None:
+        video = cv2.VideoCapture(str(path))
+        video.set(cv2.CAP_PROP_POS_FRAMES, frame)
+        some, image = video.read()
+        video.release()
+        if not some:
+            raise ValueError(f'frame {frame} of {path} cannot be read')
+        return image[..., ::-1]
     with Image.open(path) as image:
-        if as_labels:
-            return np.asarray(image)
         image.draft('RGB', (1280, 1280))  # JPEG files are decoded at a fraction of their size
         return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+
+
+def _labels_in(path: Path) -> np.ndarray:
+    """The class indices in a PNG file."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -87,8 +87,8 @@ class MistakesHook(Hook):
             path = path_in(sample)
             if path not in self._pictures:
                 raise UserError(
-                    f'--report: the test gives a sample with img_path {path!r}, which is no image of its data set; keep '
-                    'img_path among the meta_keys of the last transform (PackDetInputs, PackSegInputs).'
+                    f'--report: the test gives a sample with img_path {path!r}, which is no image of its data set; '
+                    'keep img_path among the meta_keys of the last transform (PackDetInputs, PackSegInputs).'
                 )
             dataset, info = self._pictures.sample(path)
             annotated: Any = _map_in(sample, dataset, info) if self.segmentation else info

@@ -66,10 +66,12 @@ def predictions(folder, **keys):
     for index, predicted in enumerate(found):
         write_image(folder / 'pictures' / f'{index}.png', noise(index))
         entry = {'file': f'in/{index}.png', 'width': 64, 'height': 64, 'picture': f'pictures/{index}.png', 'map': None}
-        images.append({**entry, 'source': f'pictures/{index}.png', 'predictions': predicted})
+        images.append({**entry, 'predictions': predicted})
     content = {'task': 'instance', 'classes': ['disk', EVIL], 'palette': [[250, 0, 0], [0, 250, 0]], 'images': images}
     (folder / 'predictions.json').write_text(json.dumps(content | keys))
-    return write_prediction_page(folder)
+    return write_prediction_page(
+        folder, {f'in/{index}.png': str(folder / f'pictures/{index}.png') for index in range(3)}
+    )
 
 
 def test_predictions_are_filtered_by_class_and_score(quiet, tmp_path):
