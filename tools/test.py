@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--show', action='store_true', help='show ground truth and prediction in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='save ground truth and prediction as pictures in this folder')
     parser.add_argument('--wait-time', type=float, default=2, metavar='S', help='how long a window stays, in seconds')
+    parser.add_argument('--report', action='store_true', help='write what went wrong into report.html in the work dir')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, as in the config's tta_pipeline")
     parser.add_argument('--window-size', type=int, nargs='+', metavar='W', help='another window: one, or one per stage')
     add_common_arguments(parser)

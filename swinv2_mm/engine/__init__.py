@@ -3,6 +3,7 @@
 from swinv2_mm.engine.diagnosis.corrupt_data import CheckedLoading
 from swinv2_mm.engine.diagnosis.non_finite import NonFiniteHook
 from swinv2_mm.engine.display.maps import MapNamesHook
+from swinv2_mm.engine.display.mistakes.hook import MistakesHook
 from swinv2_mm.engine.display.pictures import PicturesHook
 from swinv2_mm.engine.display.progress import ProgressHook
 from swinv2_mm.engine.display.report import ReportHook
@@ -31,6 +32,7 @@ __all__ = [
     'Float32BoxesHook',
     'LayerDecayOptimWrapperConstructor',
     'MapNamesHook',
+    'MistakesHook',
     'NonFiniteHook',
     'PicturesHook',
     'Pretrained',

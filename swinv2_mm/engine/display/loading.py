@@ -40,8 +40,15 @@ class Pictures:
             import mmcv
 
             return for_eyes(mmcv.imread(path), bgr=True)
+        return picture_of(*self.sample(path), self._bgr_to_rgb)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._places
+
+    def sample(self, path: str) -> tuple[Any, dict]:
+        """The data set that has an image, and what it knows of it."""
         dataset, index = self._places[path]
-        return picture_of(dataset, dataset.get_data_info(index), self._bgr_to_rgb)
+        return dataset, dataset.get_data_info(index)
 
 
 def path_in(sample: Any) -> str | None:

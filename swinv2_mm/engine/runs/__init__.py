@@ -17,6 +17,7 @@ from swinv2_mm.engine.config import add_hook, read_config
 from swinv2_mm.engine.diagnosis.corrupt_data import named_annotations, watch_loading
 from swinv2_mm.engine.diagnosis.non_finite import blamed_on_numbers
 from swinv2_mm.engine.display.maps import name_maps
+from swinv2_mm.engine.display.mistakes.hook import report_mistakes
 from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
@@ -77,6 +78,7 @@ def prepare_test(
     show: bool = False,
     show_dir: str | None = None,
     wait_time: float = 2.0,
+    report: bool = False,
     tta: bool = False,
     window_size: list[int] | None = None,
     compile: bool = False,
@@ -93,6 +95,8 @@ def prepare_test(
         set_out(cfg, out)
     name_maps(cfg)
     draw_predictions(cfg, show, show_dir, wait_time)
+    if report:
+        report_mistakes(cfg)
     if tta:
         if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
             raise UserError(f'--tta: {config} has no tta_model or no tta_pipeline that would say what to augment.')

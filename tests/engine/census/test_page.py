@@ -12,8 +12,9 @@ from mmengine.dataset import BaseDataset
 from pycocotools import mask as coco
 from support.tiny_data import write_image
 
-from swinv2_mm.engine.census.outlines import objects_of
-from swinv2_mm.engine.census.page import choose, write_page
+from swinv2_mm.engine.census.page import write_page
+from swinv2_mm.engine.display.gallery.outlines import objects_of
+from swinv2_mm.engine.display.gallery.page import choose
 
 pytestmark = pytest.mark.usefixtures('own_process')
 LOADING = {'type': 'mmcv.LoadImageFromFile', 'color_type': 'color_ignore_orientation'}
@@ -159,7 +160,7 @@ def test_maps_are_those_that_the_pipeline_loads(reduced):
     (entry,) = written({'train': dataset})[1]['pictures']
     shares = [['b', 0.5, 'rgb(0,250,0)']] if reduced else [['a', 0.5, 'rgb(250,0,0)'], ['c', 0.5, 'rgb(0,0,250)']]
     assert entry['shares'] == shares
-    drawn = picture_in(entry['map'])  # BGRA; what is ignored is transparent
+    drawn = picture_in(entry['maps']['labels'])  # BGRA; what is ignored is transparent
     assert drawn.shape == (6, 10, 4) and drawn[0, 0].tolist() == ([0, 0, 0, 0] if reduced else [0, 0, 250, 255])
     assert drawn[0, 9].tolist() == ([0, 250, 0, 255] if reduced else [250, 0, 0, 255])
 

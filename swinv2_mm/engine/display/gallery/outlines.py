@@ -33,7 +33,7 @@ def objects_of(info: dict, height: int, width: int) -> tuple[list[dict], list[st
         mask = instance.get('mask')
         if mask is not None and len(mask):
             try:
-                entry['p'] = _outline(mask, height, width)
+                entry['p'] = outline(mask, height, width)
             except Exception as error:  # whatever a wrong mask causes in NumPy and pycocotools
                 faults.append(f'the mask of object {number} cannot be read ({error})')
         if instance.get('ignore_flag'):
@@ -42,7 +42,7 @@ def objects_of(info: dict, height: int, width: int) -> tuple[list[dict], list[st
     return found, faults
 
 
-def _outline(mask: Any, height: int, width: int) -> str:
+def outline(mask: Any, height: int, width: int) -> str:
     """SVG path data of polygons, or of a mask as COCO's run lengths."""
     if isinstance(mask, dict):
         polygons = list(_contours(_decode(mask, height, width)))

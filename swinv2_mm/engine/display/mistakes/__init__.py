@@ -1,0 +1,1 @@
+"""What a test got wrong: collected while it runs, and written as one page, the worst pictures first."""
