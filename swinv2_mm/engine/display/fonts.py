@@ -36,7 +36,7 @@ def use_fonts_for(visualizer: Any, names: Iterable[str]) -> str:
 
     if len(families) > 1:
         visualizer.draw_texts = draw_texts
-    set_label_drawing(visualizer, partial(_label, visualizer))
+    set_label_drawing(visualizer, partial(label_areas, visualizer))
     if not lacking:
         return ''
     return (
@@ -108,8 +108,9 @@ def _family_of(path: str) -> str:
     return get_font(path).family_name
 
 
-def _label(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, palette: Any) -> np.ndarray:
-    """Write each class name where its area is the widest."""
+def label_areas(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, palette: Any) -> np.ndarray:
+    """Write each class name of a semantic map where its area is the widest, for
+    :func:`~swinv2_mm.engine.mmengine_internals.set_label_drawing`."""
     visualizer.set_image(image)
     labels = np.asarray(sem_seg.cpu().data)[0]
     for label in np.unique(labels[labels < len(classes)]):
