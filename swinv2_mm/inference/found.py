@@ -123,7 +123,7 @@ def _boxes_of(masks: list[dict], boxes: np.ndarray) -> np.ndarray:
 def _check_labels(labels: np.ndarray, classes: int) -> None:
     if labels.size and labels.max() >= classes:
         raise UserError(
-            f'the model found class {labels.max()}, counted from 0, and there are {classes} names of classes: the names '
+            f'the model found class {labels.max()}, counted from 0, and there are {classes} names of classes: those '
             'in the checkpoint or in test_dataloader.dataset.metainfo are not those of its head.'
         )
 

@@ -191,7 +191,9 @@ def _usable(name: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # of names, builds without CUDA, drivers
         reason = ' '.join(str(error).split())[:160]
-        raise UserError(f'--device {name} cannot be used here: {reason}. As in --device cpu, cuda or cuda:1.') from error
+        raise UserError(
+            f'--device {name} cannot be used here: {reason}. As in --device cpu, cuda or cuda:1.'
+        ) from error
 
 
 def _dtype(amp: str | None, device: str) -> torch.dtype:
@@ -214,7 +216,7 @@ def _metainfo(cfg: Config, checkpoint: dict, source: str | Path) -> tuple[list[s
     if classes is None:
         raise UserError(
             f'neither {source} nor its config names the classes. Pass --cfg-options '
-            '"test_dataloader.dataset.metainfo.classes=(\'first\',\'second\')".'
+            "\"test_dataloader.dataset.metainfo.classes=('first','second')\"."
         )
     names = [classes] if isinstance(classes, str) else [str(each) for each in classes]
     palettes = (place.get('palette') for place in found)

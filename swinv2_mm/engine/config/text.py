@@ -44,7 +44,7 @@ def config_of_text(text: str, source: str) -> Config:
     ]
     if foreign:
         raise UserError(
-            f'the config in {source} is refused, because building it could run code: it names {foreign[0].lstrip(".")}. '
+            f'the config in {source} is refused, since building it could run code: it names {foreign[0].lstrip(".")}. '
             f'{remedy}'
         )
     import_modules_from_strings(modules, allow_failed_imports=True)
@@ -71,7 +71,7 @@ def _names(content: dict) -> list[tuple[str, Any]]:
 
 
 def _is_registered(name: str) -> bool:
-    """Whether a registry can only look a name up: the fallback of mmengine imports a module, and may call a function."""
+    """Whether a registry can only look a name up: mmengine's fallback imports a module, and may call a function."""
     scope, dot, rest = name.rpartition('.')
     if dot:
         return scope in _SCOPES and re.fullmatch(r'[A-Z]\w*', rest) is not None
