@@ -206,7 +206,7 @@ def _dataset(cfg: Config) -> dict[str, Any]:
 
 
 def _metainfo(cfg: Config, checkpoint: dict, source: str | Path) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Names and colours of the classes: of the checkpoint, else of the config's data set, else of that data set's kind."""
+    """Names and colours of the classes: of the checkpoint, else of the config's data set, else of its kind."""
     dataset, meta = _dataset(cfg), checkpoint.get('meta') or {}
     kind = DATASETS.get(dataset['type']) if isinstance(dataset.get('type'), str) else None
     kinds = getattr(kind, 'METAINFO', {})

@@ -58,7 +58,7 @@ def predict(
     report: bool = False,
     cfg_options: dict[str, Any] | None = None,
 ) -> Predictions:
-    """Predict on pictures and videos, and write pictures, maps and data into a folder; docs/inference.md describes them.
+    """Predict on pictures and videos, and write pictures, maps and data into a folder; see docs/inference.md.
 
     Args:
         checkpoint: Of a run of MMDetection or MMSegmentation.

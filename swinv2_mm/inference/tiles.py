@@ -147,7 +147,7 @@ def _blended(
 
 
 def _weights(begins: list[int], tile: int, length: int) -> list[Tensor]:
-    """A weight for each pixel of each tile along one axis, which falls towards its ends; at each place they add to 1."""
+    """A weight for each pixel of each tile along one axis, which falls towards its ends; at each place the sum is 1."""
     ramp = torch.minimum(torch.arange(tile) + 0.5, tile - torch.arange(tile) - 0.5)
     total = torch.zeros(length)
     for begin in begins:
