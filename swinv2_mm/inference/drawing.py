@@ -60,8 +60,8 @@ class Drawer:
         if self._task == 'semantic':
             from mmseg.structures import SegDataSample
 
-            labels = torch.from_numpy(_resized(found.map, size).astype(np.int64))[None]
-            return SegDataSample(pred_sem_seg=PixelData(data=labels))
+            # As an array: with a tensor the visualizer fails at a single row.
+            return SegDataSample(pred_sem_seg=PixelData(data=_resized(found.map, size).astype(np.int64)[None]))
         from mmdet.structures import DetDataSample
 
         if not len(found.boxes):

@@ -8,7 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from swinv2_mm.engine.display.names import OutputNames
-from swinv2_mm.errors import UserError, say
+from swinv2_mm.errors import UserError, listed, say
 
 # By which a folder's pictures are known; a file that is named itself is tried, whatever its ending.
 _PICTURES = ('.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff')
@@ -94,10 +94,10 @@ def _pictures_in(folder: str, out: Path) -> Iterator[str]:
             else:
                 others.append(os.path.join(root, name))
     if not number:
-        what = f'; {len(others)} other files, such as {others[0]}' if others else ''
-        raise UserError(f'{folder} holds no picture ({", ".join(_PICTURES)}){what}. Name the files themselves.')
+        what = f' What it holds: {listed(others, 3)}.' if others else ' It is empty.'
+        raise UserError(f'{folder} holds no file that is named as a picture ({", ".join(_PICTURES)}).{what}')
     if others:
-        say(f'{folder}: {number} pictures; left out are {len(others)} other files, such as {others[0]}')
+        say(f'{folder}: left out is what is not named as a picture: {listed(others, 3)}')
 
 
 def _named(paths: list[str]) -> Iterator[Input]:

@@ -220,8 +220,9 @@ def _metainfo(cfg: Config, checkpoint: dict, source: str | Path) -> tuple[list[s
         )
     names = [classes] if isinstance(classes, str) else [str(each) for each in classes]
     palettes = (place.get('palette') for place in found)
-    palette = next((p for p in palettes if isinstance(p, list | tuple) and len(p) >= len(names)), None)
-    return names, [tuple(map(int, colour)) for colour in palette[: len(names)]] if palette else _hues(len(names))
+    # CocoDataset gives the 80 colours of COCO to data sets of other classes.
+    palette = next((p for p in palettes if isinstance(p, list | tuple) and len(p) == len(names)), None)
+    return names, [tuple(map(int, colour)) for colour in palette or _hues(len(names))]
 
 
 def _hues(number: int) -> list[tuple[int, int, int]]:

@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from swinv2_mm.checkpoints.files import sha256
 from swinv2_mm.engine.diagnosis.corrupt_data import reason
 from swinv2_mm.engine.display.progress import counting
@@ -231,8 +233,8 @@ class _Run:
         some, first = reader.read()
         if not some:
             return self._fail(each, 'no frame of it can be read')
-        frames = enumerate(chain([first], iter(lambda: reader.read()[1], None)))
-        items = (_Item(each, self.model.from_array(frame), number) for number, frame in frames)
+        frames = chain([first], _frames(reader))
+        items = (_Item(each, self.model.from_array(frame), number) for number, frame in enumerate(frames))
         video = self.folder.video(each.picture, fps if 0 < fps < 1000 else 25.0) if self.draw else nullcontext()
         entries = []
         with video as write:
@@ -269,6 +271,15 @@ class _Run:
         say(f'passed over: {each.source}: {why}')
         if each.kind == 'picture':
             self.advance()
+
+
+def _frames(reader: Any) -> Iterator[np.ndarray]:
+    """The frames that are left: BGR, uint8, ``(H, W, 3)``."""
+    while True:
+        some, frame = reader.read()
+        if not some:
+            return
+        yield frame
 
 
 def _length(each: Input) -> int:
