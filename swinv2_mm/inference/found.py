@@ -153,6 +153,7 @@ def encode(mask: np.ndarray, x: int = 0, y: int = 0, size: tuple[int, int] | Non
         same = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # a run that goes on in the next column
         edges = np.delete(edges, np.concatenate([2 * same + 1, 2 * same + 2]))
     counts = np.diff(np.concatenate([[0], edges, [height * width]]))
+    counts = counts[: len(counts) - (edges.size > 0 and counts[-1] == 0)]
     coded = frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
     return {'size': [int(height), int(width)], 'counts': coded['counts'].decode()}
 

@@ -38,12 +38,12 @@ class Input:
 def find_inputs(given: Sequence[str | os.PathLike], out: Path) -> list[Input]:
     """List the inputs that paths, folders (with all below), globs and numbers of cameras stand for, each once.
 
-    The output folder is left out of folders and globs.
+    What earlier runs have drawn into the output folder is left out of folders and globs.
 
     Raises:
         UserError: One of them does not exist or holds no picture, or two would be written to one file.
     """
-    out, cameras = Path(os.path.abspath(out)), []
+    cameras, written = [], [Path(os.path.abspath(out), name) for name in ('pictures', 'maps')]
     files: dict[str, None] = {}
     for name in map(os.fspath, map(str, given)):
         number = re.fullmatch(r'(?:/dev/video)?(\d+)', name)
@@ -51,12 +51,12 @@ def find_inputs(given: Sequence[str | os.PathLike], out: Path) -> list[Input]:
         if number and (name.startswith('/dev/') or not os.path.exists(path)):
             cameras.append(number[1])
         elif os.path.isdir(path):
-            files |= dict.fromkeys(_pictures_in(path, out))
+            files |= dict.fromkeys(_pictures_in(path, written))
         elif os.path.isfile(path):
             files[path] = None
         elif has_magic(name):
             found = sorted(os.path.abspath(each) for each in glob(os.path.expanduser(name), recursive=True))
-            found = [each for each in found if os.path.isfile(each) and out not in Path(each).parents]
+            found = [each for each in found if os.path.isfile(each) and not {*written} & {*Path(each).parents}]
             if not found:
                 raise UserError(f'{name}: no file matches (the current folder is {Path.cwd()}).')
             files |= dict.fromkeys(found)
@@ -77,12 +77,12 @@ def find_inputs(given: Sequence[str | os.PathLike], out: Path) -> list[Input]:
     return inputs
 
 
-def _pictures_in(folder: str, out: Path) -> Iterator[str]:
+def _pictures_in(folder: str, written: Sequence[Path]) -> Iterator[str]:
     """The pictures in a folder and below, by their endings; links to folders are followed once."""
     seen, number, others = set(), 0, []
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen or os.path.abspath(root) == str(out):
+        if real in seen or Path(root) in written:
             folders.clear()
             continue
         seen.add(real)

@@ -66,9 +66,9 @@ def merged(parts: Sequence[Found], corners: Sequence[tuple[int, int]], size: tup
     """Merge what was found in tiles, class by class; an object in two of them is kept once.
 
     Plain NMS keeps the box with the higher score, which may be that of a part of the object, and a part overlaps the
-    whole too little to be suppressed by IoU. So boxes that an inner border has cut come after all others, and one is
-    left out if a box of another tile covers half of it (sahi's "intersection over smaller"). Boxes of one tile do not
-    suppress each other: the model has done that. Merging cut boxes into larger ones, as sahi also can, would invent
+    whole too little to be suppressed by IoU. So boxes that an inner border has cut come after all others, the largest
+    first, and one is left out if a box of another tile covers half of it (sahi's "intersection over smaller"). Boxes of
+    one tile do not suppress each other: the model has done that. Merging cut boxes into larger ones, as sahi also can, would invent
     objects where two stand side by side. An object that is larger than the overlap may stay in parts.
 
     Args:
@@ -82,7 +82,8 @@ def merged(parts: Sequence[Found], corners: Sequence[tuple[int, int]], size: tup
     is_cut = np.concatenate([_is_cut(part, *corner, size) for part, corner in zip(parts, corners, strict=True)])
     places = np.concatenate([np.arange(len(part.boxes)) for part in parts]).astype(int)
     kept: list[int] = []
-    for index in np.lexsort((-scores, is_cut)):
+    sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    for index in np.lexsort((np.where(is_cut, -sizes, -scores), is_cut)):
         others = [other for other in kept if labels[other] == labels[index] and number[other] != number[index]]
         shared, own, their = _areas(boxes[index], boxes[others])
         same = shared >= _PART * own if is_cut[index] else shared >= _SAME * (own + their - shared)
