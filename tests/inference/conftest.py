@@ -1,9 +1,8 @@
 """Tiny trained models, and pictures to predict on."""
 
-import cv2
-import numpy as np
 import pytest
 from support.tiny_models import write_checkpoint
+from support.tiny_pictures import noise, write
 
 from swinv2_mm.inference import predict
 
@@ -18,24 +17,6 @@ def detector(tmp_path_factory):
 def segmentor(tmp_path_factory):
     """The checkpoint of an UperNet for four classes; pictures keep their size."""
     return write_checkpoint(tmp_path_factory.mktemp('segmentor') / 'segmentor.pth', 'upernet_swinv2_t_shapes')
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def write(path, image, *options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image, *options)
-    return path
-
-
-def write_video(path, frames=5, size=(48, 64), fps=10.0, codec='mp4v'):
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size[::-1])
-    for seed in range(frames):
-        writer.write(noise(*size, 3, seed=seed))
-    writer.release()
-    return path
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tiles: they cover the picture, their boxes are merged without doubles, their logits fade into each other."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ def test_tiles_cover_the_picture_and_overlap(length, overlap):
     """Bug: the last pixels are in no tile, a tile hangs over the border, or two tiles share less than was asked for."""
     begins = starts(length, 64, overlap)
     assert begins[0] == 0 and begins[-1] == max(0, length - 64)
-    shared = [first + 64 - second for first, second in zip(begins, begins[1:], strict=False)]
+    shared = [first + 64 - second for first, second in pairwise(begins)]
     assert all(number >= int(64 * overlap) for number in shared)
     assert len(begins) <= 1 + np.ceil(max(0, length - 64) / int(64 * (1 - overlap)))
 
@@ -46,8 +47,8 @@ def test_an_object_that_two_tiles_see_is_kept_once():
 
 
 def test_a_part_of_an_object_does_not_survive_beside_the_whole():
-    """Bug: NMS keeps the part that the border of a tile has cut, since its score is higher, and drops the whole; or both,
-    since they share too little of their union."""
+    """Bug: NMS keeps the part that the border of a tile has cut, since its score is higher, and drops the whole; or it
+    keeps both, since they share too little of their union."""
     whole = found((0.5, 10, 60, 50, 0.4))  # begins at the picture's column 80
     part = found((81, 10, 100, 50, 0.9))
     assert boxes_of(part, found((5, 10, 60, 50, 0.4))) == [[85, 10, 140, 50]]
@@ -106,8 +107,8 @@ def test_blended_logits_are_those_of_the_whole_picture(size, overlap, channels):
 
 
 def test_the_middle_of_a_tile_weighs_more_than_its_border():
-    """Bug: what a tile sees badly, at its border, counts as much as what its neighbour sees well; MMSegmentation's slide
-    mode does that."""
+    """Bug: what a tile sees badly, at its border, counts as much as what its neighbour sees well, as in MMSegmentation's
+    slide mode."""
     image = np.zeros((32, 200, 3), np.float32)
     image[..., 0] = 1.0
     wrong = predict_in_tiles(Pointwise(border=1.9), {'img': image}, 32, 0.5, 1, 0.0).map[4:-4, 4:-4] != 0

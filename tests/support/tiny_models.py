@@ -22,6 +22,9 @@ def write_checkpoint(path: Path, stem: str, edit=None, seed: int = 0) -> Path:
             if 'norm' in name and name.startswith('backbone'):  # zero after the initialisation: blocks do nothing
                 parameter.add_(0.5 * torch.randn_like(parameter))
     dataset = cfg.test_dataloader.dataset
-    meta = {'cfg': cfg.pretty_text, 'dataset_meta': {key: list(value) for key, value in dataset.get('metainfo', {}).items()}}
+    meta = {
+        'cfg': cfg.pretty_text,
+        'dataset_meta': {key: list(value) for key, value in dataset.get('metainfo', {}).items()},
+    }
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
     return path

@@ -54,15 +54,17 @@ def config_of_text(text: str, source: str) -> Config:
 def _value(node: ast.expr) -> Any:
     match node:
         case ast.Call(func=ast.Name(id='dict'), args=[], keywords=keywords):
-            return {keyword.arg: _value(keyword.value) for keyword in keywords if keyword.arg} | {
-                name: value for keyword in keywords if not keyword.arg for name, value in _value(keyword.value).items()
-            }
+            return {keyword.arg: _value(keyword.value) for keyword in keywords}
+        case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as content], keywords=[]):
+            return _value(content)
         case ast.Dict(keys=keys, values=values):
             return {ast.literal_eval(key): _value(value) for key, value in zip(keys, values, strict=True)}  # type: ignore
         case ast.List(elts=items):
             return [_value(item) for item in items]
         case ast.Tuple(elts=items):
             return tuple(_value(item) for item in items)
+        case ast.Name(id='inf' | 'nan' as number):
+            return float(number)
     return ast.literal_eval(node)
 
 
