@@ -37,7 +37,7 @@ class OutputFolder:
         with self._named_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lines = [] if force else [*_lines(self._journal)]
-            if lines and lines[0] != settings:
+            if len(lines) > 1 and lines[0] != settings:
                 differing = [name for name, value in settings.items() if lines[0].get(name) != value]
                 raise UserError(
                     f'{self.path} holds predictions with another {" and ".join(differing)}. Pass another --out, or '

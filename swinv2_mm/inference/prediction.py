@@ -98,10 +98,10 @@ def predict(
         '--tile': tile,
         '--overlap': overlap if tile else None,
     }
-    folder = OutputFolder(out, settings, force)
     model = Model(cfg, content, checkpoint, device, amp, window_size)
     if model.task == 'panoptic' and tile is not None:
         raise UserError('--tile: segments of a panoptic model cannot be merged across tiles. Leave it out.')
+    folder = OutputFolder(out, settings, force)
     kept = folder.kept(found, pictures, model.task in ('semantic', 'panoptic'))
     todo = [each for each in found if each.file not in kept]
     _tell(found, kept, folder.path)

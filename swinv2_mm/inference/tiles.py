@@ -68,8 +68,8 @@ def merged(parts: Sequence[Found], corners: Sequence[tuple[int, int]], size: tup
     Plain NMS keeps the box with the higher score, which may be that of a part of the object, and a part overlaps the
     whole too little to be suppressed by IoU. So boxes that an inner border has cut come after all others, the largest
     first, and one is left out if a box of another tile covers half of it (sahi's "intersection over smaller"). Boxes of
-    one tile do not suppress each other: the model has done that. Merging cut boxes into larger ones, as sahi also can, would invent
-    objects where two stand side by side. An object that is larger than the overlap may stay in parts.
+    one tile do not suppress each other: the model has done that. To merge cut boxes into larger ones, as sahi also can,
+    would make one object of two that stand side by side. One that is larger than the overlap may stay in parts.
 
     Args:
         parts: One for each tile.
