@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 
 from swinv2_mm.checkpoints.files import sha256
 from swinv2_mm.engine.diagnosis.corrupt_data import reason
@@ -65,8 +66,8 @@ def predict(
     Args:
         checkpoint: Of a run of MMDetection or MMSegmentation.
         inputs: Pictures, folders with all below, globs, videos, numbers of cameras.
-        out: The folder. What an earlier run with the same settings finished is kept.
-        config: Of the run; None for the one in the checkpoint, which is read as data.
+        out: The folder; what an earlier run with the same settings finished is kept.
+        config: Of the run; None for the one in the checkpoint.
         score_thr: Objects below this score are left out.
         batch_size: How many pictures of one size are computed at once; the results do not depend on it.
         device: As ``'cpu'`` or ``'cuda:1'``; None for the best one.
@@ -79,52 +80,51 @@ def predict(
         report: Write ``report.html``, a page to look at.
         cfg_options: Dotted keys and values to merge into the config.
 
-    Returns:
-        What was found. Inputs that cannot be read are in ``failed``, and all others are predicted.
-
     Raises:
         UserError: An argument, the checkpoint, an input or the folder cannot be used; before anything is predicted.
+            Inputs that cannot be decoded are in ``failed`` of what is returned.
     """
     _check_numbers(score_thr, batch_size, amp, tile, overlap)
-    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    found = find_inputs(given, Path(out).expanduser())
+    found = find_inputs([inputs] if isinstance(inputs, str | os.PathLike) else inputs, Path(out).expanduser())
     cfg, content = read_model(checkpoint, config, cfg_options)
-    settings = {
-        'checkpoint': sha256(Path(checkpoint).expanduser()),
-        'config': digest_of(cfg.pretty_text.encode()).hexdigest(),
-        '--score-thr': score_thr,
-        '--amp': amp,
-        '--window-size': window_size,
-        '--tile': tile,
-        '--overlap': overlap if tile else None,
-    }
     model = Model(cfg, content, checkpoint, device, amp, window_size)
     if model.task == 'panoptic' and tile is not None:
         raise UserError('--tile: segments of a panoptic model cannot be merged across tiles. Leave it out.')
-    folder = OutputFolder(out, settings, force)
+    options = {'--score-thr': score_thr, '--amp': amp, '--window-size': window_size, '--tile': tile}
+    if tile is not None:
+        options['--overlap'] = overlap
+    folder = OutputFolder(out, _hashes(cfg, checkpoint) | options, force)
     kept = folder.kept(found, pictures, model.task in ('semantic', 'panoptic'))
-    todo = [each for each in found if each.file not in kept]
     _tell(found, kept, folder.path)
     run = _Run(model, folder, Drawer(model) if pictures else None, score_thr, batch_size, tile, overlap)
-    try:
-        run.all(todo)
-    except Stopped as stopped:
-        stopped.remedy = f'The same command goes on from what is in {folder.path}.'
-        raise
+    run.all([each for each in found if each.file not in kept])
     entries = kept | run.entries
     images = [entry for each in found for entry in entries.get(each.file, ())]
-    if model.task == 'detection' and any('segmentation' in r for image in images for r in image['predictions']):
+    return Predictions(folder.path, _written(folder, model, images, report), len(kept), run.failed)
+
+
+def _hashes(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, str]:
+    """What tells a model from another one."""
+    return {
+        'checkpoint': sha256(Path(checkpoint).expanduser()),
+        'config': digest_of(cfg.pretty_text.encode()).hexdigest(),
+    }
+
+
+def _written(folder: OutputFolder, model: Model, images: list[dict], report: bool) -> dict[str, Any]:
+    """Write the files about all inputs; returns what ``predictions.json`` holds."""
+    if model.task == 'detection' and any('segmentation' in record for each in images for record in each['predictions']):
         model.task = 'instance'  # a head that predicts masks beside its boxes
-    result = {'task': model.task, 'classes': model.classes, 'palette': [*map(list, model.palette)], 'images': images}
-    folder.write_json('predictions.json', result)
+    content = {'task': model.task, 'classes': model.classes, 'palette': [*map(list, model.palette)], 'images': images}
+    folder.write_json('predictions.json', content)
     if model.task != 'semantic':
-        for name, part in zip(('coco_results.json', 'coco_images.json'), coco_results(result), strict=True):
+        for name, part in zip(('coco_results.json', 'coco_images.json'), coco_results(content), strict=True):
             folder.write_json(name, part)
     if report:
         from swinv2_mm.engine.display.gallery import write_prediction_page
 
         write_prediction_page(folder.path)
-    return Predictions(folder.path, result, len(kept), run.failed)
+    return content
 
 
 def _check_numbers(score_thr: float, batch_size: int, amp: str | None, tile: int | None, overlap: float) -> None:
@@ -175,15 +175,19 @@ class _Run:
         pictures = [each for each in inputs if each.kind == 'picture']
         videos = [each for each in inputs if each.kind != 'picture']
         total = len(pictures) + sum(_length(each) for each in videos)
-        with counting(total, 'pictures') as self.advance:
-            for item, found in self._predicted(self._loaded(pictures)):
-                drawn = None
-                if self.draw:
-                    image = self.draw(self.model.picture(item.loaded), found)
-                    drawn = self.folder.write_picture(item.source.picture, image)
-                self._finish(item.source, [self._entry(item, found, drawn, item.source.map)])
-            for each in videos:
-                self._video(each)
+        try:
+            with counting(total, 'pictures') as self.advance:
+                for item, found in self._predicted(self._loaded(pictures)):
+                    drawn = None
+                    if self.draw:
+                        image = self.draw(self.model.picture(item.loaded), found)
+                        drawn = self.folder.write_picture(item.source.picture, image)
+                    self._finish(item.source, [self._entry(item, found, drawn, item.source.map)])
+                for each in videos:
+                    self._video(each)
+        except Stopped as stopped:
+            stopped.remedy = f'The same command goes on from what is in {self.folder.path}.'
+            raise
 
     def _loaded(self, pictures: Sequence[Input]) -> Iterator[_Item]:
         for each in pictures:

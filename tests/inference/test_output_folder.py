@@ -75,8 +75,8 @@ def test_predictions_of_two_kinds_are_not_mixed(run, segmentor, photos):
 
 
 def test_pictures_of_others_are_not_replaced(run, segmentor, tmp_path):
-    """Bug: p/a.png and then q/a.png are written to one place, and the first is lost; or the map of the first is kept for
-    the second, since both are called a.png."""
+    """Bug: p/a.png and then q/a.png are written to one place, and the first is lost; or the map of the first is kept
+    for the second, since both are called a.png."""
     for folder in 'pq':
         write(tmp_path / folder / 'a.png', noise(20, 30, 3, seed=ord(folder)))
     first = run(segmentor, tmp_path / 'p')

@@ -21,8 +21,8 @@ def images_of(result):
 
 
 def test_a_detector_finds_what_mmdetection_finds(run, detector, photos, tmp_path):
-    """Against ``inference_detector``. Bug: channels are swapped, windows or the test pipeline are not those of the run, or
-    boxes and masks are of the resized picture."""
+    """Against ``inference_detector``. Bug: channels are swapped, windows or the test pipeline are not those of the run,
+    or boxes and masks are of the resized picture."""
     from mmdet.apis import inference_detector, init_detector
 
     result = run(detector, photos)

@@ -107,8 +107,8 @@ def test_blended_logits_are_those_of_the_whole_picture(size, overlap, channels):
 
 
 def test_the_middle_of_a_tile_weighs_more_than_its_border():
-    """Bug: what a tile sees badly, at its border, counts as much as what its neighbour sees well, as in the slide mode of
-    MMSegmentation."""
+    """Bug: what a tile sees badly, at its border, counts as much as what its neighbour sees well, as in the slide mode
+    of MMSegmentation."""
     image = np.zeros((32, 200, 3), np.float32)
     image[..., 0] = 1.0
     wrong = predict_in_tiles(Pointwise(border=1.9), {'img': image}, 32, 0.5, 1, 0.0).map[4:-4, 4:-4] != 0
