@@ -12,6 +12,7 @@ import numpy as np
 from swinv2_mm.checkpoints.files import replacing
 from swinv2_mm.errors import UserError, listed
 from swinv2_mm.inference.inputs import Input
+from swinv2_mm.inference.videos import video_file
 
 # A line for the settings and one for each finished input, from which an interrupted run goes on.
 _JOURNAL = '.predict.jsonl'
@@ -102,32 +103,10 @@ class OutputFolder:
 
     @contextmanager
     def video(self, name: str, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-        """Write a video, MPEG-4, frame by frame; yields a function that takes an RGB frame, uint8, ``(H, W, 3)``."""
-        import cv2
-
-        file, number, writer = self.path / 'pictures' / name, 0, None
-        with self._named_errors(file), replacing(file) as partial:
-            growing = partial.with_suffix('.mp4')  # by which OpenCV knows the format
-
-            def add(frame: np.ndarray) -> None:
-                nonlocal writer, number
-                if writer is None:
-                    codec = cv2.VideoWriter.fourcc(*'mp4v')
-                    writer = cv2.VideoWriter(str(growing), codec, fps, frame.shape[1::-1])
-                    if not writer.isOpened():
-                        raise OSError('OpenCV cannot write MPEG-4 there')
-                writer.write(np.ascontiguousarray(frame[..., ::-1]))
-                number += 1
-
-            try:
-                yield add
-                if writer is not None:
-                    writer.release()
-                    if _frames_in(growing) != number:  # OpenCV reports no error
-                        raise OSError('it is incomplete (is the disk full?)')
-                    os.replace(growing, partial)
-            finally:
-                growing.unlink(missing_ok=True)
+        """Write a video, as :func:`~swinv2_mm.inference.videos.video_file`."""
+        file = self.path / 'pictures' / name
+        with self._named_errors(file), video_file(file, fps) as add:
+            yield add
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file."""
@@ -177,15 +156,6 @@ def _state(each: Input) -> list[int] | None:
         return None
     found = os.stat(each.source)
     return [found.st_size, found.st_mtime_ns]
-
-
-def _frames_in(video: Path) -> int:
-    import cv2
-
-    reader = cv2.VideoCapture(str(video))
-    number = int(reader.get(cv2.CAP_PROP_FRAME_COUNT))
-    reader.release()
-    return number
 
 
 def passed_over(failed: dict[str, str]) -> str:

@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.config import Config
 
 from swinv2_mm.checkpoints.files import sha256
@@ -23,6 +22,7 @@ from swinv2_mm.inference.found import Found, found_in
 from swinv2_mm.inference.inputs import Input, find_inputs
 from swinv2_mm.inference.model import Model, read_model
 from swinv2_mm.inference.tiles import predict_in_tiles
+from swinv2_mm.inference.videos import frames, length, opened
 
 
 @dataclass
@@ -174,7 +174,7 @@ class _Run:
     def all(self, inputs: Sequence[Input]) -> None:
         pictures = [each for each in inputs if each.kind == 'picture']
         videos = [each for each in inputs if each.kind != 'picture']
-        total = len(pictures) + sum(_length(each) for each in videos)
+        total = len(pictures) + sum(length(each) for each in videos)
         try:
             with counting(total, 'pictures') as self.advance:
                 for item, found in self._predicted(self._loaded(pictures)):
@@ -232,13 +232,13 @@ class _Run:
         """Predict on the frames of a video; a camera is watched until Ctrl-C."""
         import cv2
 
-        reader = cv2.VideoCapture(int(each.source) if each.kind == 'camera' else each.source)
+        reader = opened(each)
         fps = reader.get(cv2.CAP_PROP_FPS)
         some, first = reader.read()
         if not some:
             return self._fail(each, 'no frame of it can be read')
-        frames = chain([first], _frames(reader))
-        items = (_Item(each, self.model.from_array(frame), number) for number, frame in enumerate(frames))
+        all_frames = enumerate(chain([first], frames(reader)))
+        items = (_Item(each, self.model.from_array(frame), number) for number, frame in all_frames)
         video = self.folder.video(each.picture, fps if 0 < fps < 1000 else 25.0) if self.draw else nullcontext()
         entries = []
         with video as write:
@@ -275,20 +275,3 @@ class _Run:
         say(f'passed over: {each.source}: {why}')
         if each.kind == 'picture':
             self.advance()
-
-
-def _frames(reader: Any) -> Iterator[np.ndarray]:
-    """The frames that are left: BGR, uint8, ``(H, W, 3)``."""
-    while True:
-        some, frame = reader.read()
-        if not some:
-            return
-        yield frame
-
-
-def _length(each: Input) -> int:
-    """How many frames a video says that it has."""
-    import cv2
-
-    reader = cv2.VideoCapture(each.source) if each.kind == 'video' else None
-    return max(0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT))) if reader else 0
