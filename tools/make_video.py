@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('folder', help='of the pictures, with all below')
     parser.add_argument('out', help='the video, a file that ends in .mp4')
-    parser.add_argument('--side', type=int, default=640, metavar='N', help='pixels of width and height')
+    parser.add_argument('--side', type=int, default=640, metavar='N', help='pixels of the longer side')
     parser.add_argument('--fps', type=float, default=10.0, metavar='N', help='frames per second')
     parser.add_argument('--hold', type=int, default=10, metavar='N', help='frames of each picture')
     args = parser.parse_args(argv)

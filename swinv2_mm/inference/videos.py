@@ -69,12 +69,12 @@ def video_file(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
 
 
 def make_video(folder: str | os.PathLike, path: Path, side: int, fps: float, hold: int) -> int:
-    """Make a video of the pictures of a folder, each in the middle of black frames, drifting a little.
+    """Make a video of the pictures of a folder, each drifting a little; frames have the shape of the first.
 
     Args:
         folder: With all below.
         path: A file that ends in ``.mp4``.
-        side: Width and height in pixels.
+        side: The longer side in pixels.
         fps: Frames per second.
         hold: Frames of each picture.
 
@@ -86,18 +86,23 @@ def make_video(folder: str | os.PathLike, path: Path, side: int, fps: float, hol
     """
     import cv2
 
-    inputs = find_inputs([folder], path.parent)
+    inputs, size = find_inputs([folder], path.parent), None
+    if path.suffix != '.mp4':
+        raise UserError(f'{path}: a video is written as .mp4.')
     try:
         with video_file(path, fps) as add:
             for each in inputs:
                 image = cv2.imread(each.source)
                 if image is None:
                     raise UserError(f'{each.source} cannot be read as a picture.')
-                scale = 0.9 * side / max(image.shape[:2])
+                given = np.array(image.shape[1::-1])
+                if size is None:
+                    size = (given * side / given.max()).round().astype(int) // 2 * 2
+                scale = 1.1 * (size / given).max()  # the picture covers the frame
                 for number in range(hold):
-                    moves = np.array([side, side]) / 2 - scale * np.array(image.shape[1::-1]) / 2 + number - hold / 2
+                    moves = (size - scale * given) * (number + 0.5) / hold
                     matrix = np.array([[scale, 0, moves[0]], [0, scale, moves[1]]])
-                    add(cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_AREA)[..., ::-1])
+                    add(cv2.warpAffine(image, matrix, size.tolist())[..., ::-1])
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror or error}.') from error
     return hold * len(inputs)

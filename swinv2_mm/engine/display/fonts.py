@@ -116,7 +116,8 @@ def label_areas(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, 
     for label in np.unique(labels[labels < len(classes)]):
         area = labels == label
         widths = area.sum(1)
-        row = np.median(np.flatnonzero(widths == widths.max())).astype(int)
+        widest = np.flatnonzero(widths == widths.max())
+        row = widest[len(widest) // 2]  # one of them: between two there may be no area
         columns = np.flatnonzero(area[row])
         box = {'facecolor': tuple(np.divide(palette[label], 255)), 'edgecolor': 'black', 'pad': 1}
         place = np.array([columns[len(columns) // 2], row])
