@@ -114,6 +114,13 @@ class OutputFolder:
         with self._named_errors(file), replacing(file) as partial:
             partial.write_text(json.dumps(content, allow_nan=False))
 
+    def write_report(self) -> None:
+        """Write ``report.html``, the page about what ``predictions.json`` holds."""
+        from swinv2_mm.engine.display.gallery import write_prediction_page
+
+        with self._named_errors(self.path / 'report.html'):
+            write_prediction_page(self.path)
+
     @contextmanager
     def _named_errors(self, file: Path) -> Iterator[None]:
         try:

@@ -1,7 +1,7 @@
 """A trained model that predicts: built from its config, filled completely, with the pipeline of its test."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
@@ -163,11 +163,8 @@ class Model:
         """
         data = {key: [each[key] for each in prepared] for key in ('inputs', 'data_samples')}
         half = self._dtype != torch.float32
-        with (
-            self.in_scope(),
-            torch.no_grad(),
-            torch.autocast(self.device.type, self._dtype if half else None, enabled=half),
-        ):
+        precision = torch.autocast(self.device.type, self._dtype) if half else nullcontext()
+        with self.in_scope(), torch.no_grad(), precision:
             try:
                 return self.model.test_step(data)
             except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU has no class for it

@@ -121,9 +121,7 @@ def _written(folder: OutputFolder, model: Model, images: list[dict], report: boo
         for name, part in zip(('coco_results.json', 'coco_images.json'), coco_results(content), strict=True):
             folder.write_json(name, part)
     if report:
-        from swinv2_mm.engine.display.gallery import write_prediction_page
-
-        write_prediction_page(folder.path)
+        folder.write_report()
     return content
 
 

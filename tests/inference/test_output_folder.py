@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -107,6 +109,22 @@ def test_a_folder_that_cannot_be_written(run, segmentor, photos, tmp_path, monke
     with pytest.raises(UserError, match=r'a.jpg cannot be written: No space left'):
         run(segmentor, photos)
     assert os.listdir(tmp_path / 'out' / 'pictures') == []
+
+
+def test_a_page_is_written_of_the_predictions(run, segmentor, photos, tmp_path, monkeypatch):
+    """Bug: --report shows the predictions of an earlier run, or ends in a traceback on a full disk."""
+    page = ModuleType('gallery')
+    page.write_prediction_page = lambda out: (out / 'report.html').write_bytes((out / 'predictions.json').read_bytes())
+    monkeypatch.setitem(sys.modules, 'swinv2_mm.engine.display.gallery', page)
+    result = run(segmentor, photos, report=True, pictures=False)
+    assert json.loads((tmp_path / 'out' / 'report.html').read_text()) == result.content
+
+    def full(out):
+        raise OSError(28, 'No space left on device')
+
+    page.write_prediction_page = full
+    with pytest.raises(UserError, match=r'report.html cannot be written: No space left'):
+        run(segmentor, photos, report=True, pictures=False)
 
 
 def test_a_camera_is_recorded_until_it_is_stopped(run, segmentor, tmp_path, monkeypatch):
