@@ -64,7 +64,9 @@ class OutputFolder:
             wanted = [self.path / 'pictures' / each.picture] * pictures + [self.path / 'maps' / each.map] * maps
             done = self._done.get(each.file)
             same = done is not None and done['source'] == each.source and each.kind != 'camera'
-            if same and done['state'] == _state(each) and all(file.exists() for file in wanted):
+            drawn = done is not None and all(entry['picture'] for entry in done['entries'])
+            whole = (drawn or not pictures) and all(file.exists() for file in wanted)
+            if same and done['state'] == _state(each) and whole:
                 kept[each.file] = done['entries']
             elif not same and not self._force and (there := [file for file in wanted if file.exists()]):
                 of = f', of {done["source"]}' if done else ''

@@ -62,14 +62,16 @@ def found_in(sample: Any, task: str, score_thr: float, classes: int) -> Found:
         classes: How many there are.
 
     Raises:
-        UserError: The model has more classes than there are names.
+        UserError: The model has more classes than there are names, or its numbers are not finite.
     """
     height, width = sample.ori_shape[:2]
     if task == 'semantic':
+        check_finite(sample.seg_logits.data)
         return Found(height, width, map=class_map(numpy(sample.pred_sem_seg.data)[0], classes))
     if task == 'panoptic':
         return _segments(numpy(sample.pred_panoptic_seg.sem_seg)[0], classes)
     instances = sample.pred_instances
+    check_finite(instances.scores)
     instances = instances[instances.scores >= score_thr]
     boxes = numpy(getattr(instances.bboxes, 'tensor', instances.bboxes)).astype(np.float32)
     labels = numpy(instances.labels).astype(np.int64)
@@ -118,6 +120,12 @@ def _boxes_of(masks: list[dict], boxes: np.ndarray) -> np.ndarray:
             x, y, width, height = toBbox(packed(mask))
             boxes[index] = x, y, x + width, y + height
     return boxes
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise a UserError for NaN, which no threshold lets through, and which is some class in a map."""
+    if not values.isfinite().all():
+        raise UserError('the model predicts NaN or infinity. If --amp fp16 is on, pass --amp bf16 or leave it out.')
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swinv2_mm.inference.found import Found, class_map, decode, encode, found_in
+from swinv2_mm.inference.found import Found, check_finite, class_map, decode, encode, found_in
 from swinv2_mm.inference.model import Model, cut
 
 _SAME = 0.5  # boxes of one object in two tiles: intersection over union
@@ -133,6 +133,7 @@ def _blended(
         before, below = None, None  # what the tile to the left adds to this one; what this row adds to the next
         samples = _samples(model, loaded, [(top, left) for left in lefts], size, batch_size)
         for column, (left, stop, sample) in enumerate(zip(lefts, [*lefts[1:], width], samples, strict=True)):
+            check_finite(sample.seg_logits.data)
             logits = sample.seg_logits.data.detach().float().cpu() * (rows[row][:, None] * columns[column])
             if before is not None:
                 logits[:, :, : before.shape[2]] += before

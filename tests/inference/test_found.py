@@ -1,5 +1,7 @@
 """Run-length masks, maps and records, compared with pycocotools."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,16 @@ def test_a_class_without_a_name_is_a_mistake():
     """Bug: the names of another data set are written beside the boxes, or an index fails in the drawing."""
     with pytest.raises(UserError, match='found class 2'):
         found_in(sample([0, 2]), 'detection', 0.0, 2)
+
+
+def test_numbers_that_are_not_finite_are_a_mistake():
+    """Bug: NaN, as of an overflow in float16, is below every threshold and the first class of a map: a picture in which
+    nothing is found."""
+    with pytest.raises(UserError, match='NaN'):
+        found_in(sample([0, 1], [0.5, float('nan')]), 'detection', 0.0, 2)
+    logits = SimpleNamespace(data=torch.tensor([[[0.0]], [[float('inf')]]]))
+    with pytest.raises(UserError, match='NaN'):
+        found_in(SimpleNamespace(ori_shape=(1, 1), seg_logits=logits), 'semantic', 0.0, 2)
 
 
 def test_a_map_has_room_for_its_classes():

@@ -41,6 +41,10 @@ def test_what_is_finished_is_kept(run, segmentor, photos, tmp_path, seen, capsys
     assert files[:4] == [('a.jpg', None), ('new.jpg', None), ('sub/a.jpg', None), ('sub/b.png', None)]
     assert files[4:] == [('clip.mp4', number) for number in range(5)]
     assert run(segmentor, [photos, video], force=True).kept == 0 and len(seen) == 20
+    write(photos / 'a.jpg', noise(48, 64, 3))
+    run(segmentor, photos / 'a.jpg', pictures=False)
+    old = (tmp_path / 'out' / 'pictures' / 'a.jpg').read_bytes()
+    assert run(segmentor, photos / 'a.jpg').kept == 0 and (tmp_path / 'out' / 'pictures' / 'a.jpg').read_bytes() != old
 
 
 def test_an_interrupted_run_goes_on(run, segmentor, photos, tmp_path, seen, monkeypatch):
