@@ -169,6 +169,15 @@ def test_strange_and_corrupt_pictures(run, detector, segmentor, tmp_path, capsys
     assert 'zero.mp4: no frame of it can be read' in capsys.readouterr().err
 
 
+def test_a_truncated_jpeg_that_opencv_fills_is_corrupt(run, segmentor, tmp_path, monkeypatch):
+    """Bug: OpenCV 4.10 fills the rest of a truncated file with grey, and the grey is predicted on."""
+    whole = write(tmp_path / 'cut.jpg', noise(200, 200, 3)).read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(whole[:-200])
+    monkeypatch.setattr('mmcv.imfrombytes', lambda content, **_: np.full((200, 200, 3), 128, np.uint8))
+    result = run(segmentor, tmp_path / 'cut.jpg')
+    assert 'truncated' in result.failed['cut.jpg'] and result.content['images'] == []
+
+
 def test_a_picture_is_turned_as_its_camera_says(run, segmentor, tmp_path):
     """Bug: width and height, or the map, are those of the file and not those of the picture that the model saw."""
     exif = Image.Exif()
