@@ -97,7 +97,8 @@ def test_the_files_are_those_of_the_docs(run, detector, photos, tmp_path):
     coco = COCO(out / 'coco_images.json')
     results = coco.loadRes(str(out / 'coco_results.json'))
     (last,) = [image['id'] for image in coco.dataset['images'] if image['file_name'] == 'sub/b.png']
-    assert len(results.getAnnIds([last])) == len(written['images'][2]['predictions'])
+    names = [coco.cats[each['category_id']]['name'] for each in results.loadAnns(results.getAnnIds([last]))]
+    assert names == [written['classes'][record['label']] for record in written['images'][2]['predictions']]
     assert {path.name for path in out.iterdir() if path.is_file() and not path.name.startswith('.')} == {
         'predictions.json',
         'coco_images.json',
