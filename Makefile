@@ -7,10 +7,13 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DET := maskrcnn_swinv2_t_shapes
 SEG := upernet_swinv2_t_shapes
+# What make predict draws on, and by which checkpoint: of make train, unless another is named.
+IMAGES := data/shapes/images/validation
+MODEL = $(shell cat work_dirs/$(DET)/last_checkpoint 2>/dev/null)
 # A process for each core, each with one thread: their threads would wait for one another.
 TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help setup data train train-upernet test test-all test-compat lint bench gpu clean
+.PHONY: help setup data train train-upernet predict test test-all test-compat lint bench gpu clean
 
 help: ## this list
 	@echo 'swinv2_mm: Swin Transformer V2 for MMDetection and MMSegmentation'
@@ -36,6 +39,13 @@ train: data ## train Mask R-CNN with SwinV2-T on the shapes, print COCO bbox and
 
 train-upernet: data ## the same with UperNet: mIoU
 	$(call train_and_test,$(SEG))
+
+predict: setup ## draw what the detector of make train finds on IMAGES=folder, and on a video of them (or MODEL=file)
+	@[ -e "$(MODEL)" ] || { echo 'No checkpoint: run make train first, or name one, as MODEL=epoch_12.pth'; exit 2; }
+	@$(PY) tools/predict.py "$(MODEL)" "$(IMAGES)" --out work_dirs/predictions --force
+	@$(PY) tools/make_video.py "$(IMAGES)" work_dirs/predictions/given.mp4
+	@$(PY) tools/predict.py "$(MODEL)" work_dirs/predictions/given.mp4 --out work_dirs/predictions/video --force
+	@echo 'pictures: work_dirs/predictions/pictures; video: work_dirs/predictions/video/pictures/given.mp4'
 
 test: setup ## run the tests, but for the slow ones
 	@$(TESTS) -m 'not slow' $(ARGS)

@@ -75,7 +75,7 @@ class CheckedLoading:
                 check_annotations(results, *self.labels)
             return results
         except Exception as error:  # whatever decoders raise
-            problem = f'{file} cannot be used: {_reason(error)}.'
+            problem = f'{file} cannot be used: {reason(error)}.'
             if not self.skip:
                 setting = ''
                 if isinstance(error, AssertionError | AttributeError | KeyError | TypeError):
@@ -97,7 +97,8 @@ class CheckedLoading:
         return f'{results["seg_map_path"]} (of {image})' if of_map else image
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why an image or its annotations cannot be read, in words."""
     text = ' '.join(str(error).split()).rstrip('.')
     if isinstance(error, FileNotFoundError):
         return 'there is no such file'

@@ -36,7 +36,7 @@ def use_fonts_for(visualizer: Any, names: Iterable[str]) -> str:
 
     if len(families) > 1:
         visualizer.draw_texts = draw_texts
-    set_label_drawing(visualizer, partial(_label, visualizer))
+    set_label_drawing(visualizer, partial(label_areas, visualizer))
     if not lacking:
         return ''
     return (
@@ -108,14 +108,16 @@ def _family_of(path: str) -> str:
     return get_font(path).family_name
 
 
-def _label(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, palette: Any) -> np.ndarray:
-    """Write each class name where its area is the widest."""
+def label_areas(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, palette: Any) -> np.ndarray:
+    """Write each class name of a semantic map where its area is the widest, for
+    :func:`~swinv2_mm.engine.mmengine_internals.set_label_drawing`."""
     visualizer.set_image(image)
     labels = np.asarray(sem_seg.cpu().data)[0]
     for label in np.unique(labels[labels < len(classes)]):
         area = labels == label
         widths = area.sum(1)
-        row = np.median(np.flatnonzero(widths == widths.max())).astype(int)
+        widest = np.flatnonzero(widths == widths.max())
+        row = widest[len(widest) // 2]  # one of them: between two there may be no area
         columns = np.flatnonzero(area[row])
         box = {'facecolor': tuple(np.divide(palette[label], 255)), 'edgecolor': 'black', 'pad': 1}
         place = np.array([columns[len(columns) // 2], row])

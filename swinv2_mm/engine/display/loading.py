@@ -87,7 +87,7 @@ def picture_of(dataset: Any, info: dict, bgr_to_rgb: bool = False) -> np.ndarray
         ValueError: The pipeline loads no image. Other errors are those of its transforms.
     """
     _, image, transforms = _load_image(dataset, info)
-    return for_eyes(image, _gives_bgr(transforms[0], bgr_to_rgb))
+    return for_eyes(image, gives_bgr(transforms[0], bgr_to_rgb))
 
 
 def map_of(dataset: Any, info: dict) -> np.ndarray | None:
@@ -120,8 +120,13 @@ def _load_image(dataset: Any, info: dict) -> tuple[dict, Any, list]:
     raise ValueError('its pipeline loads no image')
 
 
-def _gives_bgr(transform: Any, bgr_to_rgb: bool) -> bool:
-    """Whether a transform, perhaps inside of CheckedLoading, loads BGR: mmcv's does, except by tifffile."""
+def gives_bgr(transform: Any, bgr_to_rgb: bool) -> bool:
+    """Whether a transform, perhaps inside of CheckedLoading, loads BGR: mmcv's does, except by tifffile.
+
+    Args:
+        transform: Loads images.
+        bgr_to_rgb: As of :class:`Pictures`.
+    """
     from mmcv.transforms import LoadImageFromFile
 
     loading = getattr(transform, 'loading', transform)

@@ -29,9 +29,13 @@ class OutputNames:
         self._maps = maps
         places = {path: _place(path) for path in dict.fromkeys(map(str, paths))}
         self._common = _common([place[:-1] for place in places.values()])
-        inner = {path: place[self._common :] for path, place in places.items()}
-        names = dict(_unique(sorted(set(inner.values())), maps))
-        self._names = {path: Path(*names[place]) for path, place in inner.items()}
+        self._inner = {path: place[self._common :] for path, place in places.items()}
+        names = dict(_unique(sorted(set(self._inner.values())), maps))
+        self._names = {path: Path(*names[place]) for path, place in self._inner.items()}
+
+    def relative(self, path: str) -> Path:
+        """The path of an announced image below the common parent of all."""
+        return Path(*self._inner[str(path)])
 
     def __getitem__(self, path: str) -> Path:
         """The relative path; an image that was not announced gets its whole path, made relative."""

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from operator import attrgetter
 from typing import Any
@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from swinv2_mm.engine.display.run_log import metrics_of
 from swinv2_mm.engine.mmengine_internals import filtered_screen
+from swinv2_mm.errors import say
 from swinv2_mm.registry import HOOKS
 
 _SECONDS = 0.5  # between two updates of the bars
@@ -37,11 +38,13 @@ class Lines:
 
     mmengine logs every so many iterations: on a slow machine the first line takes many minutes, and a shorter interval
     would flood a fast one. These lines are few in a run of any length, and the first one comes early. Of all ``total``
-    iterations some may be ``done`` already; ``clock`` returns seconds.
+    iterations some may be ``done`` already; ``clock`` returns seconds, ``what`` are the things that are counted.
     """
 
-    def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.clock = total, clock
+    def __init__(
+        self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic, what: str = 'iterations'
+    ) -> None:
+        self.total, self.clock, self.what = total, clock, what
         self.origin = done, clock()
         self.due, self.wait = 0.0, _FIRST_WAIT
         self.warm = False
@@ -57,7 +60,7 @@ class Lines:
         if now < self.due or done == self.total:
             return None
         self.due, self.wait = now + self.wait, 2 * self.wait
-        return f'{done} of {self.total} iterations, about {timedelta(seconds=round(left))} left'
+        return f'{done} of {self.total} {self.what}, about {timedelta(seconds=round(left))} left'
 
 
 @HOOKS.register_module()
@@ -178,6 +181,34 @@ def screen_given_back(runner: Runner) -> Iterator[None]:
         for hook in runner.hooks:
             if isinstance(hook, ProgressHook):
                 hook.stop()
+
+
+@contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Show how many of ``total`` things are done and the time left, in a bar, or in :class:`Lines` on stderr.
+
+    Yields:
+        A function to call after each of them.
+    """
+    bars, lines, done = _bars(), Lines(total, what=what), 0
+    task, drawn = bars and bars.add_task(what, total=total, note=''), 0.0
+
+    def advance() -> None:
+        nonlocal done, drawn
+        done += 1
+        if bars:
+            bars.advance(task)
+            if time.monotonic() - drawn >= _SECONDS or done == total:
+                drawn = time.monotonic()
+                with suppress(OSError):  # the terminal is gone
+                    bars.refresh()
+        elif done < total and (line := lines.line(done)):
+            say(line)
+
+    with bars or nullcontext():
+        if bars:
+            bars.console.show_cursor(True)
+        yield advance
 
 
 def _bars() -> Any:

@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from mmengine.structures import InstanceData, PixelData
 from support.tiny_data import images
 
-from swinv2_mm.engine.display.fonts import fonts_for
+from swinv2_mm.engine.display.fonts import fonts_for, label_areas
 from swinv2_mm.engine.display.pictures import PicturesHook
 
 CHARACTER, OTHER = '\u1b83', '\u1b84'  # letters of Sundanese, which no common font has
@@ -102,3 +102,18 @@ def test_draws_the_glyph(task, font_folder, own_process):
     assert len(lines) == 1 and CHARACTER in lines[0] and 'apt install' in lines[0]
     left, right = np.split((np.abs(drawn[1] - drawn[0]) > 50).any(2), 2, axis=1)
     assert left.sum() > 20 and not right.any()
+
+
+def test_a_name_stands_on_its_area():
+    """Bug: of an area in two rows, the row between them is chosen, where none of it is: the drawing fails."""
+    labels = np.zeros((1, 9, 6), np.int64)
+    labels[0, [1, 7], 2:5] = 1
+    places = []
+    visualizer = SimpleNamespace(
+        set_image=lambda image: None,
+        draw_texts=lambda name, place, **_: places.append((name, *place)),
+        get_image=lambda: None,
+    )
+    label_areas(visualizer, None, PixelData(data=torch.from_numpy(labels)), ('ground', 'leaf'), [(0, 0, 0)] * 2)
+    ((_, x, y),) = [place for place in places if place[0] == 'leaf']
+    assert labels[0, y, x] == 1

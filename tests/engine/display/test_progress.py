@@ -21,7 +21,7 @@ from rich.progress import Progress
 from support.tiny_training import write_config
 
 from swinv2_mm.engine.display import progress
-from swinv2_mm.engine.display.progress import Lines, ProgressHook
+from swinv2_mm.engine.display.progress import Lines, ProgressHook, counting
 from swinv2_mm.engine.runs import prepare_training, train
 
 BAR = '━'
@@ -274,3 +274,12 @@ def test_a_terminal_that_goes_away_ends_no_training(monkeypatch):
     hook.after_val_iter(None, batch_idx=0)
     assert hook.bars is None
     hook.after_val_iter(None, batch_idx=1)
+
+
+def test_counting_tells_the_time_left(capsys):
+    """Bug: an hour of predictions without a line, or one for each of them."""
+    with counting(1000, 'pictures') as advance:
+        for _ in range(1000):
+            advance()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('1 of 1000 pictures, about') and line.endswith('left')
