@@ -66,7 +66,9 @@ def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -
 
 def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """The rows at the bottom and the columns at the right that complete the last windows."""
-    return -size[0] % window[0], -size[1] % window[1]
+    # Not -length % side: for a compiler, length plus this is the multiple of the side itself.
+    rows, cols = ((length + side - 1) // side * side - length for length, side in zip(size, window, strict=True))
+    return rows, cols
 
 
 def shift_of(size: Sequence[int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
