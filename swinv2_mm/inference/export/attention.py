@@ -1,6 +1,6 @@
 """Window attention in operators of the ONNX standard, for maps of any size.
 
-torch's exporter meets attention as one operation, ``swinv2_mm::map_attention``, and calls :class:`Attention` for it. One
+torch's exporter meets attention as one operation, ``swinv2_mm::map_attention``, and calls :meth:`Attention.write` for it. One
 gather brings the heads of all tokens into their windows, which is padding, shift, partition and transposition at once,
 and one brings them back. Their indices, and the mask, are arithmetic on the sizes of the map: they exist once for all
 blocks that share them.
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
 
 class Attention:
-    """Writes the nodes of ``swinv2_mm::map_attention``, whose arguments a call takes.
+    """Writes the nodes of ``swinv2_mm::map_attention``, whose arguments :meth:`write` takes.
 
     Args:
         op: onnxscript's operators of the opset.
@@ -51,7 +51,7 @@ class Attention:
         self.op = op
         self.plans: dict[tuple, Plan] = {}
 
-    def __call__(self, qkv, scale, table, size, window, shifted, attn_chunk, backend) -> Any:
+    def write(self, qkv, scale, table, size, window, shifted, attn_chunk, backend) -> Any:
         """``(B, Hp, Wp, 3, nH, d)`` to ``(B, H, W, nH, d)``: see kernels/attention_op.py."""
         op = self.op
         nH, d = int(qkv.shape[4]), int(qkv.shape[5])
