@@ -97,19 +97,16 @@ def write_graph(module: nn.Module, images: Tensor, outputs: Sequence[str], metad
             output_names=list(outputs),
             opset_version=OPSET,
             custom_translation_table=translations(),
+            optimize=False,  # its rewriting takes as long as all the rest, and finds next to nothing here
             verbose=False,
         )
     assert program is not None
-    model = program.model
+    model = _tidied(program.model)
     for key, value in metadata.items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     model.producer_name = 'swinv2_mm'
-    for node in model.graph.all_nodes():  # paths and stack traces of this machine
-        node.metadata_props.clear()
-        node.doc_string = None
     foreign = sorted({f'{node.domain}::{node.op_type}' for node in model.graph.all_nodes() if node.domain})
     assert not foreign, f'not in the ONNX standard: {foreign}'
-    _name_sizes(model.graph.inputs[0])
     program.save(str(path), external_data=False)
 
 
@@ -127,7 +124,20 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name_sizes(images: Any) -> None:
-    from onnx_ir import Shape
+def _tidied(model: Any) -> Any:
+    """A graph without functions, repetitions, and the paths of this machine, and with names for its sizes."""
+    import onnx_ir
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
 
-    images.shape = Shape(['batch', images.shape[1], 'height', 'width'])
+    common.InlinePass()(model)
+    fold_constants(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    images = model.graph.inputs[0]
+    images.shape = onnx_ir.Shape(['batch', images.shape[1], 'height', 'width'])
+    return model

@@ -54,7 +54,7 @@ def test_a_segmentor_predicts_as_in_its_framework(trained_model, run_tool, tmp_p
         assert np.abs(logits[0] - right).max() <= 1e-4 * np.abs(right).max()
     about = running.get_modelmeta().custom_metadata_map
     assert json.loads(about['classes']) == ['a', 'b', 'c', 'd']
-    assert json.loads(about['windows']) == [[4, 4]] * 4
+    assert json.loads(about['windows']) == [[4, 4]] * 2
     assert about['channels'] == 'RGB' and about['task'] == 'segmentation'
     Image.fromarray(rgb).save(tmp_path / 'picture.png')
     blocked = 'import sys; sys.modules.update(dict.fromkeys(("torch", "mmcv", "mmengine", "swinv2_mm"))); '
