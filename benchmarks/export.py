@@ -87,8 +87,10 @@ def in_pytorch(case: dict[str, Any]) -> Call:
     return call
 
 
-def take_turns(names: list[str], runtimes: list[str], case: dict[str, Any], rounds: int, folder: Path) -> dict:
-    """``seconds`` of each call, and why those ``failed`` that did."""
+def take_turns(
+    names: list[str], runtimes: list[str], case: dict[str, Any], rounds: int, folder: Path, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """``seconds`` of each call by a clock, and why those ``failed`` that did."""
     load = {'onnxruntime': in_onnxruntime, 'openvino': in_openvino}
     ways = {EAGER: lambda: in_pytorch(case)}
     for runtime in runtimes:
@@ -107,9 +109,9 @@ def take_turns(names: list[str], runtimes: list[str], case: dict[str, Any], roun
     for _ in range(rounds):
         for way, call in calls.items():
             call(images)  # what had to wait for its turn has lost caches
-            start = time.perf_counter()
+            start = clock()
             call(images)
-            seconds[way].append(time.perf_counter() - start)
+            seconds[way].append(clock() - start)
     return dict(seconds=seconds, failed=failed)
 
 
@@ -117,8 +119,9 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The report after every case."""
     peers = args.peers if args.peers is not None else [n for n in available() if n in ('timm', 'huggingface')]
     here = about(**packages(peers), **{runtime: runtime for runtime in args.runtimes}, onnx='onnx')
-    if args.note:
-        here['note'] = args.note
+    here |= dict(note=args.note) if args.note else {}
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    here['clock'] = 'processor time' if args.cpu_time else 'wall time'
     cases = [dict(arch=args.arch, window=w, size=s) for w in args.windows for s in args.sizes]
     rows = []
     with tempfile.TemporaryDirectory() as spare:
@@ -126,7 +129,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         for done, case in enumerate(cases):
             print(f'{done}/{len(cases)}; now window {case["window"]}, {case["size"]}', file=sys.stderr, flush=True)
-            rows.append(dict(case, **take_turns(['ours', *peers], args.runtimes, case, args.rounds, folder)))
+            rows.append(dict(case, **take_turns(['ours', *peers], args.runtimes, case, args.rounds, folder, clock)))
             yield dict(about=here, rows=rows)
 
 
@@ -161,6 +164,7 @@ def main() -> None:
     parser.add_argument('--peers', nargs='*', choices=['timm', 'huggingface'], help='default: all that import')
     parser.add_argument('--rounds', type=int, default=7, help='turns that each takes; default 7')
     parser.add_argument('--folder', metavar='DIR', help='where the exported files are kept; default: nowhere')
+    parser.add_argument('--cpu-time', action='store_true', help="processor time, which others' work disturbs less")
     parser.add_argument('--note', help='words for the report, as on other work of the machine')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
     args = parser.parse_args()
