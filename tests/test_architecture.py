@@ -120,7 +120,6 @@ ROOMS = {
     'inference/export': (
         {'mmengine', 'numpy', 'onnxruntime', 'PIL', 'torch'},
         {
-            '__init__',
             'checkpoints',
             'compat',
             'engine/checks',

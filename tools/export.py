@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a trained model to ONNX, as in: python tools/export.py configs/upernet_swinv2_t.py iter_160000.pth upernet.onnx
+"""Export a trained model to ONNX, as in: python tools/export.py configs/upernet_swinv2_t.py iter_9.pth out.onnx
 
 One file takes batches of images of any size. It is compared with PyTorch at several sizes before it is there.
 """
@@ -22,9 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--window-size', type=int, nargs='+', metavar='W', help='another window: one, or one per stage')
     parser.add_argument('--tolerance', type=float, help='largest difference from PyTorch; 1e-4, with --half 3e-2')
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config'
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config')
     export_model(**vars(parser.parse_args(argv)))
 
 

@@ -1,9 +1,9 @@
 """Window attention in operators of the ONNX standard, for maps of any size.
 
-torch's exporter meets attention as one operation, ``swinv2_mm::map_attention``, and calls :meth:`Attention.write` for it. One
-gather brings the heads of all tokens into their windows, which is padding, shift, partition and transposition at once,
-and one brings them back. Their indices, and the mask, are arithmetic on the sizes of the map: they exist once for all
-blocks that share them.
+torch's exporter meets attention as one operation, ``swinv2_mm::map_attention``, and calls :meth:`Attention.write` for
+it. One gather brings the heads of all tokens into their windows, which is padding, shift, partition and transposition
+at once, and one brings them back. Their indices, and the mask, are arithmetic on the sizes of the map: they exist once
+for all blocks that share them.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Attention:
         back = op.Reshape(op.Add(back, op.Mul(heads, slots)), self._ints(-1))
         regions = over_slots(op.Mul(down.regions, self._int(4)), right.regions)
         differ = op.Not(op.Equal(op.Transpose(regions, perm=[0, 2, 1]), regions))
-        mask = op.Mul(op.Cast(differ, to=10 if half else 1), op.Cast(op.Constant(value_float=MASKED), to=10 if half else 1))
+        masked, zero = (op.Cast(op.Constant(value_float=value), to=10 if half else 1) for value in (MASKED, 0.0))
+        mask = op.Where(differ, masked, zero)
         return Plan(
             gather=(q, op.Add(q, self._int(nH)), op.Add(q, self._int(2 * nH))),
             back=back,

@@ -44,7 +44,7 @@ def main(file: str, picture: str, out: str = 'classes.png') -> None:
     session, about = load(file)
     results = session.run(None, {'images': images_of(Image.open(picture), about)})
     if about['task'] != 'segmentation':
-        for result, description in zip(results, session.get_outputs()):
+        for result, description in zip(results, session.get_outputs(), strict=True):
             print(description.name, *result.shape)
         return
     classes = results[0][0].argmax(0) if results[0].ndim == 4 else results[0][0]

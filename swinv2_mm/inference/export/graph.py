@@ -68,10 +68,14 @@ def trace(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     """``torch.export`` of a module of images ``(B, C, H, W)``, of any size."""
     dynamic = torch.export.Dim.DYNAMIC
     with ready_to_trace(module):
-        return torch.export.export(module, (images,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},), strict=False)
+        return torch.export.export(
+            module, (images,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},), strict=False
+        )
 
 
-def write_graph(module: nn.Module, images: Tensor, outputs: Sequence[str], metadata: dict[str, Any], path: Path) -> None:
+def write_graph(
+    module: nn.Module, images: Tensor, outputs: Sequence[str], metadata: dict[str, Any], path: Path
+) -> None:
     """Write a module of images ``(B, C, H, W)`` as an ONNX file.
 
     Args:

@@ -52,7 +52,9 @@ def trained_model(randomize, tmp_path):
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) * 0.1)
                 module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
-        meta = dict(dataset_meta=dict(classes=('a', 'b', 'c', 'd'), palette=[[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]]))
+        meta = dict(
+            dataset_meta=dict(classes=('a', 'b', 'c', 'd'), palette=[[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]])
+        )
         torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
         return config, checkpoint, model
 

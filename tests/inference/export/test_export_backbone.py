@@ -33,8 +33,9 @@ LONG_CASES = {
     'T, window 8, padding takes part': TINY_8 | dict(mask_padding=False),
     'T, window 16, padding takes part': TINY_16 | dict(mask_padding=False),
     'S with few channels, windows per stage': SMALL_STAGES,
-    'G with few channels, extra norms': dict(arch='giant', embed_dims=16, depths=(2, 6, 2), num_heads=(1, 2, 4),
-        out_indices=(0, 2), window_size=6),
+    'G with few channels, extra norms': dict(
+        arch='giant', embed_dims=16, depths=(2, 6, 2), num_heads=(1, 2, 4), out_indices=(0, 2), window_size=6
+    ),
 }
 every_case = pytest.mark.parametrize(
     'options',
