@@ -21,7 +21,7 @@ from swinv2_mm.engine.recipe.window_size import set_window_size
 from swinv2_mm.engine.saving.matching import match_windows, misfits
 from swinv2_mm.engine.saving.reading import open_checkpoint
 from swinv2_mm.errors import UserError, say
-from swinv2_mm.inference.export.graph import check_packages, example, write_graph
+from swinv2_mm.inference.export.graph import backbone_of, check_packages, example, write_graph
 from swinv2_mm.inference.export.parts import Part, choose_part
 from swinv2_mm.inference.export.verify import verify
 
@@ -112,7 +112,7 @@ def load_model(cfg: Config, config: str, checkpoint: str) -> tuple[Any, dict]:
 
 def describe(cfg: Config, part: Part, meta: dict, half: bool) -> dict[str, Any]:
     """The metadata of a file: what a client needs to know."""
-    backbone = next(m for m in part.modules() if hasattr(m, 'set_window_size'))
+    backbone = backbone_of(part)
     given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     data = {**_classes_of_config(cfg), **{str(k).lower(): v for k, v in (meta.get('dataset_meta') or {}).items()}}
     known = {

@@ -54,14 +54,18 @@ def ready_to_trace(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def backbone_of(module: nn.Module) -> Any:
+    """The SwinV2 backbone of a module."""
+    return next(m for m in module.modules() if hasattr(m, 'set_window_size'))
+
+
 def example(module: nn.Module) -> Tensor:
     """Images to trace with: two, and on every map several windows along both axes, since torch.export bakes in a
     count of one."""
-    sides = [32]
-    for backbone in (m for m in module.modules() if hasattr(m, 'set_window_size')):
-        sides += [backbone.patch_size * 2**i * max(window) for i, window in enumerate(backbone.window_size)]
-    side = -(-max(sides) // 32) * 32
-    return torch.zeros(2, 3, 2 * side + 160, 2 * side + 352)
+    backbone = backbone_of(module)
+    largest = max(backbone.patch_size * 2**i * max(window) for i, window in enumerate(backbone.window_size))
+    side = -(-largest // 32) * 64
+    return torch.zeros(2, backbone.patch_embed.proj.in_channels, side + 160, side + 352)
 
 
 def trace(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:

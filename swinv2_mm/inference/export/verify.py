@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from swinv2_mm.errors import UserError, say
+from swinv2_mm.inference.export.graph import backbone_of
 from swinv2_mm.inference.export.parts import Part, SegmentorPart
 
 Pair = tuple[int, int]
@@ -33,16 +34,16 @@ def differences(part: Part, path: str | Path, sizes: Sequence[Pair] = SIZES) -> 
 
     Of classes that differ, the difference of their logits counts: two classes may be equally likely.
     """
-    running, found = session(path), {}
+    running, channels, found = session(path), backbone_of(part).patch_embed.proj.in_channels, {}
     generator = torch.Generator().manual_seed(0)
     for index, (H, W) in enumerate(sizes):
-        images = torch.rand(1 + index % 2, 3, H, W, generator=generator) * 255
+        images = torch.rand(1 + index % 2, channels, H, W, generator=generator) * 255
         if part.task == 'features':
             images = images / 64 - 2
         mine = [torch.from_numpy(np.array(one)) for one in running.run(None, {'images': images.numpy()})]
         with torch.no_grad():
             if isinstance(part, SegmentorPart) and not part.logits:
-                found[H, W] = _shortfall(part.scores(images), mine[0])
+                found[H, W] = _shortfall(part.scores(images), mine[0], part.model.decode_head.threshold)
                 continue
             theirs = part(images)
         theirs = (theirs,) if isinstance(theirs, torch.Tensor) else theirs
@@ -57,12 +58,14 @@ def _difference(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float(error.nan_to_num(nan=float('inf')))
 
 
-def _shortfall(logits: torch.Tensor, classes: torch.Tensor) -> float:
-    """How far the logits of some classes are below those of the best, relative to the largest."""
+def _shortfall(logits: torch.Tensor, classes: torch.Tensor, threshold: float | None) -> float:
+    """How far the logits of some classes are below those of the best, relative to the largest; for a single channel how
+    far the probability of a wrong side is from the threshold."""
     if classes.shape != (logits.shape[0], *logits.shape[2:]):
         return float('inf')
     if logits.shape[1] == 1:
-        raise UserError('a segmentor with one channel is verified by its logits: pass --logits.')
+        distance = logits[:, 0].sigmoid() - threshold
+        return float((distance.abs() * ((distance > 0) != classes.bool())).max())
     chosen = logits.gather(1, classes.unsqueeze(1))[:, 0]
     return float(((logits.amax(1) - chosen) / logits.abs().max()).max())
 
