@@ -125,9 +125,11 @@ def choose_part(model: Any, part: str, logits: bool) -> Part:
     Raises:
         UserError: The kind of model cannot be exported as a whole.
     """
+    if not hasattr(getattr(model, 'backbone', model), 'set_window_size'):
+        raise UserError(
+            f'the backbone of {type(model).__name__} is no swinv2_mm.SwinTransformerV2; mmdeploy exports others.'
+        )
     if part == 'backbone':
-        if not hasattr(getattr(model, 'backbone', model), 'set_window_size'):
-            raise UserError('--part backbone: the model has no swinv2_mm.SwinTransformerV2 as its backbone.')
         return BackbonePart(model)
     head = getattr(model, 'decode_head', None)
     if head is not None and _is_plain_segmentor(model):

@@ -30,7 +30,7 @@ CONFIGS = {
     'atss': (
         'atss_swinv2_t.py',
         f'model = dict({BACKBONE}, neck=dict(in_channels=[16, 32], out_channels=16, start_level=0, num_outs=5), '
-        'bbox_head=dict(num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1))',
+        'bbox_head=dict(num_classes=3, in_channels=16, feat_channels=32, stacked_convs=1))',
     ),
     'maskrcnn': ('maskrcnn_swinv2_t.py', f'model = dict({BACKBONE}, neck=dict(in_channels=[16, 32]))'),
 }

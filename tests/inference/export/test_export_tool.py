@@ -138,6 +138,10 @@ def test_mistakes_are_told_before_the_work(wrong, run_tool, trained_model, capfd
     detector, weights, _ = trained_model('maskrcnn')
     assert 'does not fit' in refused(run_tool, capfd, config, weights, out)
     assert 'MaskRCNN' in refused(run_tool, capfd, detector, weights, out)
+    other = tmp_path / 'other.py'
+    other.write_text("default_scope = 'mmengine'\nmodel = dict(type='BaseDataPreprocessor')\n")
+    torch.save(dict(weight=torch.zeros(1)), tmp_path / 'other.pth')
+    assert 'the backbone of BaseDataPreprocessor is no' in refused(run_tool, capfd, other, tmp_path / 'other.pth', out)
     assert 'is not a segmentor' in refused(run_tool, capfd, detector, weights, out, '--logits')
     assert 'window_size=0' in refused(run_tool, capfd, config, checkpoint, out, '--window-size', '0')
     monkeypatch.setattr('swinv2_mm.inference.export.graph.VERSION', (2, 5))
