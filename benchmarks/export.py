@@ -29,7 +29,7 @@ from swinv2_mm.inference.export.graph import example, write_graph
 from swinv2_mm.inference.export.parts import BackbonePart
 from swinv2_mm.inference.export.verify import session
 
-EAGER = 'ours, PyTorch'
+EAGER, OURS_FIXED = 'ours, PyTorch', 'ours, OpenVINO, size fixed'
 RUNTIMES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
 Call = Callable[[np.ndarray], Any]
 
@@ -67,12 +67,16 @@ def in_onnxruntime(path: Path) -> Call:
     return lambda images: running.run(None, {name: images})
 
 
-def in_openvino(path: Path) -> Call:
+def in_openvino(path: Path, size: tuple[int, int] | None = None) -> Call:
+    """With ``size``, made for images of that size alone, as the peers' files are."""
     import openvino
 
     # Its default is bfloat16 where the processor has it.
     options = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(str(path), 'CPU', options)
+    model = openvino.Core().read_model(str(path))
+    if size is not None:
+        model.reshape([1, 3, *size])
+    compiled = openvino.Core().compile_model(model, 'CPU', options)
     return lambda images: compiled([images])
 
 
@@ -96,6 +100,8 @@ def take_turns(
     for runtime in runtimes:
         for name in names:
             ways[f'{name}, {RUNTIMES[runtime]}'] = lambda n=name, r=runtime: load[r](exported(n, case, folder))
+    if 'openvino' in runtimes:
+        ways[OURS_FIXED] = lambda: in_openvino(exported('ours', case, folder), size_of(case))
     images = np.random.default_rng(0).random((1, 3, *size_of(case)), dtype=np.float32)
     calls, failed = {}, {}
     for way, make in ways.items():
