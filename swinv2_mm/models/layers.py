@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from swinv2_mm.models.kernels import choose, cpp_token_passes
 from swinv2_mm.models.kernels.choose import FORWARD, untouched
 from swinv2_mm.models.kernels.linear import call, call_convolution, call_mlp
-from swinv2_mm.models.window import is_padding, pad_bottom_right
+from swinv2_mm.models.window import is_padding, pad_bottom_right, padding_to_windows
 
 
 class Mlp(nn.Module):
@@ -77,7 +77,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, ceil(H / patch), ceil(W / patch), C)``."""
-        bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
+        bottom, right = padding_to_windows((x.shape[2], x.shape[3]), (self.patch_size, self.patch_size))
         if is_padding(bottom, right):
             x = F.pad(x, (0, right, 0, bottom))
         # In channels-last format the map comes out in the order in which all later layers read it.
@@ -99,7 +99,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), out_dims)``; an odd side is completed with zeros."""
         B, H, W, C = x.shape
-        x = pad_bottom_right(x, H % 2, W % 2)
+        x = pad_bottom_right(x, *padding_to_windows((H, W), (2, 2)))
         x = x.view(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5)  # (B, H/2, W/2, 2 columns, 2 rows, C): Microsoft's order
         x = x.reshape(B, (H + 1) // 2, (W + 1) // 2, 4 * C)

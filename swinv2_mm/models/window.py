@@ -74,13 +74,16 @@ def fit_window(size: tuple[int, int], window: tuple[int, int], balanced: bool) -
     """
     if not balanced:
         return window
-    rows, cols = (-(-length // -(-length // side)) for length, side in zip(size, window, strict=True))
+    counts = [(length + side - 1) // side for length, side in zip(size, window, strict=True)]
+    rows, cols = ((length + count - 1) // count for length, count in zip(size, counts, strict=True))
     return rows, cols
 
 
 def padding_to_windows(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
     """The rows at the bottom and the columns at the right that complete the last windows."""
-    return -size[0] % window[0], -size[1] % window[1]
+    # Not -length % side: for a compiler, length plus this is the multiple of the side itself. ONNX rounds towards zero.
+    rows, cols = ((length + side - 1) // side * side - length for length, side in zip(size, window, strict=True))
+    return rows, cols
 
 
 def shift_of(size: Sequence[int], window: tuple[int, int], shifted: bool) -> tuple[int, int]:
