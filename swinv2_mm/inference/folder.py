@@ -116,12 +116,12 @@ class OutputFolder:
         with self._named_errors(file), replacing(file) as partial:
             partial.write_text(json.dumps(content, allow_nan=False))
 
-    def write_report(self) -> None:
+    def write_report(self, inputs: Sequence[Input]) -> None:
         """Write ``report.html``, the page about what ``predictions.json`` holds."""
         from swinv2_mm.engine.display.gallery import write_prediction_page
 
         with self._named_errors(self.path / 'report.html'):
-            write_prediction_page(self.path)
+            write_prediction_page(self.path, {each.file: each.source for each in inputs if each.kind != 'camera'})
 
     @contextmanager
     def _named_errors(self, file: Path) -> Iterator[None]:

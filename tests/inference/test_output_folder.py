@@ -118,12 +118,20 @@ def test_a_folder_that_cannot_be_written(run, segmentor, photos, tmp_path, monke
 def test_a_page_is_written_of_the_predictions(run, segmentor, photos, tmp_path, monkeypatch):
     """Bug: --report shows the predictions of an earlier run, or ends in a traceback on a full disk."""
     page = ModuleType('gallery')
-    page.write_prediction_page = lambda out: (out / 'report.html').write_bytes((out / 'predictions.json').read_bytes())
+    sources = {}
+
+    def write(out, found):
+        sources.update(found)
+        (out / 'report.html').write_bytes((out / 'predictions.json').read_bytes())
+
+    page.write_prediction_page = write
     monkeypatch.setitem(sys.modules, 'swinv2_mm.engine.display.gallery', page)
     result = run(segmentor, photos, report=True, pictures=False)
     assert json.loads((tmp_path / 'out' / 'report.html').read_text()) == result.content
+    assert sources.keys() == {image['file'] for image in result.content['images']}
+    assert all(os.path.isfile(path) for path in sources.values())
 
-    def full(out):
+    def full(*_):
         raise OSError(28, 'No space left on device')
 
     page.write_prediction_page = full
