@@ -25,7 +25,7 @@ from measuring import about, new_table, print_report, report
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models import attention, cache, position_bias, window
@@ -62,8 +62,8 @@ class Counts(TorchDispatchMode):
             if name in ('equal', 'is_nonzero'):  # meta tensors have no answer
                 return True
         result = func(*args, **(kwargs or {}))
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        tensors = {id(leaf): leaf for leaf in (*inputs, *tree_leaves(result)) if isinstance(leaf, Tensor)}
+        inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        tensors = {id(leaf): leaf for leaf in (*inputs, *tree_flatten(result)[0]) if isinstance(leaf, Tensor)}
         on_device = any(tensor.is_meta for tensor in tensors.values())
         if name in ('_to_copy', 'copy_') and on_device and any(tensor.is_cpu for tensor in inputs):
             self.copies += 1

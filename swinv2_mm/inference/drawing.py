@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swinv2_mm.engine.display.fonts import label_areas, use_fonts_for, without_glyph_warnings
+from swinv2_mm.engine.display.fonts import label_areas, use_fonts_for, without_drawing_warnings
 from swinv2_mm.engine.mmengine_internals import only_drawing, set_label_drawing
 from swinv2_mm.errors import say
 from swinv2_mm.inference.found import Found, decode
@@ -48,7 +48,7 @@ class Drawer:
         sample = self._sample(found, scale, image.shape[:2])
         if sample is None:
             return image
-        with only_drawing(self._visualizer), without_glyph_warnings():
+        with only_drawing(self._visualizer), without_drawing_warnings():
             arguments = {} if self._task == 'semantic' else {'pred_score_thr': -1.0}
             self._visualizer.add_datasample('picture', image, sample, draw_gt=False, **arguments)
             return np.ascontiguousarray(self._visualizer.get_image())

@@ -126,8 +126,10 @@ def label_areas(visualizer: Any, image: np.ndarray, sem_seg: Any, classes: Any, 
 
 
 @contextmanager
-def without_glyph_warnings() -> Iterator[None]:
-    """Keep matplotlib from a warning for every character of every label; the run has had its own."""
+def without_drawing_warnings() -> Iterator[None]:
+    """Keep matplotlib from a warning for each character of each label, since the run has had its own, and mmengine from
+    one for each object at a border."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Glyph .* missing from')
+        warnings.filterwarnings('ignore', message='.*is out of bounds, the drawn')
         yield

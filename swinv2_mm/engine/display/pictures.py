@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from swinv2_mm.engine.config import add_hook
-from swinv2_mm.engine.display.fonts import use_fonts_for, without_glyph_warnings
+from swinv2_mm.engine.display.fonts import use_fonts_for, without_drawing_warnings
 from swinv2_mm.engine.display.loading import Pictures, path_in, swaps_channels
 from swinv2_mm.engine.display.names import OutputNames
 from swinv2_mm.engine.mmengine_internals import only_drawing
@@ -78,7 +78,7 @@ class PicturesHook(Hook):
     def _draw(self, visualizer: Any, path: str, sample: Any) -> None:
         name = self._names[path]
         file = None if self.out_dir is None else self.out_dir / name
-        with only_drawing(visualizer), without_glyph_warnings():
+        with only_drawing(visualizer), without_drawing_warnings():
             visualizer.add_datasample(
                 name.as_posix(),
                 self._pictures[path],
