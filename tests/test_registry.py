@@ -30,6 +30,7 @@ NAMES = {
         'EpochSeedHook',
         'Float32BoxesHook',
         'MapNamesHook',
+        'MistakesHook',
         'NonFiniteHook',
         'PicturesHook',
         'ProgressHook',

@@ -1,6 +1,7 @@
 """torch's memory-efficient attention as a GPU has it, on a CPU: what its kernel asks for, and the formula."""
 
 import contextlib
+import functools
 from unittest import mock
 
 import torch
@@ -55,11 +56,15 @@ def emulated(computes=lambda qkv: True):
     Args:
         computes: Stands in for ``usable.torch_kernel_computes``.
     """
+    _library()
+    with mock.patch.object(usable, 'torch_kernel_computes', computes):
+        yield
+
+
+@functools.cache
+def _library():
+    """Nothing else calls these operations on a CPU, so they stay."""
     library = torch.library.Library('aten', 'IMPL')
     library.impl(ATTENTION, attend, 'CPU')
     library.impl(f'{ATTENTION}_backward', attend_backward, 'CPU')
-    try:
-        with mock.patch.object(usable, 'torch_kernel_computes', computes):
-            yield
-    finally:
-        library._destroy()
+    return library

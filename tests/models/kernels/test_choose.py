@@ -14,8 +14,8 @@ QUESTION = re.compile(
     r'get_cpu_capability|_get_current_dispatch_mode|peek_interpreter_stack|_is_functional_tensor)\b'
 )
 # cache.py lies below the kernels; cpp.py loads the library for this processor, and checks what it hands over;
-# pretrained_windows.py reads numbers out of a state_dict.
-MAY_ASK = {'kernels/choose.py', 'cache.py', 'kernels/cpp.py', 'pretrained_windows.py'}
+# pretrained_windows.py reads numbers out of a state_dict; usable.py answers for choose.py what a GPU can compute.
+MAY_ASK = {'kernels/choose.py', 'kernels/gpu/usable.py', 'cache.py', 'kernels/cpp.py', 'pretrained_windows.py'}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from swinv2_mm.compat import autocast_dtype, custom_op, is_compiling, multiplies_in_tf32
+from swinv2_mm.compat import autocast_dtype, custom_op, multiplies_in_tf32
 from swinv2_mm.models.kernels.gpu import usable
 from swinv2_mm.models.kernels.gpu.self_check import why_not_exact
 
@@ -71,7 +71,7 @@ def is_faster(x: Tensor, window: Pair, head_width: int) -> bool:
 def why_not(qkv: Tensor, window: Pair) -> str:
     """Why the Triton kernels cannot compute the attention of a map, or compute something else; empty if they can."""
     reason = usable.why_not_triton(qkv, window)
-    if reason or not qkv.is_cuda or is_compiling() or torch.cuda.is_current_stream_capturing():
+    if reason or not usable.may_wait(qkv):
         return reason
     kind = qkv.device, qkv.dtype, qkv.shape[-1], math.prod(window), multiplies_in_tf32()
     return why_not_exact(attention_without_checks, *kind)
@@ -129,7 +129,7 @@ class _Launch:
         """The fastest of the candidates. The kernels write all that they compute, so each may run several times."""
         qkv, candidates = args[0], self.candidates()
         assert qkv is not None
-        if not qkv.is_cuda or torch.cuda.is_current_stream_capturing():
+        if not usable.may_wait(qkv):
             return candidates[0]
         kind = kernel, qkv.device, qkv.dtype, self.constants['PRECISION'], qkv.shape[-1], self.rows
         if kind not in self.fastest:

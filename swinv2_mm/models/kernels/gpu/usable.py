@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from swinv2_mm.compat import COMPILES
+from swinv2_mm.compat import COMPILES, is_compiling
 
 Pair = tuple[int, int]
 
@@ -61,6 +61,12 @@ def why_not_by_default(version: Pair, window: Pair) -> str:
     if max(window) > largest:
         return f'on compute capability {name} the Triton kernels are faster up to windows of {largest}'
     return ''
+
+
+def may_wait(x: Tensor) -> bool:
+    """Whether a GPU may be tried out with a few launches: ``x`` is on one, and neither a compiler nor a CUDA graph records
+    what is launched."""
+    return x.is_cuda and not is_compiling() and not torch.cuda.is_current_stream_capturing()
 
 
 def why_not_triton(qkv: Tensor, window: Pair) -> str:
