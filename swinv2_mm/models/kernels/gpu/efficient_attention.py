@@ -122,7 +122,8 @@ def backward(
     along = (vectors * vectors_grad).sum(-1, keepdim=True, dtype=lengths.dtype)  # (G, N, 2, nH, 1)
     scale_grad = along[:, :, 0].div_(scale).sum((0, 1))
     along[:, :, 0].div_(scale)
-    vectors_grad.addcmul_(vectors, along, value=-1).div_(lengths[:, :, :2])
+    # addcmul takes one type before torch 2.2.
+    vectors_grad.addcmul_(vectors, along.to(vectors.dtype), value=-1).div_(lengths[:, :, :2])
     table_grad = torch.zeros(table.shape, dtype=table.dtype, device=table.device)
     index = offset_index(window_of(table), table.device)
     table_grad.view(len(table), -1).index_add_(1, index.view(-1), bias_grad.flatten(1))

@@ -64,8 +64,7 @@ def why_not_by_default(version: Pair, window: Pair) -> str:
 
 
 def may_wait(x: Tensor) -> bool:
-    """Whether a GPU may be tried out with a few launches: ``x`` is on one, and neither a compiler nor a CUDA graph records
-    what is launched."""
+    """Whether a GPU may be tried out and waited for: ``x`` is on one, and no compiler and no CUDA graph records."""
     return x.is_cuda and not is_compiling() and not torch.cuda.is_current_stream_capturing()
 
 
