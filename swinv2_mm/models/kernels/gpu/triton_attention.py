@@ -62,7 +62,8 @@ def fused_window_attention(qkv: Tensor, table: Tensor, scale: Tensor, window: Pa
 
 def is_faster(x: Tensor, window: Pair, head_width: int) -> bool:
     """Whether ``attn_backend='auto'`` takes the Triton kernels for a map ``(B, H, W, C)`` on a GPU."""
-    if usable.why_not_by_default(usable.capability(x.device), window):
+    # A compiler does not have to ask the GPU while nothing was measured.
+    if not usable.TRITON_IS_FASTER or usable.why_not_by_default(usable.capability(x.device), window):
         return False
     dtype = autocast_dtype('cuda') or x.dtype
     return not why_not(torch.empty(0, 0, 0, 3, 0, head_width, dtype=dtype, device=x.device), window)
