@@ -27,6 +27,9 @@ CALL_BYTES = 256 * 2**20
 CALL_WINDOWS = 65535
 # The kernel reads rows of a bias that start at multiples of this many numbers.
 ALIGNMENT = 16
+# The bias of a pair that may not attend: exp() of it is 0. It is finite and no less than float16 holds, since kernels of
+# older torch give NaN where a whole block of keys has -inf.
+MASKED = -1e4
 
 Pieces = list[tuple[slice, Tensor]]  # windows, and their bias, (windows, nH, N, N)
 
@@ -146,7 +149,7 @@ def _normalised(qkv: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 def _pieces(
     table: Tensor, dtype: torch.dtype, groups: Sequence[WindowGroup], windows: int | None, differentiable: bool
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The windows of each call, and their bias, ``(windows, nH, N, N)``; -inf where a query must not see a key."""
+    """The windows of each call, and their bias, ``(windows, nH, N, N)``; MASKED where a query must not see a key."""
     index = offset_index(window_of(table), table.device)
     N = len(index)
     missing = -N % ALIGNMENT
@@ -160,7 +163,7 @@ def _pieces(
         for piece in cut(group.start, group.stop, most):
             outside, own = group.outside(piece.start, piece.stop), bias
             if outside is not None:
-                own = bias.masked_fill(F.pad(outside, (0, missing)) if missing else outside, -math.inf)
+                own = bias.masked_fill(F.pad(outside, (0, missing)) if missing else outside, MASKED)
             yield piece, own[..., :N].expand(piece.stop - piece.start, -1, -1, -1)
 
 
