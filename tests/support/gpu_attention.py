@@ -23,6 +23,7 @@ def check(bias, *heads):
     assert bias.shape == (*q.shape[:3], heads[1].shape[2]), 'the bias must have the sizes of the logits'
     assert bias.stride(2) % 16 == 0, 'a row of the bias must start at a multiple of 16 numbers'
     assert len(q) <= 65535, 'the grid is too large'
+    assert bias.isfinite().all(), 'a block of keys at -inf may give NaN'
 
 
 def attend(q, k, v, bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None):

@@ -27,8 +27,8 @@ CALL_BYTES = 256 * 2**20
 CALL_WINDOWS = 65535
 # The kernel reads rows of a bias that start at multiples of this many numbers.
 ALIGNMENT = 16
-# The bias of a pair that may not attend: exp() of it is 0. It is finite and no less than float16 holds, since kernels of
-# older torch give NaN where a whole block of keys has -inf.
+# The bias of a pair that may not attend: exp() of it is 0. It is finite, and float16 holds it: a running maximum that
+# starts at -inf may become NaN where a whole block of keys is masked.
 MASKED = -1e4
 
 Pieces = list[tuple[slice, Tensor]]  # windows, and their bias, (windows, nH, N, N)
