@@ -4,8 +4,9 @@
     python client.py upernet.onnx picture.jpg out.png
     python client.py backbone.onnx picture.jpg
 
-A segmentor writes a picture of the classes in the colours of the data set, and prints the share of each class; other
-files print the shapes of their results. Copy this file to where it is needed: it imports nothing of its own package.
+A segmentor writes a picture of the classes in the colours of the data set, and prints the share of each class; a
+detector of two stages prints what it found; other files print the shapes of their results. Copy this file to where it
+is needed: it imports nothing of its own package.
 """
 
 import json
@@ -40,9 +41,30 @@ def images_of(picture: Image.Image, about: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
+def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5) -> np.ndarray:
+    """The mask of a detection in its picture: ``(h, w)`` probabilities within a box of x1, y1, x2, y2, resized
+    bilinearly, to ``(height, width)`` of bool."""
+
+    def shares(start: float, stop: float, length: int, cells: int) -> np.ndarray:  # (length, cells + 2)
+        at = (np.arange(length) + 0.5 - start) / max(stop - start, 1e-6) * cells + 0.5
+        at = at.clip(0, cells + 1)[:, None]  # outside of the box is the border of zeros
+        return np.maximum(0, 1 - np.abs(at - np.arange(cells + 2)))
+
+    down, across = shares(box[1], box[3], height, mask.shape[0]), shares(box[0], box[2], width, mask.shape[1])
+    return down @ np.pad(mask, 1) @ across.T >= threshold
+
+
 def main(file: str, picture: str, out: str = 'classes.png') -> None:
     session, about = load(file)
-    results = session.run(None, {'images': images_of(Image.open(picture), about)})
+    images = images_of(Image.open(picture), about)
+    results = session.run(None, {'images': images})
+    if about['task'] == 'detection':
+        boxes, scores, labels, *masks = results
+        for i, (box, score, label) in enumerate(zip(boxes, scores, labels, strict=True)):
+            area = f', {paste(masks[0][i], box, *images.shape[2:]).sum()} pixels' if masks else ''
+            name = about['classes'][label] if 'classes' in about else label
+            print(f'{name} {score:.2f} at {" ".join(f"{side:.0f}" for side in box)}{area}')
+        return
     if about['task'] != 'segmentation':
         for result, description in zip(results, session.get_outputs(), strict=True):
             print(description.name, *result.shape)

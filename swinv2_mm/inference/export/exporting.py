@@ -21,8 +21,9 @@ from swinv2_mm.engine.recipe.window_size import set_window_size
 from swinv2_mm.engine.saving.matching import match_windows, misfits
 from swinv2_mm.engine.saving.reading import open_checkpoint
 from swinv2_mm.errors import UserError, say
+from swinv2_mm.inference.export.choice import choose_part
 from swinv2_mm.inference.export.graph import backbone_of, check_packages, example, write_graph
-from swinv2_mm.inference.export.parts import Part, choose_part
+from swinv2_mm.inference.export.parts import Part
 from swinv2_mm.inference.export.verify import verify
 
 TOLERANCE, TOLERANCE_OF_HALF = 1e-4, 3e-2
@@ -59,7 +60,7 @@ def export_model(
     chosen = choose_part(model, part, logits)
     metadata = describe(cfg, chosen, meta, half)
     limit = tolerance if tolerance is not None else TOLERANCE_OF_HALF if half else TOLERANCE
-    images = example(model)
+    images = example(model)[: 1 if chosen.single else 2]
     try:
         with replacing(path) as partial:
             say(f'tracing {type(chosen.model).__name__}; this takes about a minute')

@@ -69,12 +69,11 @@ def example(module: nn.Module) -> Tensor:
 
 
 def trace(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    """``torch.export`` of a module of images ``(B, C, H, W)``, of any size."""
+    """``torch.export`` of a module of images ``(B, C, H, W)``, of any size; also of any batch but for a single one."""
     dynamic = torch.export.Dim.DYNAMIC
+    sizes = {2: dynamic, 3: dynamic} if len(images) == 1 else {0: dynamic, 2: dynamic, 3: dynamic}
     with ready_to_trace(module):
-        return torch.export.export(
-            module, (images,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},), strict=False
-        )
+        return torch.export.export(module, (images,), dynamic_shapes=(sizes,), strict=False)
 
 
 def write_graph(
@@ -147,5 +146,5 @@ def _tidied(model: Any) -> Any:
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     images = model.graph.inputs[0]
-    images.shape = onnx_ir.Shape(['batch', images.shape[1], 'height', 'width'])
+    images.shape = onnx_ir.Shape([1 if images.shape[0] == 1 else 'batch', images.shape[1], 'height', 'width'])
     return model

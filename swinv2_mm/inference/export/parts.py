@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.errors import UserError
 from swinv2_mm.models.window import padding_to_windows
 
 
@@ -43,10 +42,12 @@ class Part(nn.Module):
     Attributes:
         outputs: The names of the results.
         task: What the file is for.
+        single: It takes one image, not a batch.
     """
 
     outputs: tuple[str, ...]
     task: str
+    single = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -117,42 +118,3 @@ class DenseDetectorPart(Part):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.model.extract_feat(self.normalized(images, self.dtype))
         return tuple(one.float() for level in self.model.bbox_head(maps) for one in level)
-
-
-def choose_part(model: Any, part: str, logits: bool) -> Part:
-    """The part of a model that ``--part`` names: ``'model'`` or ``'backbone'``.
-
-    Raises:
-        UserError: The kind of model cannot be exported as a whole.
-    """
-    if not hasattr(getattr(model, 'backbone', model), 'set_window_size'):
-        raise UserError(
-            f'the backbone of {type(model).__name__} is no swinv2_mm.SwinTransformerV2; mmdeploy exports others.'
-        )
-    if part == 'backbone':
-        return BackbonePart(model)
-    head = getattr(model, 'decode_head', None)
-    if head is not None and _is_plain_segmentor(model):
-        return SegmentorPart(model, logits)
-    if logits:
-        raise UserError(f'--logits: {type(model).__name__} is not a segmentor that gives a logit per class and pixel.')
-    if type(model).__name__ in ('RetinaNet', 'ATSS') and type(model.bbox_head).__name__ in ('RetinaHead', 'ATSSHead'):
-        return DenseDetectorPart(model)
-    inner = getattr(model, 'decode_head', None) or getattr(model, 'bbox_head', None)
-    kind = type(model).__name__ + (f' with {type(inner).__name__}' if inner is not None else '')
-    raise UserError(
-        f'{kind} cannot be exported as a whole: that is done for segmentors with heads that give a map of logits '
-        '(UperNet, FCN, PSPNet and the like), RetinaNet and ATSS. Pass --part backbone for its backbone.'
-    )
-
-
-def _is_plain_segmentor(model: Any) -> bool:
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-    from mmseg.models.segmentors import EncoderDecoder
-
-    return (
-        type(model) is EncoderDecoder
-        and isinstance(model.decode_head, BaseDecodeHead)
-        and type(model.decode_head).predict is BaseDecodeHead.predict
-        and type(model.decode_head).predict_by_feat is BaseDecodeHead.predict_by_feat
-    )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from swinv2_mm.inference.export.attention import Attention
+from swinv2_mm.inference.export.boxes import write_nms, write_roi_align
 
 
 def translations() -> dict[Any, Callable]:
@@ -33,6 +34,8 @@ def translations() -> dict[Any, Callable]:
     return {
         # Partial: the exporter would look for types in the signature of a function.
         torch.ops.swinv2_mm.map_attention.default: partial(Attention(op).write),
+        torch.ops.swinv2_mm.nms.default: write_nms(op),
+        torch.ops.swinv2_mm.roi_align.default: write_roi_align(op),
         torch.ops.aten.linear.default: linear,
         torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
         torch.ops.aten._adaptive_avg_pool2d.default: adaptive_avg_pool2d,

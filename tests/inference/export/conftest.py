@@ -32,7 +32,26 @@ CONFIGS = {
         f'model = dict({BACKBONE}, neck=dict(in_channels=[16, 32], out_channels=16, start_level=0, num_outs=5), '
         'bbox_head=dict(num_classes=3, in_channels=16, feat_channels=32, stacked_convs=1))',
     ),
-    'maskrcnn': ('maskrcnn_swinv2_t.py', f'model = dict({BACKBONE}, neck=dict(in_channels=[16, 32]))'),
+    'maskrcnn': (
+        'maskrcnn_swinv2_t.py',
+        f'model = dict({BACKBONE}, neck=dict(in_channels=[16, 32], out_channels=16), '
+        'rpn_head=dict(in_channels=16, feat_channels=16, anchor_generator=dict(scales=[4])), '
+        'roi_head=dict(bbox_roi_extractor=dict(out_channels=16), mask_roi_extractor=dict(out_channels=16), '
+        'bbox_head=dict(in_channels=16, fc_out_channels=32, num_classes=4), '
+        'mask_head=dict(in_channels=16, conv_out_channels=16, num_convs=2, num_classes=4)), '
+        'test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(score_thr=0.93, max_per_img=20)))',
+    ),
+}
+CONFIGS['fasterrcnn'] = (
+    CONFIGS['maskrcnn'][0],
+    CONFIGS['maskrcnn'][1]
+    + "\nmodel.update(type='FasterRCNN')\nmodel['roi_head'].update(mask_roi_extractor=None, mask_head=None)",
+)
+# Random heads are undecided: their scores are as good as equal.
+DECIDED = {
+    'rpn_head.rpn_cls.weight': 4,
+    'roi_head.bbox_head.fc_cls.weight': 6,
+    'roi_head.mask_head.conv_logits.weight': 10,
 }
 
 
@@ -47,6 +66,8 @@ def trained_model(randomize, tmp_path):
         cfg = load_config(config)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = randomize(MODELS.build(cfg.model)).eval()
+        for name, parameter in model.named_parameters():
+            parameter.data.mul_(DECIDED.get(name, 1))
         generator = torch.Generator().manual_seed(1)
         for module in model.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
