@@ -100,10 +100,7 @@ def predict(
     run.all([each for each in found if each.file not in kept])
     entries = kept | run.entries
     images = [entry for each in found for entry in entries.get(each.file, ())]
-    content = _written(folder, model, images)
-    if report:
-        folder.write_report(found)
-    return Predictions(folder.path, content, len(kept), run.failed)
+    return Predictions(folder.path, _written(folder, model, images, found if report else ()), len(kept), run.failed)
 
 
 def _hashes(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, str]:
@@ -114,7 +111,7 @@ def _hashes(cfg: Config, checkpoint: str | os.PathLike) -> dict[str, str]:
     }
 
 
-def _written(folder: OutputFolder, model: Model, images: list[dict]) -> dict[str, Any]:
+def _written(folder: OutputFolder, model: Model, images: list[dict], reported: Sequence[Input]) -> dict[str, Any]:
     """Write the files about all inputs; returns what ``predictions.json`` holds."""
     if model.task == 'detection' and any('segmentation' in record for each in images for record in each['predictions']):
         model.task = 'instance'  # a head that predicts masks beside its boxes
@@ -123,6 +120,8 @@ def _written(folder: OutputFolder, model: Model, images: list[dict]) -> dict[str
     if model.task != 'semantic':
         for name, part in zip(('coco_results.json', 'coco_images.json'), coco_results(content), strict=True):
             folder.write_json(name, part)
+    if reported:
+        folder.write_report(reported)
     return content
 
 
