@@ -140,6 +140,8 @@ ROOMS = {
             'engine/recipe',
             'engine/saving',
             'errors',
+            'models/kernels',
+            'models/swin_v2',
             'models/window',
         },
     ),
