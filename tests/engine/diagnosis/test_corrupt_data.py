@@ -170,7 +170,8 @@ def test_logs_each_file_once(shapes, tmp_path):
     for _ in range(3):  # epochs, each with workers of its own
         assert len(list(DataLoader(dataset, num_workers=2, collate_fn=pseudo_collate))) == len(dataset)
     said = re.findall(r'(\d{6}).png cannot be used.*; (\d) so far', (tmp_path / 'log.txt').read_text())
-    assert sorted(file for file, _ in said) == ['000000', '000003'] and {count for _, count in said} == {'1', '2'}
+    # Two workers may find their files at the same time, and then both count two.
+    assert sorted(file for file, _ in said) == ['000000', '000003'] and max(count for _, count in said) == '2'
 
 
 def test_a_vanished_data_set_stops_the_run(shapes):
