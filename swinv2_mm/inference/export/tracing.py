@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from swinv2_mm.compat import COMPILES, custom_op
 from swinv2_mm.errors import UserError
-from swinv2_mm.models.kernels.attention_op import Options, attention_on_map
+from swinv2_mm.models.kernels.attention_op import Options, attention_on_map, inner_table
 from swinv2_mm.models.swin_v2 import SwinTransformerV2, SwinTransformerV2Block
 from swinv2_mm.models.window import effective_window, fit_window, padding_to_windows
 
@@ -84,8 +84,7 @@ def _attention(
     H, W = qkv.shape[1:3]
     window = fit_window((H, W), (Wh, Ww), balanced)
     window = effective_window((H, W), window) if masked else window
-    rows, cols = Wh - window[0], Ww - window[1]  # a bias depends on its offset alone
-    inner = table[:, rows : table.shape[1] - rows, cols : table.shape[2] - cols]
+    inner = inner_table(table, window)
     return attention_on_map(qkv, None, scale, inner, Options((H, W), shifted, 'auto', backend))
 
 

@@ -7,6 +7,7 @@ the logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ def _attention(
     attn_chunk: int | None,
     backend: str,
 ) -> Tensor:
-    return _forward(qkv, None, scale, _inner(table, window), _options(size, shifted, attn_chunk, backend))
+    return _forward(qkv, None, scale, inner_table(table, window), _options(size, shifted, attn_chunk, backend))
 
 
 @_attention.register_fake
@@ -184,9 +185,9 @@ def _attention_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = _options(size, shifted, attn_chunk, backend)
-    qkv_grad, _, scale_grad, inner_grad = _backward(grad, qkv, None, scale, _inner(table, window), options)
+    qkv_grad, _, scale_grad, inner_grad = _backward(grad, qkv, None, scale, inner_table(table, window), options)
     table_grad = torch.zeros_like(table)
-    _inner(table_grad, window).copy_(inner_grad)
+    inner_table(table_grad, window).copy_(inner_grad)
     return qkv_grad, scale_grad, table_grad
 
 
@@ -199,7 +200,7 @@ def _options(size: list[int], shifted: bool, attn_chunk: int | None, backend: st
     return Options((size[0], size[1]), shifted, 'auto' if attn_chunk == 0 else attn_chunk, backend)
 
 
-def _inner(table: Tensor, window: list[int]) -> Tensor:
+def inner_table(table: Tensor, window: Sequence[int]) -> Tensor:
     """The bias of the offsets in a smaller window: a bias depends on its offset alone."""
     rows, cols = (whole - side for whole, side in zip(window_of(table), window, strict=True))
     return table[:, rows : table.shape[1] - rows, cols : table.shape[2] - cols]
