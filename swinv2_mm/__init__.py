@@ -8,13 +8,13 @@ from importlib import import_module
 
 __version__ = '0.2.0'
 
-__all__ = ['SwinTransformerV2', '__version__']
+__all__ = ['SimMIM', 'SwinTransformerV2', '__version__']
 
 
 def __getattr__(name: str):
-    if name != 'SwinTransformerV2':
+    if name not in ('SimMIM', 'SwinTransformerV2'):
         raise AttributeError(f"module 'swinv2_mm' has no attribute {name!r}")
-    return import_module('swinv2_mm.models.swin_v2').SwinTransformerV2
+    return getattr(import_module('swinv2_mm.models'), name)
 
 
 def __dir__() -> list[str]:

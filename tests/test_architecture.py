@@ -43,7 +43,8 @@ ROOMS = {
             'sizes',
         },
     ),
-    'models': (set(), {'models/swin_v2'}),
+    'models/simmim': ({'torch', 'mmengine'}, {'models/arguments', 'registry'}),
+    'models': (set(), {'models/simmim', 'models/swin_v2'}),
     'engine/mmengine_internals': ({'torch', 'mmengine'}, set()),
     'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
     'engine/saving': (

@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Unusable())
 # Every name that configs and checkpoints of users may hold, by the registry of mmengine that finds it. A name that is
 # missing here is new: add it. A name that is missing in the package breaks somebody's config.
 NAMES = {
-    'MODELS': {'SwinTransformerV2'},
+    'MODELS': {'SimMIM', 'SwinTransformerV2'},
     'HOOKS': {
         'ChangedScheduleHook',
         'CheckpointHook',

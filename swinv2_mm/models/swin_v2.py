@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -293,13 +294,23 @@ class SwinTransformerV2(Conventions):
         return self
 
     @left_by_old_compilers
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``."""
-        self._check_windows_known()
-        return choose.in_useful_type(self._features, x)
+    def forward(self, x: Tensor, masked: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Compute the feature maps of images ``(B, in_channels, H, W)``; each is contiguous, ``(B, C, h, w)``.
 
-    def _features(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.pos_drop(self.patch_embed(x))
+        Args:
+            x: The images.
+            masked: For masked image modelling: which tokens are hidden, boolean ``(B, ceil(H / patch), ceil(W /
+                patch))``, and the token in their place, ``(embed_dims,)``.
+        """
+        self._check_windows_known()
+        return choose.in_useful_type(lambda images: self._features(images, masked), x)
+
+    def _features(self, x: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        x = self.patch_embed(x)
+        if masked is not None:
+            hidden, token = masked
+            x = torch.where(hidden.unsqueeze(-1), token.to(x.dtype), x)
+        x = self.pos_drop(x)
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
