@@ -34,18 +34,19 @@ if VERSION >= (2, 6):  # before, torch.load reads them, and whatever else
 config_scope.install()
 
 
-def _child(parent: root.Registry, location: str = 'swinv2_mm.engine') -> root.Registry:
-    return root.Registry(parent.name, parent=parent, scope='swinv2_mm', locations=[location])
+def _child(parent: root.Registry, *locations: str) -> root.Registry:
+    return root.Registry(parent.name, parent=parent, scope='swinv2_mm', locations=list(locations))
 
 
+DATASETS = _child(root.DATASETS, 'swinv2_mm.datasets.unlabelled')
 MODELS = _child(root.MODELS, 'swinv2_mm.models')
-HOOKS = _child(root.HOOKS)
-FUNCTIONS = _child(root.FUNCTIONS)
-OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS)
-OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS)
-RUNNERS = _child(root.RUNNERS)
-TRANSFORMS = _child(root.TRANSFORMS)
-WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS)
+HOOKS = _child(root.HOOKS, 'swinv2_mm.engine')
+FUNCTIONS = _child(root.FUNCTIONS, 'swinv2_mm.engine')
+OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS, 'swinv2_mm.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'swinv2_mm.engine')
+RUNNERS = _child(root.RUNNERS, 'swinv2_mm.engine')
+TRANSFORMS = _child(root.TRANSFORMS, 'swinv2_mm.engine', 'swinv2_mm.datasets.unlabelled')
+WEIGHT_INITIALIZERS = _child(root.WEIGHT_INITIALIZERS, 'swinv2_mm.engine')
 
 
 def load_from_safetensors(filename: str, map_location: object = None) -> dict:

@@ -45,6 +45,8 @@ ROOMS = {
     ),
     'models/simmim': ({'torch', 'mmengine'}, {'models/arguments', 'registry'}),
     'models': (set(), {'models/simmim', 'models/swin_v2'}),
+    'datasets/folders': (set(), {'errors'}),
+    'datasets/unlabelled': ({'torch', 'mmengine', 'numpy', 'cv2'}, {'datasets/folders', 'registry'}),
     'engine/mmengine_internals': ({'torch', 'mmengine'}, set()),
     'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
     'engine/saving': (
@@ -122,6 +124,7 @@ ROOMS = {
         {'mmengine', 'torch', 'numpy'},
         {
             'checkpoints',
+            'datasets/folders',
             'engine/config',
             'engine/diagnosis',
             'engine/display',

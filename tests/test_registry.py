@@ -21,6 +21,7 @@ sys.meta_path.insert(0, Unusable())
 # Every name that configs and checkpoints of users may hold, by the registry of mmengine that finds it. A name that is
 # missing here is new: add it. A name that is missing in the package breaks somebody's config.
 NAMES = {
+    'DATASETS': {'UnlabelledImages'},
     'MODELS': {'SimMIM', 'SwinTransformerV2'},
     'HOOKS': {
         'ChangedScheduleHook',
@@ -41,7 +42,7 @@ NAMES = {
     'OPTIM_WRAPPERS': {'AmpOptimWrapper'},
     'OPTIM_WRAPPER_CONSTRUCTORS': {'LayerDecayOptimWrapperConstructor'},
     'RUNNERS': {'FSDP2Runner', 'Zero1Runner'},
-    'TRANSFORMS': {'CheckedLoading'},
+    'TRANSFORMS': {'CheckedLoading', 'PackImages', 'RandomResizedCrop'},
     'WEIGHT_INITIALIZERS': {'Pretrained'},
 }
 

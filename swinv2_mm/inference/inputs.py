@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
+from swinv2_mm.datasets.folders import pictures_in
 from swinv2_mm.engine.display.names import OutputNames
-from swinv2_mm.errors import UserError, listed, say
+from swinv2_mm.errors import UserError
 
-# By which a folder's pictures are known; a file that is named itself is tried, whatever its ending.
-_PICTURES = ('.bmp', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg', '.pbm', '.pgm', '.png', '.ppm', '.tif', '.tiff')
-_PICTURES += ('.webp',)
 _VIDEOS = ('.avi', '.flv', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ogv', '.webm', '.wmv')
 
 
@@ -51,7 +49,7 @@ def find_inputs(given: Sequence[str | os.PathLike], out: Path) -> list[Input]:
         if number and (name.startswith('/dev/') or not os.path.exists(path)):
             cameras.append(number[1])
         elif os.path.isdir(path):
-            files |= dict.fromkeys(_pictures_in(path, written))
+            files |= dict.fromkeys(pictures_in(path, written))
         elif os.path.isfile(path):
             files[path] = None
         elif has_magic(name):
@@ -75,29 +73,6 @@ def find_inputs(given: Sequence[str | os.PathLike], out: Path) -> list[Input]:
                     f'{each.source} and {other.source} would both be written to {getattr(each, kind)}. Rename one.'
                 )
     return inputs
-
-
-def _pictures_in(folder: str, written: Sequence[Path]) -> Iterator[str]:
-    """The pictures in a folder and below, by their endings; links to folders are followed once."""
-    seen, number, others = set(), 0, []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen or Path(root) in written:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        for name in sorted(name for name in names if not name.startswith('.')):
-            if name.lower().endswith(_PICTURES):
-                number += 1
-                yield os.path.join(root, name)
-            else:
-                others.append(os.path.join(root, name))
-    if not number:
-        what = f' What it holds: {listed(others, 3)}.' if others else ' It is empty.'
-        raise UserError(f'{folder} holds no file that is named as a picture ({", ".join(_PICTURES)}).{what}')
-    if others:
-        say(f'{folder}: left out is what is not named as a picture: {listed(others, 3)}')
 
 
 def _named(paths: list[str]) -> Iterator[Input]:

@@ -14,7 +14,16 @@ from swinv2_mm.models import arguments
 from swinv2_mm.models.attention import WindowAttention
 from swinv2_mm.models.conventions import Conventions
 from swinv2_mm.models.kernels import choose
-from swinv2_mm.models.layers import DropPath, Mlp, PatchEmbed, PatchMerging, add_branch, init_linear
+from swinv2_mm.models.layers import (
+    START_FROM_SCRATCH,
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    PatchMerging,
+    add_branch,
+    init_from_scratch,
+    init_linear,
+)
 from swinv2_mm.models.pretrained_windows import loads_backbone
 from swinv2_mm.models.window import effective_window, fit_window, pad_bottom_right, padding_to_windows
 from swinv2_mm.registry import MODELS
@@ -170,6 +179,8 @@ class SwinTransformerV2(Conventions):
             C++, or an error that says why not; a tracer still gets torch's operations. ``'triton'``: fused kernels of
             ours for GPUs from Ampere on, or an error; ``'auto'`` takes them on GPUs where they were measured to be
             faster (``usable.TRITON_IS_FASTER``), so far on none. The last two have no ``attn_drop_rate``.
+        from_scratch: Start values for a short training from random weights, see ``init_from_scratch`` in layers.py.
+            False starts as Microsoft does, whose values suit long trainings; weights that are loaded replace either.
         init_cfg: mmengine's initialisation; ``dict(type='swinv2_mm.Pretrained', checkpoint=...)`` loads weights of
             any code base.
 
@@ -207,6 +218,7 @@ class SwinTransformerV2(Conventions):
         window_fit: str = 'fixed',
         attn_chunk: int | str | None = None,
         attn_backend: str = 'auto',
+        from_scratch: bool = False,
         init_cfg: dict | list[dict] | None = None,
         **unknown: Any,
     ) -> None:
@@ -227,6 +239,7 @@ class SwinTransformerV2(Conventions):
         arguments.probability('drop_path_rate', drop_path_rate)
         arguments.flag('qkv_bias', qkv_bias)
         arguments.flag('mask_padding', mask_padding)
+        arguments.flag('from_scratch', from_scratch)
         out_indices = arguments.emitted_stages(out_indices, stages)
         arguments.choice('window_fit', window_fit, 'fixed', 'balanced')
         arguments.check_attention(attn_chunk, attn_backend, attn_drop_rate)
@@ -269,16 +282,19 @@ class SwinTransformerV2(Conventions):
         )
         for i in out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
-        self._reset_parameters()
+        self._reset_parameters(from_scratch)
         self._freeze()
 
-    def _reset_parameters(self) -> None:
-        """Initialise as Microsoft does; the norms at the end of its branches make a fresh block the identity."""
+    def _reset_parameters(self, from_scratch: bool) -> None:
+        """Initialise as Microsoft does: norms of zero make a fresh block the identity. Or for a short training."""
         self.apply(init_linear)
+        if from_scratch:
+            init_from_scratch(self)
         for stage in self.stages:
             for block in stage.blocks:
-                for parameter in (*block.norm1.parameters(), *block.norm2.parameters()):
-                    nn.init.zeros_(parameter)
+                for norm in (block.norm1, block.norm2):
+                    nn.init.constant_(norm.weight, START_FROM_SCRATCH if from_scratch else 0.0)
+                    nn.init.zeros_(norm.bias)
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:

@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from swinv2_mm.engine.display.run_log import metrics_of
+from swinv2_mm.engine.display.report.run_log import metrics_of
 from swinv2_mm.engine.mmengine_internals import filtered_screen
 from swinv2_mm.errors import say
 from swinv2_mm.registry import HOOKS

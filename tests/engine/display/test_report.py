@@ -11,7 +11,7 @@ from support.tiny_training import write_config
 
 from swinv2_mm.engine.display import report
 from swinv2_mm.engine.display.report import draw_report, running_median
-from swinv2_mm.engine.display.run_log import read_run
+from swinv2_mm.engine.display.report.run_log import read_run
 from swinv2_mm.engine.runs import prepare_training, train
 
 PNG = b'\x89PNG'

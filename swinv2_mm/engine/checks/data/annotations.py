@@ -44,10 +44,10 @@ def check_datasets(cfg: Config, context: Context) -> None:
 
 
 def _build(config: dict, key: str) -> BaseDataset | None:
-    """A data set of the frameworks, not loaded; None for a foreign class, which may read its data when it is built."""
+    """A data set of the frameworks or ours, not loaded; None for a foreign class, which may read its data when it is built."""
     kind = find_class(config, key, DATASETS)
     own = isinstance(kind, type) and issubclass(kind, BaseDataset)
-    if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg'):
+    if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg', 'swinv2_mm'):
         check_arguments(config, key, DATASETS)
         return None
     with with_key(config, key):

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from swinv2_mm.checkpoints.files import replacing
-from swinv2_mm.engine.display.run_log import MAIN, METRICS, Run, read_run, series, validations
+from swinv2_mm.engine.display.report.run_log import MAIN, METRICS, Run, read_run, series, validations
 from swinv2_mm.errors import UserError
 from swinv2_mm.registry import HOOKS
 

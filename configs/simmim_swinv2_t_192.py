@@ -1,0 +1,7 @@
+# SimMIM, SwinV2-T, 192 pixels: pre-training on pictures without labels. Hyper-parameters of Microsoft's SwinV2-B
+# (configs/simmim/simmim_pretrain__swinv2_base__img192_window12__800ep.yaml), 16 GPUs with 128 images each.
+_base_ = [
+    '_base_/models/simmim_swinv2_t.py',
+    '_base_/datasets/unlabelled.py',
+    '_base_/schedules/simmim_800e.py',
+]
