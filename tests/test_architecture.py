@@ -43,7 +43,7 @@ ROOMS = {
             'sizes',
         },
     ),
-    'models/simmim': ({'torch', 'mmengine'}, {'models/arguments', 'registry'}),
+    'models/simmim': ({'torch', 'mmengine'}, {'models/arguments', 'models/swin_v2', 'registry'}),
     'models': (set(), {'models/simmim', 'models/swin_v2'}),
     'engine/mmengine_internals': ({'torch', 'mmengine'}, set()),
     'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
