@@ -93,8 +93,8 @@ class SimMIM(BaseModel):
         found = MODELS.get(kind) if isinstance(kind, str) else kind
         if not (isinstance(found, type) and issubclass(found, SwinTransformerV2)):
             raise ValueError(
-                f"backbone.type={kind!r} of SimMIM: set it to 'swinv2_mm.SwinTransformerV2', which hides patches behind "
-                'its patch embedding.'
+                f"backbone.type={kind!r} of SimMIM: set it to 'swinv2_mm.SwinTransformerV2', which hides patches "
+                'behind its patch embedding.'
             )
         self.backbone = MODELS.build({'out_indices': (-1,), **backbone})
         stages = len(self.backbone.num_features)

@@ -1,4 +1,4 @@
-"""SimMIM by others: the formulas of its paper written slowly, and Hugging Face's model, which shares no code with ours."""
+"""SimMIM by others: the formulas of its paper, written slowly, and Hugging Face's model."""
 
 import math
 
@@ -19,11 +19,10 @@ def hidden_count(patches, ratio):
 
 def normalised(image, side):
     """``(C, H, W)``: each pixel minus the mean of its square, by the square's unbiased standard deviation."""
-    C, H, W = image.shape
     reach = side // 2
     padded = F.pad(image, (reach,) * 4, value=math.nan)
     out = torch.empty_like(image)
-    for y in range(H):
+    for y in range(image.shape[1]):
         squares = padded[:, y : y + side].unfold(2, side, 1)  # (C, side rows, W, side columns)
         squares = squares.transpose(1, 2).flatten(2)  # (C, W, side * side)
         apart = squares - squares.nanmean(-1, keepdim=True)
