@@ -83,6 +83,7 @@ ROOMS = {
             'engine/recipe',
             'engine/saving',
             'errors',
+            'models/simmim',
             'models/swin_v2',
             'registry',
         },

@@ -152,7 +152,7 @@ class SimMIM(BaseModel):
                 '(mask_patch_size), or None to draw one.'
             )
         hidden = _enlarged(mask, self.mask_patch_size // self.backbone.patch_size)  # (B, H/patch, W/patch)
-        (features,) = self.backbone(images, (hidden, self.mask_token.flatten()))
+        (features,) = self.backbone(images, (hidden, self.mask_token))
         painted = F.pixel_shuffle(self.decoder(features), self.stride)  # (B, C, h * stride, w * stride)
         return _single_precision(painted[..., : images.shape[-2], : images.shape[-1]])
 
