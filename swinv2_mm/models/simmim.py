@@ -76,7 +76,7 @@ class SimMIM(BaseModel):
         data_preprocessor, init_cfg: As in mmengine.
 
     Raises:
-        ValueError: A value is out of range, or images are no multiple of ``mask_patch_size``.
+        ValueError: A value is out of range, images are no multiple of ``mask_patch_size``, or a mask does not fit them.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SimMIM(BaseModel):
             mask: Boolean, ``(B, H / mask_patch_size, W / mask_patch_size)``; None draws one.
 
         Returns:
-            ``dict(loss=...)``, a scalar; or ``(B, C, H, W)`` in float32, in the units of the targets.
+            ``dict(loss=...)``, a scalar; or ``(B, C, H, W)``, no narrower than float32, in the units of the targets.
         """
         if mask is None:
             mask = self.draw_mask(inputs)
@@ -143,7 +143,7 @@ class SimMIM(BaseModel):
         return draw_mask(len(images), self._grid(images), self.mask_ratio, images.device)
 
     def paint(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` as the model sees them through a mask ``(B, rows, columns)``; same shape, float32."""
+        """Images ``(B, C, H, W)`` as the model sees them through a mask ``(B, rows, columns)``; of their shape."""
         expected = (len(images), *self._grid(images))
         if mask.dtype != torch.bool or mask.shape != expected:
             raise ValueError(

@@ -37,7 +37,7 @@ custom_hooks = [dict(type='swinv2_mm.EpochSeedHook')]
 randomness = dict(seed=7)
 log_level = 'WARNING'
 """
-NAMES = ('ddp', 'zero1', 'fsdp2')
+NAMES = ('ddp', 'zero1', 'fsdp2', 'bfloat16')  # of the runs by two processes, see simmim_trainings.py
 SETTINGS = {
     'drop_path_rate': 0.5,
     'augment': True,
