@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from swinv2_mm.models import arguments
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import MODELS
 
 
@@ -20,7 +21,7 @@ def draw_mask(batch: int, grid: tuple[int, int], ratio: float, device: torch.dev
         Boolean, ``(batch, rows, columns)``, True where a patch is hidden.
     """
     rows, columns = grid
-    hidden = math.ceil(ratio * rows * columns - 1e-9)  # 0.6 * 35 is 21.000000000000004 in float64
+    hidden = math.ceil(ratio * (rows * columns))
     order = torch.rand(batch, rows * columns, device=device).argsort(dim=1)  # a permutation of the patches
     return (order < hidden).view(batch, rows, columns)
 
@@ -36,13 +37,25 @@ def normalise_locally(images: Tensor, side: int) -> Tensor:
         ``(B, C, H, W)``: targets on which a model cannot gain by painting an average colour.
     """
 
-    def average(x: Tensor, inside: bool) -> Tensor:
-        return F.avg_pool2d(x, side, stride=1, padding=side // 2, count_include_pad=not inside)
+    def average(x: Tensor) -> Tensor:
+        # First over columns, then over rows: of 2209 numbers per pixel, for a side of 47, this reads 94.
+        for kernel in ((side, 1), (1, side)):
+            padding = kernel[0] // 2, kernel[1] // 2
+            x = F.avg_pool2d(x, kernel, stride=1, padding=padding, count_include_pad=False)
+        return x
 
-    mean = average(images, inside=True)
-    count = average(torch.ones_like(images), inside=False) * side**2
-    variance = (average(images**2, inside=True) - mean**2) * (count / (count - 1))
+    rows, columns = (_inside(length, side, images) for length in images.shape[-2:])
+    count = rows[:, None] * columns  # (H, W), the pixels in each square
+    mean = average(images)
+    variance = (average(images**2) - mean**2) * (count / (count - 1))
     return (images - mean) / (variance.clamp(min=0) + 1e-6).sqrt()
+
+
+def _inside(length: int, side: int, like: Tensor) -> Tensor:
+    """For each place on an axis, how many places are at most half a side away, ``(length,)``."""
+    place = torch.arange(length, device=like.device)
+    count = (place + side // 2).clamp(max=length - 1) - (place - side // 2).clamp(min=0) + 1
+    return count.to(like.dtype)
 
 
 @MODELS.register_module()
@@ -63,7 +76,7 @@ class SimMIM(BaseModel):
         data_preprocessor, init_cfg: As in mmengine.
 
     Raises:
-        ValueError: A value is out of range, or images are no multiple of ``mask_patch_size``.
+        ValueError: A value is out of range, images are no multiple of ``mask_patch_size``, or a mask does not fit them.
     """
 
     def __init__(
@@ -76,6 +89,13 @@ class SimMIM(BaseModel):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
+        kind = backbone.get('type')
+        found = MODELS.get(kind) if isinstance(kind, str) else kind
+        if not (isinstance(found, type) and issubclass(found, SwinTransformerV2)):
+            raise ValueError(
+                f"backbone.type={kind!r} of SimMIM: set it to 'swinv2_mm.SwinTransformerV2', which hides patches "
+                'behind its patch embedding.'
+            )
         self.backbone = MODELS.build({'out_indices': (-1,), **backbone})
         stages = len(self.backbone.num_features)
         if tuple(self.backbone.out_indices) != (stages - 1,):
@@ -111,7 +131,7 @@ class SimMIM(BaseModel):
             mask: Boolean, ``(B, H / mask_patch_size, W / mask_patch_size)``; None draws one.
 
         Returns:
-            ``dict(loss=...)``, a scalar; or ``(B, C, H, W)`` in float32, in the units of the targets.
+            ``dict(loss=...)``, a scalar; or ``(B, C, H, W)``, no narrower than float32, in the units of the targets.
         """
         if mask is None:
             mask = self.draw_mask(inputs)
@@ -120,32 +140,48 @@ class SimMIM(BaseModel):
 
     def draw_mask(self, images: Tensor) -> Tensor:
         """Draw a mask for images ``(B, C, H, W)``, see :func:`draw_mask`."""
-        side, (height, width) = self.mask_patch_size, images.shape[-2:]
-        if height % side or width % side:
-            raise ValueError(
-                f'images of {height} x {width} pixels: SimMIM hides squares of {side} pixels (mask_patch_size), which '
-                f'must divide the images; crop them to a multiple of {side}.'
-            )
-        return draw_mask(len(images), (height // side, width // side), self.mask_ratio, images.device)
+        return draw_mask(len(images), self._grid(images), self.mask_ratio, images.device)
 
     def paint(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images ``(B, C, H, W)`` as the model sees them through a mask ``(B, rows, columns)``; same shape, float32."""
+        """Images ``(B, C, H, W)`` as the model sees them through a mask ``(B, rows, columns)``; of their shape."""
+        expected = (len(images), *self._grid(images))
+        if mask.dtype != torch.bool or mask.shape != expected:
+            raise ValueError(
+                f'mask of {mask.dtype} and shape {tuple(mask.shape)}: for images of shape {tuple(images.shape)} give a '
+                f'boolean mask of shape {expected}, one value per square of {self.mask_patch_size} pixels '
+                '(mask_patch_size), or None to draw one.'
+            )
         hidden = _enlarged(mask, self.mask_patch_size // self.backbone.patch_size)  # (B, H/patch, W/patch)
-        (features,) = self.backbone(images, (hidden, self.mask_token.flatten()))
+        (features,) = self.backbone(images, (hidden, self.mask_token))
         painted = F.pixel_shuffle(self.decoder(features), self.stride)  # (B, C, h * stride, w * stride)
-        return painted[..., : images.shape[-2], : images.shape[-1]].float()
+        return _single_precision(painted[..., : images.shape[-2], : images.shape[-1]])
 
     def loss(self, images: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
         """The mean L1 distance of hidden pixels to the images, or to their local normalisation; a scalar."""
         with torch.autocast(images.device.type, enabled=False):
-            target = images.float()
+            target = _single_precision(images)
             if self.norm_target is not None:
                 target = normalise_locally(target, self.norm_target)
             hidden = _enlarged(mask, self.mask_patch_size).unsqueeze(1)  # (B, 1, H, W)
             distance = (target - painted).abs() * hidden
             return distance.sum() / (hidden.sum() + 1e-5) / self.channels
 
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the squares that are hidden or not; a ValueError if they do not divide the images."""
+        side, (height, width) = self.mask_patch_size, images.shape[-2:]
+        if height % side or width % side:
+            raise ValueError(
+                f'inputs of {height} x {width} pixels: SimMIM hides squares of {side} pixels (mask_patch_size), which '
+                f'must divide the images; crop them to multiples of {side}.'
+            )
+        return height // side, width // side
+
 
 def _enlarged(mask: Tensor, factor: int) -> Tensor:
     """``(B, rows, columns)`` to ``(B, rows * factor, columns * factor)``."""
     return mask.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def _single_precision(x: Tensor) -> Tensor:
+    """Half precision becomes float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -316,7 +316,7 @@ class SwinTransformerV2(Conventions):
         Args:
             x: The images.
             masked: For masked image modelling: which tokens are hidden, boolean ``(B, ceil(H / patch), ceil(W /
-                patch))``, and the token in their place, ``(embed_dims,)``.
+                patch))``, and the token in their place, ``(1, 1, embed_dims)``.
         """
         self._check_windows_known()
         return choose.in_useful_type(lambda images: self._features(images, masked), x)

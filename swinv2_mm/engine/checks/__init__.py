@@ -20,7 +20,7 @@ from swinv2_mm.engine.checks.data.channels import check_channels
 from swinv2_mm.engine.checks.data.paths import check_data, check_folders
 from swinv2_mm.engine.checks.launcher import check_launcher
 from swinv2_mm.engine.checks.meta_forward import check_heads
-from swinv2_mm.engine.checks.model import check_classes, check_model, check_window_size
+from swinv2_mm.engine.checks.model import check_classes, check_masks, check_model, check_window_size
 from swinv2_mm.engine.checks.numbers import check_numbers
 from swinv2_mm.engine.checks.optimizer import check_optimizer
 from swinv2_mm.engine.checks.weights import check_load_from, check_pretrained
@@ -37,6 +37,7 @@ DRY_RUN: Checks = [
     check_optimizer,
     check_classes,
     check_heads,
+    check_masks,
     check_window_size,
 ]
 ALL: Checks = [

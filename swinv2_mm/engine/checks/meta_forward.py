@@ -109,9 +109,9 @@ def forward_on_meta(model: Any, size: tuple[int, int]) -> None:
     sample = BaseDataElement(
         metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
     )
-    image = torch.empty(1, 3, *size, device='meta')
+    image = torch.empty(1, backbone.patch_embed.proj.in_channels, *size, device='meta')
     with torch.no_grad(), _KnownShapes(), ExitStack() as stack:
-        _replace(stack, backbone, 'forward', lambda image: maps)
+        _replace(stack, backbone, 'forward', lambda image, masked=None: maps)
         if hasattr(model, 'roi_head'):
             _fix_rois(model, stack)
         if hasattr(model, 'encode_decode'):  # its mode='tensor' fails with heads that want to know the image

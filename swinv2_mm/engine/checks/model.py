@@ -10,9 +10,11 @@ from torch import nn
 
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import find_class, with_key
+from swinv2_mm.engine.config.batches import input_size
 from swinv2_mm.engine.config.parts import initializers, nested
 from swinv2_mm.engine.recipe.window_size import set_window_size
 from swinv2_mm.errors import UserError, listed
+from swinv2_mm.models.simmim import SimMIM
 
 
 def check_model(cfg: Config, context: Context) -> None:
@@ -70,6 +72,21 @@ def check_classes(cfg: Config, context: Context) -> None:
                 f'({listed(names)}). {remedy}, or set metainfo=dict(classes=(...)) in every data set to those of your '
                 'own.'
             )
+
+
+def check_masks(cfg: Config, context: Context) -> None:
+    """Check that the patches which SimMIM hides divide the images of the training, if its config tells their size."""
+    size, model = input_size(cfg), context.model
+    if not isinstance(model, SimMIM) or size is None or 'train' not in context.splits:
+        return
+    side = model.mask_patch_size
+    if size[0] % side or size[1] % side:
+        rows, columns = (max(round(length / side), 1) * side for length in size)
+        raise UserError(
+            f'model.mask_patch_size={side} does not divide the images of the training, {size[0]} x {size[1]} pixels. '
+            f'Crop them to {rows} x {columns} in train_dataloader.dataset.pipeline, or pass --cfg-options '
+            f'model.mask_patch_size with a divisor of both sides and a multiple of {model.backbone.patch_size}.'
+        )
 
 
 def check_window_size(cfg: Config, context: Context) -> None:

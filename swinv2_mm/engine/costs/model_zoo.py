@@ -11,6 +11,7 @@ from mmengine.fileio import load
 
 from swinv2_mm.checkpoints.catalog import RELEASES
 from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.config.batches import input_size
 from swinv2_mm.engine.costs import build_on_meta, complexity, count_parameters
 from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
@@ -20,7 +21,7 @@ PAGE = Path('docs', 'model_zoo.md')
 COMMAND = 'python tools/model_zoo.py'
 # Images and windows in the head of the table of larger images.
 _LARGER = {(512, 512): (8, 16), (800, 1344): (8, 16, 32), (1536, 1536): (16, 32)}
-_TASKS = ('Object detection', 'Instance segmentation', 'Semantic segmentation', 'Generated shapes')
+_TASKS = ('Object detection', 'Instance segmentation', 'Semantic segmentation', 'Pre-training', 'Generated shapes')
 
 
 def page(root: Path, track: Callable[[Sequence[dict]], Iterable[dict]] = iter) -> str:
@@ -50,9 +51,11 @@ def page(root: Path, track: Callable[[Sequence[dict]], Iterable[dict]] = iter) -
 
 
 def task_of(cfg: Config, model: dict) -> str:
-    """The section of a model, by its data and by what it is evaluated for."""
+    """The section of a model, by its data and by what it is trained or evaluated for."""
     if model['Metadata']['Training Data'] == 'shapes':
         return 'Generated shapes'
+    if cfg.model.type == 'swinv2_mm.SimMIM':
+        return 'Pre-training'
     if cfg.default_scope == 'mmseg':
         return 'Semantic segmentation'
     return 'Instance segmentation' if 'segm' in cfg.val_evaluator.metric else 'Object detection'
@@ -62,8 +65,10 @@ def prediction_size(cfg: Config) -> tuple[int, int] | None:
     """Rows and columns that a model of a config predicts at once, if the config says so.
 
     For segmentation a crop of the sliding window's size, or of the training's; otherwise the largest image, lying, that
-    the test pipeline resizes to.
+    the test pipeline resizes to. SimMIM paints crops of its training.
     """
+    if cfg.model.type == 'swinv2_mm.SimMIM':
+        return input_size(cfg)
     if cfg.model.get('data_preprocessor', {}).get('size'):
         return tuple(cfg.model.test_cfg.get('crop_size') or cfg.model.data_preprocessor.size)
     for transform in cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline', ()):

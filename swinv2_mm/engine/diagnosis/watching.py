@@ -84,6 +84,7 @@ class _Watch:
         self.backward: tuple[str, str] | None = None
         self.gradient: Tensor | None = None
         self.handles: list = []
+        self.handles.append(model.register_forward_pre_hook(self.begin))
         for name, module in model.named_modules():
             if module is not model:
                 self.handles.append(module.register_forward_pre_hook(partial(self.before, name), with_kwargs=True))
@@ -94,6 +95,12 @@ class _Watch:
     def end(self) -> None:
         for handle in self.handles:
             handle.remove()
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        """Look at the parameters that are in no module below the model, whose outputs they would spoil."""
+        damaged = [key for key, weight in model.named_parameters(recurse=False) if not _finite(weight)]
+        if damaged:
+            self.forward = 'the model itself', f'has a {" and a ".join(damaged)} that is not finite'
 
     def before(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.follow((args, kwargs), name, 'gives its input a gradient that is not finite')

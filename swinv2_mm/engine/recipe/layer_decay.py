@@ -11,6 +11,8 @@ from swinv2_mm.errors import UserError
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+_WITHOUT_DECAY = ('cpb_mlp', 'logit_scale', 'mask_token')
+
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
@@ -20,9 +22,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``n`` blocks in the backbone, times its ``lr_mult``; all other modules get the full rate. This is the convention of
     BEiT (arXiv 2106.08254) and of Microsoft's fine-tuning code (``get_swin_layer`` in its optimizer.py).
 
-    Norms, biases, ``cpb_mlp`` and ``logit_scale`` never get weight decay. Groups are named ``layer_3_decay`` or
-    ``layer_3_no_decay``; the heads' come first, since mmengine logs the rate of the first group. A parameter that
-    several modules share is trained once.
+    Norms, biases, ``cpb_mlp``, ``logit_scale`` and ``mask_token`` never get weight decay. Groups are named
+    ``layer_3_decay`` or ``layer_3_no_decay``; the heads' come first, since mmengine logs the rate of the first group. A
+    parameter that several modules share is trained once.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper; its ``optimizer`` has an ``lr``.
@@ -76,7 +78,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             layer, count = layers.get(parameter, (most - 1, most))
             settings = {key: value for key, value in single.items() if key not in ('params', 'lr_mult', 'decay_mult')}
             settings['lr'] = settings.get('lr', self.base_lr) * self.paramwise_cfg['decay_rate'] ** (count - 1 - layer)
-            if parameter.ndim < 2 or 'cpb_mlp' in names[parameter] or 'logit_scale' in names[parameter]:
+            if parameter.ndim < 2 or any(part in names[parameter] for part in _WITHOUT_DECAY):
                 settings['weight_decay'] = 0.0
             elif self.base_wd is not None:
                 settings.setdefault('weight_decay', self.base_wd)
