@@ -55,7 +55,7 @@ ROOMS = {
     ),
     'engine/display': (
         {'torch', 'mmengine', 'numpy'},
-        {'checkpoints', 'engine/config', 'engine/mmengine_internals', 'errors', 'registry'},
+        {'checkpoints', 'engine/config', 'engine/mmengine_internals', 'errors', 'models/simmim', 'registry'},
     ),
     'engine/census': (
         {'mmengine', 'numpy', 'PIL'},

@@ -6,6 +6,7 @@ from swinv2_mm.engine.display.maps import MapNamesHook
 from swinv2_mm.engine.display.mistakes.hook import MistakesHook
 from swinv2_mm.engine.display.pictures import PicturesHook
 from swinv2_mm.engine.display.progress import ProgressHook
+from swinv2_mm.engine.display.reconstructions import ReconstructionHook
 from swinv2_mm.engine.display.report import ReportHook
 from swinv2_mm.engine.recipe.compilation import CompileBackboneHook
 from swinv2_mm.engine.recipe.layer_decay import LayerDecayOptimWrapperConstructor
@@ -37,6 +38,7 @@ __all__ = [
     'PicturesHook',
     'Pretrained',
     'ProgressHook',
+    'ReconstructionHook',
     'ReportHook',
     'UserError',
     'WindowSizeHook',

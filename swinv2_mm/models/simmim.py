@@ -27,14 +27,20 @@ def draw_mask(batch: int, grid: tuple[int, int], ratio: float, device: torch.dev
 
 
 def normalise_locally(images: Tensor, side: int) -> Tensor:
-    """Normalise each pixel by mean and standard deviation of the square around it, per channel.
+    """Images by their :func:`local_statistics`: targets on which a model cannot gain by painting an average colour."""
+    mean, deviation = local_statistics(images, side)
+    return (images - mean) / deviation
+
+
+def local_statistics(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the square around each pixel, per channel.
 
     Args:
         images: ``(B, C, H, W)``.
         side: Side of the square in pixels, odd. Pixels beyond the border do not count.
 
     Returns:
-        ``(B, C, H, W)``: targets on which a model cannot gain by painting an average colour.
+        Both ``(B, C, H, W)``.
     """
 
     def average(x: Tensor) -> Tensor:
@@ -48,7 +54,7 @@ def normalise_locally(images: Tensor, side: int) -> Tensor:
     count = rows[:, None] * columns  # (H, W), the pixels in each square
     mean = average(images)
     variance = (average(images**2) - mean**2) * (count / (count - 1))
-    return (images - mean) / (variance.clamp(min=0) + 1e-6).sqrt()
+    return mean, (variance.clamp(min=0) + 1e-6).sqrt()
 
 
 def _inside(length: int, side: int, like: Tensor) -> Tensor:
