@@ -13,11 +13,8 @@ model = dict(
     decode_head=dict(num_classes=4, dropout_ratio=0.0, loss_decode=dict(class_weight=class_weight)),
     auxiliary_head=dict(num_classes=4, dropout_ratio=0.0, loss_decode=dict(class_weight=class_weight)),
 )
-# Norms that open the residual branches faster; a higher rate for everything collapses onto the background.
-optim_wrapper = dict(
-    optimizer=dict(lr=3e-4),
-    paramwise_cfg=dict(custom_keys={f'norm{i}': dict(lr_mult=3.0, decay_mult=0.0) for i in (1, 2)}),
-)
+# A higher rate collapses onto the background.
+optim_wrapper = dict(optimizer=dict(lr=3e-4))
 train_cfg = dict(max_epochs=32, val_interval=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),

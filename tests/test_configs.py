@@ -11,8 +11,10 @@ import yaml
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from support.zoo import (
+    DENSE,
     LEAVES,
     ROOT,
+    SIMMIM,
     TEST_ONLY,
     TRAINING,
     data_name,
@@ -60,7 +62,8 @@ def test_metafile_says_what_the_config_does(model):
     nobody trained.
     """
     cfg, facts = load(ROOT.parent / model['Config']), model['Metadata']
-    assert {'coco': 'COCO', 'ade': 'ADE20K', 'shapes': 'shapes'}[data_name(cfg)] == facts['Training Data']
+    names = {'coco': 'COCO', 'ade': 'ADE20K', 'unlabelled': 'unlabelled', 'shapes_unlabelled': 'shapes'}
+    assert names.get(data_name(cfg), data_name(cfg)) == facts['Training Data']
     train = cfg.train_cfg or {}
     assert facts.get('Epochs') == train.get('max_epochs')
     assert facts.get('Iterations') == train.get('max_iters')
@@ -73,7 +76,7 @@ def test_metafile_says_what_the_config_does(model):
     assert facts['Status'] == ('measured' if model.get('Results') else 'not trained here')
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', DENSE, ids=lambda p: p.stem)
 def test_config_learns_and_predicts(path):
     """Loss and gradients are finite and reach the whole backbone; a prediction has the image's size and classes.
 
@@ -107,6 +110,38 @@ def test_config_learns_and_predicts(path):
         assert result.seg_logits.data.shape == (classes, 64, 64)
 
 
+@pytest.mark.parametrize('path', SIMMIM, ids=lambda p: p.stem)
+def test_simmim_learns(path):
+    """The loss is finite and reaches every parameter. Prevents: a recipe whose mask does not fit its crops."""
+    cfg = load(path)
+    columns, rows = cfg.train_dataloader.dataset.pipeline[1].scale
+    model = MODELS.build(shrunken(cfg))
+    batch = model.data_preprocessor({'inputs': [torch.randint(0, 256, (3, rows, columns)) for _ in range(2)]})
+    loss = model(**batch, mode='loss')['loss']
+    loss.backward()
+    assert loss.isfinite()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize('arch', 'tbl')
+def test_simmim_is_that_of_the_paper(arch):
+    """Mask, target, windows, rate and length are Microsoft's for SwinV2. Prevents: a recipe that drifts from the source
+    that its comment names."""
+    cfg = load(ROOT / f'simmim_swinv2_{arch}_192.py')
+    model, optim = cfg.model, cfg.optim_wrapper
+    assert (model.mask_patch_size, model.mask_ratio, model.norm_target) == (32, 0.6, 47)
+    assert (model.backbone.window_size, model.backbone.drop_path_rate) == ([12, 12, 12, 6], 0.1)
+    assert not model.backbone.get('from_scratch')
+    assert optim.optimizer.lr == 1e-4 * cfg.auto_scale_lr.base_batch_size / 512
+    assert (optim.optimizer.weight_decay, tuple(optim.optimizer.betas), optim.clip_grad.max_norm) == (
+        0.05,
+        (0.9, 0.999),
+        5,
+    )
+    warm_up, steps = cfg.param_scheduler
+    assert (warm_up.end, steps.milestones, steps.gamma, cfg.train_cfg.max_epochs) == (10, [700], 0.1, 800)
+
+
 @pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
 def test_only_weight_matrices_and_convolutions_decay(path):
     """What mmengine really builds: decay on weight matrices and convolutions of every module, on nothing else.
@@ -121,7 +156,7 @@ def test_only_weight_matrices_and_convolutions_decay(path):
     decay = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     assert type(optimizer) is torch.optim.AdamW
     assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
-    exempt = ('cpb_mlp', 'logit_scale')
+    exempt = ('cpb_mlp', 'logit_scale', 'mask_token')
     if 'mask2former' in path.stem:  # as in the frameworks' configs
         exempt += ('query_embed', 'query_feat', 'level_embed')
     full = 1e-4 if 'dino' in path.stem else 0.05  # as in MMDetection's DINO; the paper's
@@ -132,11 +167,10 @@ def test_only_weight_matrices_and_convolutions_decay(path):
     ]
     assert wrong == []
     assert cfg.optim_wrapper.clip_grad.max_norm > 0
-    if path.stem != 'upernet_swinv2_t_shapes':  # its norms are faster
-        rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
-        first, last = (rates[id(p)] for p in (model.backbone.patch_embed.proj.weight, model.backbone.norm3.weight))
-        decays = path.stem.startswith('upernet') and '640' not in path.stem  # the paper's recipe at 512 pixels
-        assert first / last == pytest.approx(0.95**5 if decays else 1)  # above four blocks
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    first, last = (rates[id(p)] for p in (model.backbone.patch_embed.proj.weight, model.backbone.norm3.weight))
+    decays = path.stem.startswith('upernet') and not path.stem.endswith(('640', 'shapes'))  # the paper's at 512 pixels
+    assert first / last == pytest.approx(0.95**5 if decays else 1)  # above four blocks
 
 
 @pytest.mark.parametrize(
@@ -172,6 +206,8 @@ def test_the_backbone_of_these_recipes_learns_at_a_tenth_of_the_rate(path, base)
         ('upernet_swinv2_t', 2, 8),
         ('maskrcnn_swinv2_t_shapes', 4, 1),
         ('upernet_swinv2_t_shapes', 4, 1),
+        ('simmim_swinv2_l_192', 128, 16),
+        ('simmim_swinv2_t_shapes', 16, 1),
         ('maskrcnn_swinv2_b_w16to32_1536', 2, 32),
         ('maskrcnn_swinv2_l_w16to32_1536_zero1', 1, 64),
         ('maskrcnn_swinv2_g_w32_1536_fsdp2', 1, 96),
@@ -209,7 +245,7 @@ def test_backbone_needs_no_custom_import(path):
     assert 'swinv2_mm' not in str(cfg.get('custom_imports'))  # MMSegmentation's Mask2Former imports MMDetection
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', DENSE, ids=lambda p: p.stem)
 def test_heads_fit_the_whole_backbone(path):
     """Prevents: heads for another size, which the shrunken models of these tests would not show."""
     cfg = load(path)
@@ -275,6 +311,8 @@ LAID_OUT = [
     ),
     *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
     *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
+    'unlabelled',
+    'shapes_unlabelled/images/training',
 ]
 
 
@@ -297,7 +335,7 @@ def test_needs_the_usual_data_only(path, tmp_path, monkeypatch):
             check_data(cfg, Context(('train', 'val')))
         (tmp_path / 'data/coco/stuffthingmaps/train2017').mkdir(parents=True)
     check_data(cfg, Context(('train', 'val', 'test')))
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+    for loader in filter(None, (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)):
         DATASETS.build(dict(loader.dataset, lazy_init=True))
 
 

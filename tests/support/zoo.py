@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(ROOT.glob('*.py'))
 TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
 TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
+SIMMIM = [path for path in LEAVES if path.stem.startswith('simmim')]
+DENSE = [path for path in LEAVES if path not in SIMMIM]  # detectors and segmentors
 
 
 def families(paths):
@@ -122,8 +124,8 @@ def shorten(cfg, data):
 
 
 def data_name(cfg):
-    """``coco``, ``ade`` or ``shapes``."""
-    return cfg.test_dataloader.dataset.data_root.split('/')[1]
+    """``coco``, ``ade``, ``shapes``, or a folder of pictures without labels."""
+    return (cfg.test_dataloader or cfg.train_dataloader).dataset.data_root.split('/')[1]
 
 
 def number_of_classes(cfg):

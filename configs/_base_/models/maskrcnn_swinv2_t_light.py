@@ -2,7 +2,7 @@
 _base_ = './maskrcnn_swinv2_t.py'
 
 model = dict(
-    backbone=dict(window_size=8, pretrained_window_sizes=None, drop_path_rate=0.0, init_cfg=None),  # from scratch
+    backbone=dict(window_size=8, pretrained_window_sizes=None, drop_path_rate=0.0, init_cfg=None, from_scratch=True),
     neck=dict(out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(

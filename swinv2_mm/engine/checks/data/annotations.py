@@ -80,6 +80,8 @@ def _check_dataset(
             check_evaluated(content, where, path)
     try:
         load(dataset, content)
+    except UserError as error:
+        raise UserError(f'{key}: {error}') from error
     except Exception as error:  # whatever the code of a framework raises
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{key}: {", ".join(map(str, paths))} cannot be read: {reason}. {SEE_MORE}') from error

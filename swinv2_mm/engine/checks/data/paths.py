@@ -10,6 +10,9 @@ from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.config.parts import datasets_of, each, is_local
 from swinv2_mm.errors import UserError, listed
 
+# Folders of the data sets that tools/make_shapes.py writes, and what it has to be told.
+_GENERATED = {'shapes': '', 'shapes_unlabelled': ' --num-train 3000 --seed 1'}
+
 
 def check_data(cfg: Config, context: Context) -> None:
     """Check that the files and folders exist that the data loaders and metrics name."""
@@ -18,14 +21,15 @@ def check_data(cfg: Config, context: Context) -> None:
         return
     root = Path(missing[0][1])
     paths = [*dict.fromkeys(path for _, _, path in missing)]
-    if 'shapes' in root.parts:
-        command = f'python tools/make_shapes.py {root}'
-        remedy = f'Generate the shapes, in the folder of the repository: make data, or {command}.'
+    generated = next((name for name in _GENERATED if name in root.parts), None)
+    if generated:
+        command = f'python tools/make_shapes.py {root}{_GENERATED[generated]}'
+        remedy = f'Generate the shapes, in the folder of the repository: {command}.'
     else:
         options = ' '.join(dict.fromkeys(_option(key, root, path) for key, _, path in missing))
         link = f'mkdir -p {root.parent} && ln -s /path/to/it {root}'
         remedy = f'Link the data set there ({link}), or say where it is: --cfg-options {options}'
-    told = listed(paths, 1 if 'shapes' in root.parts else 6)
+    told = listed(paths, 1 if generated else 6)
     raise UserError(f'data are missing: {told} (relative to {Path.cwd()}). {remedy}')
 
 
