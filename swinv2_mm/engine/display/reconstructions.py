@@ -77,22 +77,22 @@ class ReconstructionHook(Hook):
         model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not isinstance(model, SimMIM):
             raise TypeError(f'ReconstructionHook draws what SimMIM paints, and the model is {type(model).__name__}.')
-        with _own_random_numbers():
-            if self._images is None:
-                dataset: Any = runner.train_dataloader.dataset
-                number = min(self.num_pictures, len(dataset))
+        if self._images is None:
+            dataset: Any = runner.train_dataloader.dataset
+            number = min(self.num_pictures, len(dataset))
+            with _own_random_numbers():
                 self._images = pseudo_collate([dataset[i * len(dataset) // number] for i in range(number)])['inputs']
-            images = model.data_preprocessor({'inputs': list(self._images)})['inputs']
-            side = model.mask_patch_size
-            grid = images.shape[-2] // side, images.shape[-1] // side
-            mask = draw_mask(len(images), grid, model.mask_ratio).to(images.device)
-            was_training = model.training
-            model.eval()
-            try:
-                with torch.no_grad():
-                    painted = model(images, mask=mask)
-            finally:
-                model.train(was_training)
+        images = model.data_preprocessor({'inputs': list(self._images)})['inputs']
+        side = model.mask_patch_size
+        grid = images.shape[-2] // side, images.shape[-1] // side
+        was_training = model.training
+        model.eval()
+        try:
+            with _own_random_numbers(), torch.no_grad():
+                mask = draw_mask(len(images), grid, model.mask_ratio).to(images.device)
+                painted = model(images, mask=mask)
+        finally:
+            model.train(was_training)
         picture = reconstruction(images, painted, mask, model)
         is_bgr = images.shape[1] == 3 and not (runner.cfg.model.get('data_preprocessor') or {}).get('bgr_to_rgb')
         return picture[..., ::-1] if is_bgr else picture
@@ -119,22 +119,22 @@ def reconstruction(images: Tensor, painted: Tensor, mask: Tensor, model: SimMIM)
         mean, deviation = local_statistics(images, model.norm_target)
         painted = painted * deviation + mean
     hidden = mask.repeat_interleave(model.mask_patch_size, 1).repeat_interleave(model.mask_patch_size, 2)[:, None]
-    whole = _for_eyes(images, model)
+    whole, painted = _file_values(images, model), _file_values(painted, model)
+    if whole.amax() > 256:  # of more than eight bits
+        whole, painted = (values * (255 / whole.amax()) for values in (whole, painted))
     grey = torch.full_like(whole, _GREY)
-    columns = torch.where(hidden, grey, whole), torch.where(hidden, _for_eyes(painted, model), whole), whole
+    columns = torch.where(hidden, grey, whole), torch.where(hidden, painted, whole), whole
     rows = torch.cat([torch.nn.functional.pad(column, (0, _GAP, 0, _GAP), value=255) for column in columns], dim=3)
     return torch.cat([*rows], dim=1).permute(1, 2, 0).clamp(0, 255).round().byte().cpu().numpy()
 
 
-def _for_eyes(images: Tensor, model: SimMIM) -> Tensor:
-    """Undo the preprocessor's normalisation, ``(B, 3, H, W)`` from 0 to 255."""
+def _file_values(images: Tensor, model: SimMIM) -> Tensor:
+    """Undo the preprocessor's normalisation, ``(B, 3, H, W)``."""
     preprocessor: Any = model.data_preprocessor
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     if mean is not None and std is not None:
         images = images * std + mean
-    images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
-    brightest = images.amax()
-    return images * (255 / brightest) if brightest > 300 else images  # of more than eight bits
+    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 @contextmanager
