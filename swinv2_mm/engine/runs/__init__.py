@@ -155,10 +155,13 @@ def train(cfg: Config) -> Runner:
             runner = build_runner(cfg)
             set_tf32(cfg, trains=True)
             if starts_from_noise(cfg):
+                backbone = cfg.model.backbone
+                ours = str(backbone.get('type')).endswith('SwinTransformerV2') and not backbone.get('from_scratch')
                 runner.logger.warning(
                     'The backbone starts from random weights. For pretrained ones pass --cfg-options '
                     'model.backbone.init_cfg.type=swinv2_mm.Pretrained '
                     'model.backbone.init_cfg.checkpoint=/path/to/it.pth, or set them in the config.'
+                    + (' Without any, model.backbone.from_scratch=True learns sooner.' if ours else '')
                 )
             with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
                 runner.train()
