@@ -27,9 +27,10 @@ pytestmark = pytest.mark.usefixtures('own_process')
 UNDECAYED = re.compile(r'bias$|norm\d?\.weight$|cpb_mlp|logit_scale|mask_token')
 RECORD = "custom_hooks.append(dict(type='RecordHook'))\n"
 ITERATIONS = {'num_workers': 1, 'by_epoch': False, 'sampler': 'InfiniteSampler'}
+DRAW = "custom_hooks.append(dict(type='swinv2_mm.ReconstructionHook'))\n"  # which masks and paints, too
 RUNS = {
-    'epochs': {'extra': "custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n"},
-    'iterations': {'train_cfg': 'dict(by_epoch=False, max_iters=6)', **ITERATIONS},
+    'epochs': {'extra': DRAW + "custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n"},
+    'iterations': {'extra': DRAW, 'train_cfg': 'dict(by_epoch=False, max_iters=6)', **ITERATIONS},
 }
 
 
