@@ -164,13 +164,12 @@ class SimMIM(BaseModel):
 
     def loss(self, images: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
         """The mean L1 distance of hidden pixels to the images, or to their local normalisation; a scalar."""
-        with torch.autocast(images.device.type, enabled=False):
-            target = _single_precision(images)
-            if self.norm_target is not None:
-                target = normalise_locally(target, self.norm_target)
-            hidden = _enlarged(mask, self.mask_patch_size).unsqueeze(1)  # (B, 1, H, W)
-            distance = (target - painted).abs() * hidden
-            return distance.sum() / (hidden.sum() + 1e-5) / self.channels
+        target = _single_precision(images)
+        if self.norm_target is not None:
+            target = normalise_locally(target, self.norm_target)
+        hidden = _enlarged(mask, self.mask_patch_size).unsqueeze(1)  # (B, 1, H, W)
+        distance = (target - painted).abs() * hidden
+        return distance.sum() / (hidden.sum() + 1e-5) / self.channels
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of the squares that are hidden or not; a ValueError if they do not divide the images."""

@@ -65,8 +65,19 @@ def check_half_precision(randomize, dtype):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=needs_float16)])
 def test_half_precision_is_close(dtype, randomize):
-    """The loss itself is in float32. Bug: targets normalised, or distances summed, in 8 bits."""
+    """The loss itself is in float32. Bug: a step under autocast that is another one."""
     check_half_precision(randomize, dtype)
+
+
+def test_weights_in_half_precision_have_a_loss_in_float32(randomize):
+    """And paint in float32. Bug: targets normalised, or a million distances summed, in 8 bits."""
+    mim = model(randomize).bfloat16()
+    images = torch.randn(2, 3, 40, 56, dtype=torch.bfloat16)
+    assert mim(images).dtype == torch.float32
+    loss = mim(images, mode='loss')['loss']
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in mim.parameters())
 
 
 CODE = """
@@ -82,7 +93,7 @@ check_half_precision(randomize, torch.bfloat16)
 
 
 def test_half_precision_on_a_processor_without_it(monkeypatch):
-    """Where the backbone leaves autocast. Bug: a token and a map of two types that do not meet."""
+    """Where the backbone leaves autocast. Bug: a map of another type than the weights, or the token, that meet it."""
     for name, value in {'ATEN_CPU_CAPABILITY': 'avx2', 'ONEDNN_MAX_CPU_ISA': 'AVX2'}.items():
         monkeypatch.setenv(name, value)
     done = run_process(sys.executable, '-c', CODE)

@@ -14,7 +14,9 @@ from swinv2_mm.compat import VERSION
 from swinv2_mm.engine.saving.reading import read_checkpoint
 
 pytestmark = pytest.mark.skipif(VERSION < (2, 6), reason='FSDP2 needs torch 2.6')
-EXTRA = "custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n"
+EXTRA = """
+custom_hooks += [dict(type='EMAHook', momentum=0.1), dict(type='swinv2_mm.ReconstructionHook')]
+"""
 RECORD = "custom_hooks.append(dict(type='RecordHook'))\n"
 
 
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
 def test_two_processes_draw_other_masks_and_end_equal(folder):
     """Bug: the processes hide the same patches, which halves what is learned of; or each trains a model of its own."""
     masks = [(folder / f'masks_{rank}.txt').read_text().split() for rank in (0, 1)]
-    assert len(masks[0]) == len(masks[1]) == 4
+    assert len(masks[0]) == len(masks[1]) == 4  # the pictures draw their own
     assert len({*masks[0], *masks[1]}) == 8
     weights = [(folder / f'weights_{rank}.txt').read_text() for rank in (0, 1)]
     assert weights[0] == weights[1]
