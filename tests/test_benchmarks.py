@@ -164,3 +164,44 @@ def test_without_a_gpu_it_says_so(benchmark, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['attention.py'])
     with pytest.raises(SystemExit, match='measures on a CUDA GPU, and there is none'):
         benchmark.main()
+
+
+@pytest.mark.parametrize('head', ['upernet', 'maskrcnn'])
+def test_starts_differ_in_the_backbone_alone(head, tmp_path):
+    """Heads, data, rates and schedule of all starts are the same; no part has a rate of its own.
+
+    Bug: a comparison of starts that compares budgets, or another start than it says.
+    """
+    pytest.importorskip(
+        {'upernet': 'mmseg', 'maskrcnn': 'mmdet'}[head], reason='the framework of these heads is absent'
+    )
+    benchmark = load_script(FOLDER / 'from_scratch.py')
+    built = {
+        start: benchmark.config(head, start, 3, 200, 40, tmp_path, str(tmp_path))
+        for start in ('v1', 'scratch', 'microsoft', 'epoch_8.pth')
+    }
+    backbones = {start: cfg.model.pop('backbone') for start, cfg in built.items()}
+    first = built['v1']
+    assert all(cfg._cfg_dict == first._cfg_dict for cfg in built.values())
+    assert first.randomness.seed == 3 and first.train_dataloader.dataset.indices == 40
+    assert first.param_scheduler[-1].end == first.train_cfg.max_iters == 200
+    assert not any('lr_mult' in value for value in first.optim_wrapper.paramwise_cfg.custom_keys.values())
+    assert backbones['v1'].type.endswith('.SwinTransformer')
+    assert backbones['scratch'].from_scratch and not backbones['microsoft'].from_scratch
+    assert 'from_scratch' not in backbones['epoch_8.pth']
+    assert backbones['epoch_8.pth'].init_cfg.checkpoint == 'epoch_8.pth'
+    for backbone in backbones.values():
+        assert backbone.drop_path_rate == 0
+
+
+def test_the_table_of_starts_has_means_and_all_seeds(capsys):
+    """Bug: a mean over other runs than those it names."""
+    benchmark = load_script(FOLDER / 'from_scratch.py')
+    same = dict(head='upernet', start='v1', iterations=400, pictures=0)
+    other = dict(same, start='scratch', seed=0, mIoU=50.0)
+    benchmark.print_table([dict(same, seed=1, mIoU=30.0), dict(same, seed=0, mIoU=20.0), other])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if 'upernet' in line]
+    assert rows == [
+        ['upernet', 'v1', 'all', '400', 'mIoU', '25.0', '20.0', '30.0'],
+        ['upernet', 'scratch', 'all', '400', 'mIoU', '50.0', '50.0'],
+    ]
