@@ -145,9 +145,12 @@ def _close_files(path: Path) -> str:
 
 def _install(package: str, path: str | Path, error: BaseException) -> str:
     reason = ' '.join(str(error).split()) or type(error).__name__
+    remedy = 'Install it as the README says'
+    if package == 'mmpretrain':
+        remedy = 'Install it and the torchvision of your torch: pip install mmpretrain torchvision'
     return (
-        f'{path} builds on {_FRAMEWORKS.get(package, package)}, and {package} cannot be imported: {reason}. Install it '
-        'as the README says; python -m swinv2_mm.doctor tells what this environment lacks.'
+        f'{path} builds on {_FRAMEWORKS.get(package, package)}, and {package} cannot be imported: {reason}. {remedy}; '
+        'python -m swinv2_mm.doctor tells what this environment lacks.'
     )
 
 

@@ -12,7 +12,7 @@ from swinv2_mm.errors import UserError
 
 # What a color_type of mmcv's loading gives; 'unchanged' gives what the file has.
 _LOADED = {'color': 3, 'color_ignore_orientation': 3, 'grayscale': 1, 'grayscale_ignore_orientation': 1}
-_FRAMEWORKS = ('mmcv', 'mmdet', 'mmseg', 'mmengine')
+_FRAMEWORKS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine')
 _COLOR_TYPES = {1: "'grayscale'", 3: "'color'"}
 
 
@@ -24,8 +24,9 @@ def check_channels(cfg: Config, context: Context) -> None:
         return
     takes = backbone.get('in_channels', 3)
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    key = 'model.data_preprocessor'
-    segments = str(preprocessor.get('type')).split('.')[-1] == 'SegDataPreProcessor'
+    key = 'model.data_preprocessor' if model.get('data_preprocessor') else 'data_preprocessor'
+    kind = str(preprocessor.get('type')).split('.')[-1]
+    segments = kind == 'SegDataPreProcessor' or cfg.get('default_scope') == 'mmpretrain'  # any number of means
     values, spread = (_length(preprocessor.get(name)) for name in ('mean', 'std'))
     if values != spread:
         raise UserError(f'{key}.mean has {values} values, and std {spread}. {_normalising(key, takes)}')
