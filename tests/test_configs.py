@@ -17,6 +17,7 @@ from support.zoo import (
     SIMMIM,
     TEST_ONLY,
     TRAINING,
+    classification_batch,
     data_name,
     detection_batch,
     dicts,
@@ -62,14 +63,14 @@ def test_metafile_says_what_the_config_does(model):
     nobody trained.
     """
     cfg, facts = load(ROOT.parent / model['Config']), model['Metadata']
-    names = {'coco': 'COCO', 'ade': 'ADE20K', 'unlabelled': 'unlabelled', 'shapes_unlabelled': 'shapes'}
+    names = {'coco': 'COCO', 'ade': 'ADE20K', 'imagenet': 'ImageNet-1K', 'shapes_unlabelled': 'shapes'}
     assert names.get(data_name(cfg), data_name(cfg)) == facts['Training Data']
     train = cfg.train_cfg or {}
     assert facts.get('Epochs') == train.get('max_epochs')
     assert facts.get('Iterations') == train.get('max_iters')
     assert facts.get('Batch Size') == (cfg.auto_scale_lr.base_batch_size if train else None)
     source = facts['Target Source']
-    assert source.startswith('no published row' if facts['Target'] is None else 'paper')
+    assert source.startswith('no published row' if facts['Target'] is None else ('paper', 'MODELHUB.md'))
     header = ' '.join(line[2:] for line in (ROOT.parent / model['Config']).read_text().splitlines() if line[:1] == '#')
     figures = re.findall(r'\d+\.\d+', f'{facts["Target"]} {source}')
     assert [figure for figure in figures if figure not in header] == []
@@ -85,9 +86,9 @@ def test_config_learns_and_predicts(path):
     cfg = load(path)
     model = MODELS.build(shrunken(cfg))
     model.init_weights()  # some of MMDetection's parameters are memory as it was found until then
-    detection = cfg.default_scope == 'mmdet'
+    batches = dict(mmdet=detection_batch, mmseg=segmentation_batch, mmpretrain=classification_batch)
     classes = number_of_classes(cfg)
-    sample = (detection_batch if detection else segmentation_batch)(classes)
+    sample = batches[cfg.default_scope](classes)
     data = dict(
         inputs=[torch.randint(0, 256, (3, *sample.img_shape), dtype=torch.uint8) for _ in range(2)],
         data_samples=[sample, deepcopy(sample)],
@@ -101,7 +102,9 @@ def test_config_learns_and_predicts(path):
     model.eval()
     with torch.no_grad():
         result = model.test_step(dict(inputs=data['inputs'][:1], data_samples=[sample]))[0]
-    if detection:
+    if cfg.default_scope == 'mmpretrain':
+        assert result.pred_score.shape == (classes,)
+    elif cfg.default_scope == 'mmdet':
         assert (result.pred_instances.labels < classes).all()
         segments = 'segm' in cfg.val_evaluator.metric
         assert ('masks' in result.pred_instances) == segments
@@ -217,6 +220,7 @@ def test_the_backbone_of_these_recipes_learns_at_a_tenth_of_the_rate(path, base)
         ('mask2former_swinv2_t', 2, 8),
         ('mask2former_swinv2_l', 1, 16),
         ('dino_swinv2_t', 2, 8),
+        ('imagenet_swinv2_t_256', 64, 16),
         ('mask2former_swinv2_t_ade20k', 2, 8),
         ('htcpp_swinv2_b_w16to32_1536', 2, 32),
         ('htcpp_swinv2_l_w16to32_1536', 1, 64),
@@ -252,6 +256,8 @@ def test_heads_fit_the_whole_backbone(path):
     backbone = whole_backbone(cfg)
     widths = [backbone.num_features[stage] for stage in backbone.out_indices]
     taken = [node['in_channels'] for node in dicts(cfg.model) if isinstance(node.get('in_channels'), list)]
+    if cfg.default_scope == 'mmpretrain':
+        taken = [[cfg.model.head.in_channels]]
     assert taken == [widths]
     if 'auxiliary_head' in cfg.model:
         assert cfg.model.auxiliary_head.in_channels == widths[2]
@@ -265,7 +271,7 @@ def test_windows_are_those_of_the_release(path):
     """
     cfg = load(path)
     backbone = whole_backbone(cfg)
-    if cfg.model.backbone.init_cfg is None:
+    if cfg.model.backbone.get('init_cfg') is None:
         assert backbone.pretrained_window_sizes == backbone.window_size
         return
     release, _ = find(cfg.model.backbone.init_cfg.checkpoint)
@@ -309,6 +315,7 @@ LAID_OUT = [
         for kind in ('images', 'annotations')
         for split in ('training', 'validation')
     ),
+    *(f'imagenet/{split}' for split in ('train', 'val')),
     *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
     *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
     'unlabelled',

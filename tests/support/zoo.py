@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ parse = cache(Config.fromfile)  # half a second each
 
 
 def load(path):
+    if path.stem.startswith('imagenet_') and find_spec('mmpretrain') is None:
+        pytest.skip('mmpretrain is not installed; tests/environments.py has it')
     cfg = deepcopy(parse(path))
     init_default_scope(cfg.default_scope)
     return cfg
@@ -86,6 +89,9 @@ def shrunken(cfg):
     )
     if 'auxiliary_head' in model:
         model.auxiliary_head.in_channels = widths[2]
+    if cfg.default_scope == 'mmpretrain':
+        model.head.in_channels = widths[3]
+        model.data_preprocessor = cfg.data_preprocessor
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (64, 64)
         if model.test_cfg.mode == 'slide':  # several crops of the image, too
@@ -124,13 +130,13 @@ def shorten(cfg, data):
 
 
 def data_name(cfg):
-    """``coco``, ``ade``, ``shapes``, or a folder of pictures without labels."""
+    """``coco``, ``ade``, ``imagenet``, ``shapes``, or a folder of pictures without labels."""
     return (cfg.test_dataloader or cfg.train_dataloader).dataset.data_root.split('/')[1]
 
 
 def number_of_classes(cfg):
     """Of the data set, not of the head."""
-    return dict(coco=80, ade=150, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data_name(cfg)]
+    return dict(coco=80, ade=150, imagenet=1000, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data_name(cfg)]
 
 
 def detection_batch(classes):
@@ -158,3 +164,10 @@ def segmentation_batch(classes):
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64)))
     sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, 64, 64)))
     return sample
+
+
+def classification_batch(classes):
+    from mmpretrain.structures import DataSample
+
+    sample = DataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+    return sample.set_gt_label(classes - 1)

@@ -50,9 +50,7 @@ def check_classes(cfg: Config, context: Context) -> None:
     """
     # The runner hands the preprocessor to the model, if it stands beside it.
     beside = {'data_preprocessor': cfg.get('data_preprocessor')} if 'data_preprocessor' not in cfg.model else {}
-    modules = {
-        name if name in beside else f'model.{name}': module for name, module in context.model.named_modules()
-    }
+    modules = {name if name in beside else f'model.{name}': module for name, module in context.model.named_modules()}
     kinds = {name: type(module).__name__ for name, module in modules.items()}
     if 'PanopticFPNHead' in kinds.values():
         return  # things and stuff have heads of their own

@@ -18,7 +18,7 @@ from swinv2_mm.engine.census.coco import check_evaluated, check_masks, read_coco
 from swinv2_mm.engine.census.taking import find_loading, load, take_census
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import SEE_MORE, check_arguments, find_class, with_key
-from swinv2_mm.engine.checks.data.labels import check_folders_alike, check_topk
+from swinv2_mm.engine.checks.data.labels import check_folders_alike, check_number_of_folders, check_topk
 from swinv2_mm.engine.checks.data.paths import on_disk
 from swinv2_mm.engine.config.form import policy_of
 from swinv2_mm.engine.config.parts import datasets_of, each, is_local, nested
@@ -71,6 +71,7 @@ def _check_dataset(
     if unchecked or not on_disk(config) or not all(is_local(path) and Path(path).exists() for path in paths):
         return
     _check_reduce_zero_label(dataset, config, key)
+    check_number_of_folders(dataset, key)
     content, path, where = None, dataset.ann_file, f'{key}: {dataset.ann_file}'
     split = key.partition('_dataloader')[0]
     if _reads_coco(type(dataset)) and path and classes:

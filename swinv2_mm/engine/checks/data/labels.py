@@ -1,5 +1,6 @@
 """Check data sets whose pictures have one label each: MMPretrain numbers the folders of a split alphabetically."""
 
+import os
 from collections.abc import Mapping
 
 from mmengine.config import Config
@@ -7,7 +8,25 @@ from mmengine.dataset import BaseDataset
 
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.config.parts import each
-from swinv2_mm.errors import UserError
+from swinv2_mm.errors import UserError, listed
+
+
+def check_number_of_folders(dataset: BaseDataset, key: str) -> None:
+    """Check that a data set, not loaded, has a folder for each class, where folders tell the classes.
+
+    Raises:
+        UserError: It has more or fewer; the message tells what to set for data of one's own.
+    """
+    classes, folder = dataset.metainfo.get('classes') or (), str(dataset.data_prefix.get('img_path') or '')
+    if dataset.ann_file or not classes or not getattr(dataset, 'with_label', False) or not os.path.isdir(folder):
+        return
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if len(names) != len(classes):
+        raise UserError(
+            f'{key}: {folder} has {len(names)} folders ({listed(names)}), and the config {len(classes)} classes. For '
+            f'classes of your own set {key}.classes, and that of every data set, to their names in the order of the '
+            f'folders, and model.head.num_classes={len(names)} and data_preprocessor.num_classes={len(names)}.'
+        )
 
 
 def check_folders_alike(datasets: Mapping[str, BaseDataset]) -> None:
