@@ -352,10 +352,10 @@ def test_large_scale_jitter_crops_all_annotations_alike(stem):
 
     Prevents: a pipeline that stops at the first image, or a map that isn't cut along.
     """
+    cfg = load(ROOT / f'{stem}.py')
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import BitmapMasks
 
-    cfg = load(ROOT / f'{stem}.py')
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert bool(pipeline[1].get('with_seg')) == stem.startswith('htc')
     transforms = [TRANSFORMS.build(t) for t in pipeline[2:]]
@@ -385,8 +385,8 @@ def test_large_scale_jitter_crops_all_annotations_alike(stem):
 def test_a_config_for_testing_does_not_train(tmp_path):
     """Prevents: a training at the window of the test; and crops larger than the images they are cut from."""
     for path in TEST_ONLY:
+        cfg = load(path)
         with pytest.raises(UserError, match='does not describe a training'):
             prepare_training(str(path), work_dir=str(tmp_path))
-        cfg = load(path)
         short = min(cfg.test_dataloader.dataset.pipeline[1].scale)
         assert cfg.model.test_cfg.crop_size == (short, short)

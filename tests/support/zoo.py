@@ -30,9 +30,17 @@ def families(paths):
 parse = cache(Config.fromfile)  # half a second each
 
 
+def framework_of(stem):
+    """The package that a config builds on."""
+    if stem.startswith(('imagenet_', 'simmim_')):
+        return 'mmpretrain' if stem.startswith('imagenet_') else 'mmengine'
+    return 'mmseg' if stem.startswith('upernet_') or 'ade20k' in stem else 'mmdet'
+
+
 def load(path):
-    if path.stem.startswith('imagenet_') and find_spec('mmpretrain') is None:
-        pytest.skip('mmpretrain is not installed; tests/environments.py has it')
+    framework = framework_of(path.stem)
+    if find_spec(framework) is None:
+        pytest.skip(f'{framework} is not installed; see tests/environments.py')
     cfg = deepcopy(parse(path))
     init_default_scope(cfg.default_scope)
     return cfg

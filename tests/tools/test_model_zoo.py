@@ -36,7 +36,7 @@ def test_the_page_is_complete():
     )
     for row in rows:
         own, whole, flops, total = map(float, (*row[4].split(' / '), *row[5].split(' / ')))
-        assert own < whole and 0 < flops < total
+        assert own < whole and 0 < flops <= total  # a classifier's head rounds to nothing
 
 
 def test_a_page_is_written_whole(run_tool, tmp_path, monkeypatch):

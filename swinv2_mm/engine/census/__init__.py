@@ -74,8 +74,8 @@ def _count_pictures(census: Census, labels: Sequence[int]) -> None:
     odd = next((label for label in labels if not 0 <= label < len(census.classes)), None) if census.classes else None
     if odd is not None:
         raise UserError(
-            f'{census.key}: {census.source}: label {odd} is none of its {len(census.classes)} classes, which are counted '
-            f'from 0. Correct the labels, or set {census.key}.classes to all names.'
+            f'{census.key}: {census.source}: label {odd} is none of its {len(census.classes)} classes, counted from 0. '
+            f'Correct the labels, or set {census.key}.classes to all names.'
         )
     census.objects, census.with_objects, census.whole_pictures = Counter(labels), len(labels), True
 
