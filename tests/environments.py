@@ -29,7 +29,12 @@ TESTS = ('pytest', 'safetensors', 'rich')
 OPENMMLAB = ('mmengine==0.10.7', 'setuptools<81', 'opencv-python<4.12')
 QUICK = ('tests/models', 'tests/checkpoints', 'tests/test_registry.py')
 WHOLE = (*QUICK, 'tests/test_configs.py', 'tests/test_installed.py')
-CLASSIFIERS = ('tests/engine/runs/test_classifiers.py', 'tests/test_configs.py', 'tests/test_registry.py')
+CLASSIFIERS = (
+    'tests/engine/runs/test_classifiers.py',
+    'tests/test_configs.py',
+    'tests/test_pretraining_configs.py',
+    'tests/test_registry.py',
+)
 
 
 class Environment(NamedTuple):

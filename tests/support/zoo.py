@@ -18,7 +18,25 @@ LEAVES = sorted(ROOT.glob('*.py'))
 TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
 TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
 SIMMIM = [path for path in LEAVES if path.stem.startswith('simmim')]
-DENSE = [path for path in LEAVES if path not in SIMMIM]  # detectors and segmentors
+CLASSIFIERS = [path for path in LEAVES if path.stem.startswith('imagenet_')]
+DENSE = [path for path in LEAVES if path not in SIMMIM + CLASSIFIERS]  # detectors and segmentors
+
+# Data as everyone has them, below data/.
+LAID_OUT = [
+    *(f'coco/{kind}' for kind in ('train2017', 'val2017')),
+    *(f'coco/annotations/instances_{split}2017.json' for split in ('train', 'val')),
+    *(
+        f'ade/ADEChallengeData2016/{kind}/{split}'
+        for kind in ('images', 'annotations')
+        for split in ('training', 'validation')
+    ),
+    'imagenet/train',
+    'imagenet/val',
+    *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
+    *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
+    'unlabelled',
+    'shapes_unlabelled/images/training',
+]
 
 
 def families(paths):
