@@ -3,6 +3,8 @@
     make test-compat                                     all of them, whole
     make test-compat ENVIRONMENTS='torch2.1 --quick'     without mmcv, mmdet and mmsegmentation
 
+    make test-compat ENVIRONMENTS=mmpretrain             the classifiers, which no other environment has
+
 uv makes each environment once, in .environments/NAME. swinv2_mm is then installed beside what is there, which may not
 change, and the tests run against the installed package.
 """
@@ -27,6 +29,12 @@ TESTS = ('pytest', 'safetensors', 'rich')
 OPENMMLAB = ('mmengine==0.10.7', 'setuptools<81', 'opencv-python<4.12')
 QUICK = ('tests/models', 'tests/checkpoints', 'tests/test_registry.py')
 WHOLE = (*QUICK, 'tests/test_configs.py', 'tests/test_installed.py')
+CLASSIFIERS = (
+    'tests/engine/runs/test_classifiers.py',
+    'tests/test_configs.py',
+    'tests/test_pretraining_configs.py',
+    'tests/test_registry.py',
+)
 
 
 class Environment(NamedTuple):
@@ -36,11 +44,13 @@ class Environment(NamedTuple):
         pythons: Versions, of which the first that this machine has is taken.
         packages: With mmengine.
         frameworks: mmcv, which is compiled without CUDA, and what needs it; left out of a quick run.
+        tests: What a run that is not quick runs.
     """
 
     pythons: tuple[str, ...]
     packages: tuple[str, ...]
-    frameworks: tuple[str, ...]
+    frameworks: tuple[str, ...] = ()
+    tests: tuple[str, ...] = WHOLE
 
 
 ENVIRONMENTS = {
@@ -59,6 +69,12 @@ ENVIRONMENTS = {
         ('torch==2.13.0', 'numpy', 'transformers<5', 'onedl-mmengine'),
         ('onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
     ),
+    # mmcv without operators; torch and torchvision in builds that fit each other, for CUDA.
+    'mmpretrain': Environment(
+        ('3.10', '3.11'),
+        ('torch==2.1.2', 'torchvision==0.16.2', 'numpy==1.26.4', *OPENMMLAB, 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0'),
+        tests=CLASSIFIERS,
+    ),
 }
 
 
@@ -72,7 +88,7 @@ def make(name: str, uv: list[str], quick: bool) -> Path:
             call(*uv, 'venv', '--quiet', '--python', interpreter(environment.pythons, uv), folder)
         install = [*uv, 'pip', 'install', '--python', python, *TESTS, *environment.packages]
         call(*install, 'ninja', 'wheel')
-        if not quick:  # with the above, so that nothing of it changes
+        if environment.frameworks and not quick:  # with the above, so that nothing of it changes
             mmcv = environment.frameworks[0].split('=')[0]
             # uv caches builds by these settings, and not by the torch that they were compiled for.
             options = ['--no-build-isolation-package', mmcv, '--config-settings-package', f'{mmcv}:environment={name}']
@@ -134,8 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
         python = make(name, uv, args.quick)
         add_ours(python, uv)
         made = time.monotonic() - start
+        tests = QUICK if args.quick and ENVIRONMENTS[name].frameworks else ENVIRONMENTS[name].tests
         # pytest's own command leaves the folder out of the import path: the installed package is tested.
-        command = [python.with_name('pytest'), '-m', 'not slow', *(QUICK if args.quick else WHOLE), *args.args.split()]
+        command = [python.with_name('pytest'), '-m', 'not slow', *tests, *args.args.split()]
         last = ''
         with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
             for line in run.stdout:

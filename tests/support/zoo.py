@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,25 @@ LEAVES = sorted(ROOT.glob('*.py'))
 TEST_ONLY = [path for path in LEAVES if path.stem.endswith('_test')]
 TRAINING = [path for path in LEAVES if path not in TEST_ONLY]
 SIMMIM = [path for path in LEAVES if path.stem.startswith('simmim')]
-DENSE = [path for path in LEAVES if path not in SIMMIM]  # detectors and segmentors
+CLASSIFIERS = [path for path in LEAVES if path.stem.startswith('imagenet_')]
+DENSE = [path for path in LEAVES if path not in SIMMIM + CLASSIFIERS]  # detectors and segmentors
+
+# Data as everyone has them, below data/.
+LAID_OUT = [
+    *(f'coco/{kind}' for kind in ('train2017', 'val2017')),
+    *(f'coco/annotations/instances_{split}2017.json' for split in ('train', 'val')),
+    *(
+        f'ade/ADEChallengeData2016/{kind}/{split}'
+        for kind in ('images', 'annotations')
+        for split in ('training', 'validation')
+    ),
+    'imagenet/train',
+    'imagenet/val',
+    *(f'shapes/{kind}/{split}' for kind in ('images', 'annotations') for split in ('training', 'validation')),
+    *(f'shapes/annotations/instances_{split}.json' for split in ('training', 'validation')),
+    'unlabelled',
+    'shapes_unlabelled/images/training',
+]
 
 
 def families(paths):
@@ -29,7 +48,17 @@ def families(paths):
 parse = cache(Config.fromfile)  # half a second each
 
 
+def framework_of(stem):
+    """The package that a config builds on."""
+    if stem.startswith(('imagenet_', 'simmim_')):
+        return 'mmpretrain' if stem.startswith('imagenet_') else 'mmengine'
+    return 'mmseg' if stem.startswith('upernet_') or 'ade20k' in stem else 'mmdet'
+
+
 def load(path):
+    framework = framework_of(path.stem)
+    if find_spec(framework) is None:
+        pytest.skip(f'{framework} is not installed; see tests/environments.py')
     cfg = deepcopy(parse(path))
     init_default_scope(cfg.default_scope)
     return cfg
@@ -86,6 +115,9 @@ def shrunken(cfg):
     )
     if 'auxiliary_head' in model:
         model.auxiliary_head.in_channels = widths[2]
+    if cfg.default_scope == 'mmpretrain':
+        model.head.in_channels = widths[3]
+        model.data_preprocessor = cfg.data_preprocessor
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (64, 64)
         if model.test_cfg.mode == 'slide':  # several crops of the image, too
@@ -124,13 +156,13 @@ def shorten(cfg, data):
 
 
 def data_name(cfg):
-    """``coco``, ``ade``, ``shapes``, or a folder of pictures without labels."""
+    """``coco``, ``ade``, ``imagenet``, ``shapes``, or a folder of pictures without labels."""
     return (cfg.test_dataloader or cfg.train_dataloader).dataset.data_root.split('/')[1]
 
 
 def number_of_classes(cfg):
     """Of the data set, not of the head."""
-    return dict(coco=80, ade=150, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data_name(cfg)]
+    return dict(coco=80, ade=150, imagenet=1000, shapes=3 if cfg.default_scope == 'mmdet' else 4)[data_name(cfg)]
 
 
 def detection_batch(classes):
@@ -158,3 +190,10 @@ def segmentation_batch(classes):
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), pad_shape=(64, 64)))
     sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, 64, 64)))
     return sample
+
+
+def classification_batch(classes):
+    from mmpretrain.structures import DataSample
+
+    sample = DataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+    return sample.set_gt_label(classes - 1)

@@ -4,10 +4,9 @@ import re
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from support import ROOT
-from support.zoo import TRAINING, families
+from support.zoo import TRAINING, families, load
 
 from swinv2_mm.sizes import get_variant
 
@@ -24,10 +23,9 @@ def test_every_parameter_is_in_one_row(run_tool, capsys, path):
 
     Prevents: a config that it cannot show, and parameters that no row counts, or two.
     """
+    cfg = load(path)
     assert run_tool('print_param_groups', path) == 0
     found = rows(capsys.readouterr().out)
-    cfg = Config.fromfile(path)
-    init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
     with torch.device('meta'):
         model = MODELS.build(cfg.model)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from swinv2_mm.engine.census.coco import REASONS, mask_reason
 from swinv2_mm.engine.census.maps import Pixels
 from swinv2_mm.errors import UserError, listed
@@ -22,6 +24,7 @@ class Census:
     pictures_left_out: int = 0  # by filter_cfg
     with_objects: int = 0
     objects: Counter[int] | None = None  # by label; None for data without objects
+    whole_pictures: bool = False  # the objects are pictures that have a label each
     left_out: Counter[str] = field(default_factory=Counter)  # objects, by reason
     pixels: Pixels | None = None  # of semantic maps
     warnings: list[str] = field(default_factory=list)
@@ -45,6 +48,9 @@ class Census:
 def count_objects(census: Census, entries: Sequence[dict], masks: dict | None) -> None:
     """Count the pictures and objects of a data set's ``data_list``; ``masks`` is the transform that loads masks."""
     census.pictures = len(entries)
+    labels = [entry.get('gt_label') for entry in entries]
+    if labels and all(isinstance(label, int | np.integer) for label in labels):
+        _count_pictures(census, labels)
     if not entries or not all('instances' in entry for entry in entries):
         return
     counts: Counter[int] = Counter()
@@ -57,6 +63,21 @@ def count_objects(census: Census, entries: Sequence[dict], masks: dict | None) -
         counts.update(labels)
         census.with_objects += bool(labels)
     census.objects = counts
+
+
+def _count_pictures(census: Census, labels: Sequence[int]) -> None:
+    """Count the pictures of each class.
+
+    Raises:
+        UserError: A label is none of the classes.
+    """
+    odd = next((label for label in labels if not 0 <= label < len(census.classes)), None) if census.classes else None
+    if odd is not None:
+        raise UserError(
+            f'{census.key}: {census.source}: label {odd} is none of its {len(census.classes)} classes, counted from 0. '
+            f'Correct the labels, or set {census.key}.classes to all names.'
+        )
+    census.objects, census.with_objects, census.whole_pictures = Counter(labels), len(labels), True
 
 
 def check_census(census: Census) -> None:
@@ -84,7 +105,7 @@ def check_census(census: Census) -> None:
     if absent and len(absent) < len(census.classes):
         effect = 'learned' if census.split == 'train' else 'measured'
         part = '' if census.pixels is None or census.pixels.all_read else f' in the {census.pixels.read} maps read'
-        thing = 'object' if census.pixels is None else 'pixel'
+        thing = 'picture' if census.whole_pictures else 'object' if census.pixels is None else 'pixel'
         census.warnings.append(f'{where}: no {thing} of {listed(absent, 10)}{part}; this cannot be {effect}.')
     faults = sum(count for reason, count in census.left_out.items() if reason not in ('crowd', 'another class'))
     every = census.left_out.total() + (census.objects.total() if census.objects else 0)

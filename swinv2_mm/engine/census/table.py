@@ -19,10 +19,10 @@ def census_table(censuses: Sequence[Census], whole: bool = False) -> str:
         pictures = f'{census.pictures:,}' + (
             f' (+{census.pictures_left_out:,} filtered)' * bool(census.pictures_left_out)
         )
-        counted = census.objects is not None
-        objects = f'{census.objects.total():,}' if census.objects is not None else '-'
+        counted = census.objects is not None and not census.whole_pictures
+        objects = f'{census.objects.total():,}' if census.objects is not None and counted else '-'
         rows.append([census.name, pictures, f'{census.with_objects:,}' if counted else '-', objects, reasons])
-    if not any(census.objects is not None for census in censuses):
+    if not any(census.objects is not None and not census.whole_pictures for census in censuses):
         rows = [row[:2] for row in rows]
     elif not any(census.left_out for census in censuses):
         rows = [row[:4] for row in rows]
@@ -52,7 +52,7 @@ def _class_tables(censuses: Sequence[Census], whole: bool) -> list[str]:
 
 def _title(census: Census) -> str:
     if census.pixels is None:
-        return f'{census.name}, objects'
+        return f'{census.name}, {"pictures" if census.whole_pictures else "objects"}'
     maps = 'all' if census.pixels.all_read else f'{census.pixels.read}'
     return f'{census.name}, pixels of {maps} maps'
 

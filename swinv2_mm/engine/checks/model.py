@@ -48,7 +48,9 @@ def check_classes(cfg: Config, context: Context) -> None:
 
     A label beyond them would crash a GPU without a reason; a class beyond the labels would never be learned.
     """
-    modules = {f'model.{name}': module for name, module in context.model.named_modules()}
+    # The runner hands the preprocessor to the model, if it stands beside it.
+    beside = {'data_preprocessor': cfg.get('data_preprocessor')} if 'data_preprocessor' not in cfg.model else {}
+    modules = {name if name in beside else f'model.{name}': module for name, module in context.model.named_modules()}
     kinds = {name: type(module).__name__ for name, module in modules.items()}
     if 'PanopticFPNHead' in kinds.values():
         return  # things and stuff have heads of their own
@@ -60,7 +62,8 @@ def check_classes(cfg: Config, context: Context) -> None:
         and 'rpn_head' not in name.split('.')
         and kinds[name] != 'FusedSemanticHead'
     }
-    spelt_out = {key for key, node in nested(cfg.model, 'model') if isinstance(node, dict) and 'num_classes' in node}
+    parts = [*nested(cfg.model, 'model'), *nested(beside.get('data_preprocessor'), 'data_preprocessor')]
+    spelt_out = {key for key, node in parts if isinstance(node, dict) and 'num_classes' in node}
     for key, names in context.classes.items():
         wrong = {head: number for head, number in heads.items() if number != len(names)}
         if wrong:

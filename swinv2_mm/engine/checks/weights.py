@@ -135,7 +135,8 @@ def _check_backbone(backbone: Any, checkpoint: dict, init_cfg: dict, place: str)
 def starts_from_noise(cfg: Config) -> bool:
     """Whether a training would start with random weights in the backbone, and is no pre-training."""
     model = cfg.get('model') or {}
-    if cfg.get('load_from') or cfg.get('resume') or model.get('type') == 'swinv2_mm.SimMIM':
+    pretrains = model.get('type') == 'swinv2_mm.SimMIM' or cfg.get('default_scope') == 'mmpretrain'
+    if cfg.get('load_from') or cfg.get('resume') or pretrains:
         return False
     legacy = model.get('pretrained') or (model.get('backbone') or {}).get('pretrained')
     return 'backbone' in model and not legacy and not any(pretrained_parts(model))

@@ -26,6 +26,10 @@ _SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 _FRAMEWORKS = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation', 'mmpretrain': 'MMPretrain'}
 
 
+class MissingFramework(UserError):
+    """The framework that a config builds on cannot be imported."""
+
+
 def read_config(path: str | Path, options: dict[str, Any] | None = None, *needs: str) -> Config:
     """Load a config and check its form; ``needs`` are the splits (``'train'``, ``'test'``) that it has to describe."""
     cfg = load_config(path, options)
@@ -41,7 +45,8 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     """Read a config file, merge options (dotted keys) into it, name its types, and check that its framework is there.
 
     Raises:
-        UserError: The file is missing or does not parse, an option fits nowhere, or the framework cannot be imported.
+        UserError: The file is missing or does not parse, or an option fits nowhere.
+        MissingFramework: The framework cannot be imported.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -57,7 +62,9 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
             cause = error.__context__ if isinstance(error.__context__, ImportError) else error  # of a lazy import
             named = (cause.name or str(cause)) if isinstance(cause, ImportError) else ''
             package = next((name for name in _FRAMEWORKS if named.startswith(name)), None)
-            raise UserError(_install(package, path, error) if package else _unreadable(path, files, error)) from error
+            if package:
+                raise MissingFramework(_install(package, path, error)) from error
+            raise UserError(_unreadable(path, files, error)) from error
     if options:
         apply_options(cfg, options, path)
         cfg = name_types(cfg, _RUNNER_KEYS)
@@ -71,7 +78,7 @@ def check_framework(cfg: Config, path: str | Path) -> None:
     try:
         import_module(scope)
     except (ImportError, AssertionError) as error:  # mmdet and mmseg assert the version of mmcv
-        raise UserError(_install(scope, path, error)) from error
+        raise MissingFramework(_install(scope, path, error)) from error
 
 
 def apply_options(cfg: Config, options: dict[str, Any], path: str | Path) -> None:
@@ -145,9 +152,12 @@ def _close_files(path: Path) -> str:
 
 def _install(package: str, path: str | Path, error: BaseException) -> str:
     reason = ' '.join(str(error).split()) or type(error).__name__
+    remedy = 'Install it as the README says'
+    if package == 'mmpretrain':
+        remedy = 'Install it and the torchvision of your torch: pip install mmpretrain torchvision'
     return (
-        f'{path} builds on {_FRAMEWORKS.get(package, package)}, and {package} cannot be imported: {reason}. Install it '
-        'as the README says; python -m swinv2_mm.doctor tells what this environment lacks.'
+        f'{path} builds on {_FRAMEWORKS.get(package, package)}, and {package} cannot be imported: {reason}. {remedy}; '
+        'python -m swinv2_mm.doctor tells what this environment lacks.'
     )
 
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 
 from swinv2_mm.checkpoints.catalog import RELEASES
-from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.config import MissingFramework, load_config
 from swinv2_mm.engine.config.batches import input_size
 from swinv2_mm.engine.costs import build_on_meta, complexity, count_parameters
 from swinv2_mm.errors import UserError
@@ -21,40 +21,57 @@ PAGE = Path('docs', 'model_zoo.md')
 COMMAND = 'python tools/model_zoo.py'
 # Images and windows in the head of the table of larger images.
 _LARGER = {(512, 512): (8, 16), (800, 1344): (8, 16, 32), (1536, 1536): (16, 32)}
+_TABLE = r'(<!-- (.+) -->\n\n.*\n.*\n)((?:\|.*\n)*)'  # its name, and its rows below the head
 _TASKS = ('Object detection', 'Instance segmentation', 'Semantic segmentation', 'Pre-training', 'Generated shapes')
 
 
 def page(root: Path, track: Callable[[Sequence[dict]], Iterable[dict]] = iter) -> str:
     """The text of the page, with new rows: a table follows the comment that names it, and keeps its head.
 
+    A row whose framework is not installed here stays as it is: no environment has to have all frameworks.
+
     Args:
         root: The repository.
         track: Wraps the models of the metafile, to show progress.
 
     Raises:
-        UserError: A config is not in the metafile, or the other way round.
+        UserError: A config is not in the metafile, or the other way round; or has no row yet, and no framework.
     """
     models = load(root / 'configs' / 'metafile.yml')['Models']
     leaves = {f'configs/{path.name}' for path in (root / 'configs').glob('*.py')}
     odd = leaves ^ {model['Config'] for model in models}
     if odd:
         raise UserError(f'{", ".join(sorted(odd))}: either the config or its entry in configs/metafile.yml is missing.')
-    tables = {'Backbones': list(_releases()), 'Larger images': list(_larger()), **{task: [] for task in _TASKS}}
+    tables = {'Backbones': [*map(_line, _releases())], 'Larger images': [*map(_line, _larger())]}
+    tables |= {task: [] for task in _TASKS}
+    text = (root / PAGE).read_text()
+    standing = {
+        row.partition(']')[0].removeprefix('| ['): (found[2], row)
+        for found in re.finditer(_TABLE, text)
+        for row in found[3].splitlines()
+    }
     for model in track(models):
-        cfg = load_config(root / model['Config'])
-        tables[task_of(cfg, model)].append(_row(cfg, model))
+        try:
+            cfg = load_config(root / model['Config'])
+        except MissingFramework:
+            if model['Name'] not in standing:
+                raise
+            task, row = standing[model['Name']]
+        else:
+            task, row = task_of(cfg, model), _line(_row(cfg, model))
+        tables[task].append(row)
+    return re.sub(_TABLE, lambda found: found[1] + ''.join(f'{row}\n' for row in tables[found[2]]), text)
 
-    def fill(found: re.Match) -> str:
-        return found[1] + ''.join(f'| {" | ".join(map(str, row))} |\n' for row in tables[found[2]])
 
-    return re.sub(r'(<!-- (.+) -->\n\n.*\n.*\n)(?:\|.*\n)*', fill, (root / PAGE).read_text())
+def _line(row: Iterable) -> str:
+    return f'| {" | ".join(map(str, row))} |'
 
 
 def task_of(cfg: Config, model: dict) -> str:
     """The section of a model, by its data and by what it is trained or evaluated for."""
     if model['Metadata']['Training Data'] == 'shapes':
         return 'Generated shapes'
-    if cfg.model.type == 'swinv2_mm.SimMIM':
+    if cfg.model.type == 'swinv2_mm.SimMIM' or cfg.default_scope == 'mmpretrain':
         return 'Pre-training'
     if cfg.default_scope == 'mmseg':
         return 'Semantic segmentation'
@@ -65,13 +82,16 @@ def prediction_size(cfg: Config) -> tuple[int, int] | None:
     """Rows and columns that a model of a config predicts at once, if the config says so.
 
     For segmentation a crop of the sliding window's size, or of the training's; otherwise the largest image, lying, that
-    the test pipeline resizes to. SimMIM paints crops of its training.
+    the test pipeline resizes to. SimMIM paints crops of its training; a classifier sees the centre of the image.
     """
     if cfg.model.type == 'swinv2_mm.SimMIM':
         return input_size(cfg)
     if cfg.model.get('data_preprocessor', {}).get('size'):
         return tuple(cfg.model.test_cfg.get('crop_size') or cfg.model.data_preprocessor.size)
     for transform in cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline', ()):
+        if transform.type == 'CenterCrop':
+            side = transform.crop_size
+            return (side, side) if isinstance(side, int) else tuple(side)
         if transform.type == 'Resize':
             return min(transform.scale), max(transform.scale)
     return None

@@ -93,7 +93,9 @@ def test_names_the_framework_that_is_missing(text, tmp_path):
     """Bug: a ModuleNotFoundError from within the registry, after the work dir was made."""
     path = tmp_path / 'needs.py'
     path.write_text(text)
-    with pytest.raises(UserError, match=r'builds on MMPretrain, and mmpretrain cannot be imported.*doctor'):
+    with pytest.raises(
+        UserError, match=r'builds on MMPretrain, and mmpretrain cannot be imported.*pip install mmpretrain.*doctor'
+    ):
         load_config(path)
 
 

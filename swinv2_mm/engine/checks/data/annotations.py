@@ -18,6 +18,7 @@ from swinv2_mm.engine.census.coco import check_evaluated, check_masks, read_coco
 from swinv2_mm.engine.census.taking import find_loading, load, take_census
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import SEE_MORE, check_arguments, find_class, with_key
+from swinv2_mm.engine.checks.data.labels import check_folders_alike, check_number_of_folders, check_topk
 from swinv2_mm.engine.checks.data.paths import on_disk
 from swinv2_mm.engine.config.form import policy_of
 from swinv2_mm.engine.config.parts import datasets_of, each, is_local, nested
@@ -40,14 +41,16 @@ def check_datasets(cfg: Config, context: Context) -> None:
     _check_orders(orders, context)
     if 'language_model' not in (cfg.get('model') or {}):  # which reads the names instead of numbering them
         _compare_classes(context)
+    check_folders_alike(context.datasets)
+    check_topk(cfg, context)
     _warn_of_overlap(context)
 
 
 def _build(config: dict, key: str) -> BaseDataset | None:
-    """A data set of the frameworks or ours, not loaded; None for a foreign class, which may read its data when it is built."""
+    """A data set of the frameworks or ours, not loaded; None for a foreign class, which may read when it is built."""
     kind = find_class(config, key, DATASETS)
     own = isinstance(kind, type) and issubclass(kind, BaseDataset)
-    if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg', 'swinv2_mm'):
+    if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'swinv2_mm'):
         check_arguments(config, key, DATASETS)
         return None
     with with_key(config, key):
@@ -68,6 +71,7 @@ def _check_dataset(
     if unchecked or not on_disk(config) or not all(is_local(path) and Path(path).exists() for path in paths):
         return
     _check_reduce_zero_label(dataset, config, key)
+    check_number_of_folders(dataset, key)
     content, path, where = None, dataset.ann_file, f'{key}: {dataset.ann_file}'
     split = key.partition('_dataloader')[0]
     if _reads_coco(type(dataset)) and path and classes:
@@ -86,6 +90,8 @@ def _check_dataset(
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{key}: {", ".join(map(str, paths))} cannot be read: {reason}. {SEE_MORE}') from error
     context.datasets[key] = dataset
+    if dataset.metainfo.get('classes'):  # those of folders are known now
+        context.classes[key] = dataset.metainfo['classes']
     if split != 'train' and content is not None and not content['annotations']:
         if split == 'val':
             raise UserError(

@@ -12,7 +12,7 @@ from swinv2_mm.errors import UserError
 
 # What a color_type of mmcv's loading gives; 'unchanged' gives what the file has.
 _LOADED = {'color': 3, 'color_ignore_orientation': 3, 'grayscale': 1, 'grayscale_ignore_orientation': 1}
-_FRAMEWORKS = ('mmcv', 'mmdet', 'mmseg', 'mmengine')
+_FRAMEWORKS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine')
 _COLOR_TYPES = {1: "'grayscale'", 3: "'color'"}
 
 
@@ -24,20 +24,23 @@ def check_channels(cfg: Config, context: Context) -> None:
         return
     takes = backbone.get('in_channels', 3)
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    key = 'model.data_preprocessor'
-    segments = str(preprocessor.get('type')).split('.')[-1] == 'SegDataPreProcessor'
+    key = 'model.data_preprocessor' if model.get('data_preprocessor') else 'data_preprocessor'
+    kind = str(preprocessor.get('type')).split('.')[-1]
+    segments = kind == 'SegDataPreProcessor' or cfg.get('default_scope') == 'mmpretrain'  # any number of means
+    # MMPretrain swaps three channels alone, by another argument.
+    unswap = '' if takes == 3 or cfg.get('default_scope') == 'mmpretrain' else f' {key}.bgr_to_rgb=False'
     values, spread = (_length(preprocessor.get(name)) for name in ('mean', 'std'))
     if values != spread:
-        raise UserError(f'{key}.mean has {values} values, and std {spread}. {_normalising(key, takes)}')
+        raise UserError(f'{key}.mean has {values} values, and std {spread}. {_normalising(key, unswap)}')
     if values > 1 and values != takes:
         raise UserError(
             f'model.backbone.in_channels={takes} does not match {key}.mean, which has {values} values. '
-            f'{_normalising(key, takes)}'
+            f'{_normalising(key, unswap)}'
         )
     if values not in (1, 3) and not segments:
         raise UserError(
             f'{key}.mean has {values} values; outside of MMSegmentation, a preprocessor takes one for all channels, or '
-            f'three. {_normalising(key, takes)} Or, for a value each: mean=None and std=None, and behind the loading '
+            f'three. {_normalising(key, unswap)} Or, for a value each: mean=None and std=None, and behind the loading '
             "in every pipeline dict(type='Normalize', mean=[…], std=[…], to_rgb=False)."
         )
     swap = next((name for name in ('bgr_to_rgb', 'rgb_to_bgr') if preprocessor.get(name)), None)
@@ -54,10 +57,9 @@ def check_channels(cfg: Config, context: Context) -> None:
                     _check_loading(transform, f'{place}.{index}', takes, 1 if segments and values == takes else takes)
 
 
-def _normalising(key: str, channels: Any) -> str:
-    """How to normalise images of so many channels."""
-    swap = '' if channels == 3 else f' {key}.bgr_to_rgb=False'
-    return f"Pass, with values of your data, --cfg-options '{key}.mean=[110.]' '{key}.std=[60.]'{swap}"
+def _normalising(key: str, unswap: str) -> str:
+    """How to normalise images of other channels; ``unswap`` is an option that goes along."""
+    return f"Pass, with values of your data, --cfg-options '{key}.mean=[110.]' '{key}.std=[60.]'{unswap}"
 
 
 def _length(values: Any) -> int:

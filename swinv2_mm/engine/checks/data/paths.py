@@ -41,7 +41,12 @@ def _data(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, str, Path]]
             if not is_local(root) or not on_disk(dataset):
                 continue
             prefixes = dataset.get('data_prefix') or {}
-            names = {'ann_file': dataset.get('ann_file')} | {f'data_prefix.{name}': prefixes[name] for name in prefixes}
+            if not prefixes and str(dataset['type']).split('.')[-1] == 'ImageNet':
+                prefixes = dataset.get('split')  # MMPretrain's folder for it
+            if isinstance(prefixes, str):
+                prefixes = {'': prefixes}
+            names = {f'data_prefix.{name}'.rstrip('.'): path for name, path in (prefixes or {}).items()}
+            names = {'ann_file': dataset.get('ann_file')} | names
             names = {name: path for name, path in names.items() if path and isinstance(path, str) and is_local(path)}
             if root and not names:
                 yield f'{key}.data_root', root, Path(root)

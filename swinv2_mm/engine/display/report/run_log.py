@@ -14,8 +14,8 @@ import numpy as np
 from swinv2_mm.errors import UserError
 
 # Metrics that judge a validation, without their prefix (coco/), the most important first; higher is better for all.
-MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'mAP', 'mDice', 'mFscore')
-METRICS = (*MAIN, 'bbox_mAP_50', 'segm_mAP_50', 'mAcc', 'aAcc')
+MAIN = ('bbox_mAP', 'segm_mAP', 'mIoU', 'mAP', 'mDice', 'mFscore', 'top1')
+METRICS = (*MAIN, 'bbox_mAP_50', 'segm_mAP_50', 'mAcc', 'aAcc', 'top5')
 _NO_METRICS = ('step', 'iter', 'epoch', 'iteration', 'time', 'data_time', 'memory')
 
 

@@ -87,3 +87,14 @@ def test_the_ways_out_for_four_channels_compute_what_they_say():
     channels_first = torch.from_numpy(image).permute(2, 0, 1)
     (given,) = ImgDataPreprocessor(mean=[110.0], std=[60.0])({'inputs': [channels_first]})['inputs']
     torch.testing.assert_close(given, (channels_first.float() - 110) / 60)
+
+
+def test_the_preprocessor_may_stand_beside_the_model():
+    """As MMPretrain's does, which takes a mean for each of four channels. Bug: a remedy by a key that is not there."""
+    backbone = {'type': 'swinv2_mm.SwinTransformerV2', 'in_channels': 4}
+    cfg = Config({'default_scope': 'mmpretrain', 'model': {'backbone': backbone}, 'data_preprocessor': FOUR})
+    check_channels(cfg, Context(()))
+    cfg.data_preprocessor = {'mean': [1.0, 2, 3], 'std': [1.0, 1, 1]}
+    with pytest.raises(UserError, match=r'match data_preprocessor\.mean, which has 3.*Pass.*') as error:
+        check_channels(cfg, Context(()))
+    assert 'model.data_preprocessor' not in str(error.value) and 'to_rgb' not in str(error.value)
