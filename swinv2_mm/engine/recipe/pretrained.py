@@ -26,9 +26,8 @@ PATCHES = 'patch_embed.proj.weight'
 class Pretrained:
     """Fill a backbone from a checkpoint of any known layout, which is converted when a machine first uses it.
 
-    The patch embedding is adapted to ``in_channels`` and ``patch_size`` of the backbone with a warning. Output norms
-    that the checkpoint does not have start afresh. In ``model.init_cfg`` of a SimMIM it also fills the mask token and the
-    decoder.
+    The patch embedding is adapted to ``in_channels`` and ``patch_size`` with a warning. Output norms that the
+    checkpoint does not have start afresh. As ``init_cfg`` of a whole SimMIM it fills mask token and decoder, too.
 
     Args:
         checkpoint: A path, a URL, a released name such as ``swinv2_tiny_patch4_window8_256``, or ``hf://owner/name``.
