@@ -71,6 +71,7 @@ ROOMS = {
             'engine/saving',
             'errors',
             'models/kernels',
+            'models/simmim',
             'models/swin_v2',
             'registry',
         },

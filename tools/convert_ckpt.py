@@ -3,6 +3,8 @@
 python tools/convert_ckpt.py swinv2_tiny_patch4_window8_256 swinv2_t.pth
 python tools/convert_ckpt.py hf://microsoft/swinv2-tiny-patch4-window8-256 swinv2_t.safetensors --verify
 python tools/convert_ckpt.py work_dirs/maskrcnn_swinv2_t/epoch_12.pth timm.pth --to timm
+python tools/convert_ckpt.py swinv2_tiny_patch4_window8_256 classifier.pth --classifier
+python tools/convert_ckpt.py work_dirs/simmim_swinv2_t_192/epoch_800.pth simmim.pth --to simmim
 """
 
 import argparse
@@ -10,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from swinv2_mm.checkpoints.convert import export_state_dict
+from swinv2_mm.checkpoints.convert import Rest, export_state_dict, join
 from swinv2_mm.checkpoints.files import write_file
 from swinv2_mm.checkpoints.layouts import LAYOUTS
 from swinv2_mm.checkpoints.load import Loaded, open_checkpoint
@@ -19,10 +21,10 @@ from swinv2_mm.checkpoints.windows import plain
 from swinv2_mm.engine.runs.command_line import Parser, exit_code
 from swinv2_mm.errors import UserError
 
-TARGETS = ('microsoft', 'timm', 'huggingface')
+TARGETS = ('microsoft', 'simmim', 'timm', 'huggingface')
 
 
-def main(argv: list[str] | None = None) -> None:
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='a file, folder, URL, released name (docs/checkpoints.md), or hf://owner/name')
     parser.add_argument('dst', help='the file to write: .safetensors, or .pth')
@@ -39,12 +41,17 @@ def main(argv: list[str] | None = None) -> None:
         choices=TARGETS,
         help='write the layout of another code base instead of our own',
     )
+    head = "keep the head of a classifier, for MMPretrain's ImageClassifier around our backbone, or for that of --to"
+    parser.add_argument('--classifier', action='store_true', help=head)
     verified = 'build the backbone, load strictly, run it, and compare a file of Hugging Face with transformers'
     parser.add_argument('--verify', action='store_true', help=verified)
     parser.add_argument('--force', action='store_true', help='replace DST if it exists')
     parser.add_argument('--json', action='store_true', help='report as JSON')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = read_arguments(argv)
     dst = Path(args.dst).expanduser()
     if dst.suffix not in ('.pth', '.pt', '.bin', '.safetensors'):
         raise UserError(f'{dst}: name a file that ends in .pth or .safetensors.')
@@ -65,10 +72,18 @@ def main(argv: list[str] | None = None) -> None:
             'with. Give them: --pretrained-window-sizes 8 for an ImageNet model with window 8; for one that was '
             'fine-tuned with a larger window, those before the fine-tuning, such as 12 12 12 6.'
         )
+    rest = rest_of(loaded, args.to, args.classifier)
     difference = verify(loaded) if args.verify else None
-    lost = write(loaded, dst, args.to)
-    report = account(loaded, dst, args.to, lost, difference)
+    lost = write(loaded, dst, args.to, rest)
+    report = account(loaded, dst, args.to, rest, lost, difference)
     print(json.dumps(report, indent=1)) if args.json else print_report(report)
+
+
+def rest_of(loaded: Loaded, target: str | None, classifier: bool) -> Rest | None:
+    """What is written beside the backbone, if anything: a SimMIM stays one, unless another layout is asked for."""
+    if classifier:
+        return loaded.rest('classifier')
+    return loaded.rest('simmim') if target == 'simmim' or (target is None and loaded.is_whole('simmim')) else None
 
 
 def verify(loaded: Loaded) -> Difference:
@@ -86,11 +101,13 @@ def verify(loaded: Loaded) -> Difference:
     return compare_with_peer(backbone.eval(), loaded)
 
 
-def write(loaded: Loaded, dst: Path, target: str | None) -> list[str]:
+def write(loaded: Loaded, dst: Path, target: str | None, rest: Rest | None) -> list[str]:
     """Write DST; return our names that have no place in the layout of another code base."""
     weights, lost = (loaded.state(), []) if target is None else export_state_dict(loaded.state(), target)
+    layout = target or 'openmmlab'
+    weights = join(weights, rest, layout) if rest else weights
     try:
-        write_file(weights, dst, loaded.meta(), LAYOUTS[target or 'openmmlab'].container)
+        write_file(weights, dst, loaded.meta(), LAYOUTS[layout].container)
     except OSError as error:
         raise UserError(f'{dst} cannot be written: {error}. Nothing was left behind.') from error
     return lost

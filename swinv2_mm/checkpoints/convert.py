@@ -1,13 +1,20 @@
 """Convert weights by a key table, strictly: every key matches exactly one row, or is dropped by name."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, Geometry, read_geometry, read_windows, told_windows
-from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, Layout, Row
+from swinv2_mm.checkpoints.geometry import (
+    PRETRAINED_KEY,
+    Geometry,
+    check_tensors,
+    read_geometry,
+    read_windows,
+    told_windows,
+)
+from swinv2_mm.checkpoints.layouts import FOREIGN, LAYOUTS, MODELS, Layout, Row
 from swinv2_mm.checkpoints.windows import Windows
 from swinv2_mm.errors import UserError, listed
 
@@ -37,6 +44,21 @@ class Conversion:
     sources: dict[str, tuple[str, ...]]
     dropped: dict[str, str]
     new: list[str]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a model has beside its backbone.
+
+    Attributes:
+        model: A key of :data:`~swinv2_mm.checkpoints.layouts.MODELS`.
+        weights: Our names and tensors.
+        sources: Our name -> their key.
+    """
+
+    model: str
+    weights: dict[str, Tensor]
+    sources: dict[str, str]
 
 
 def recognise(keys: Iterable[str], layout: str | None = None, prefix: str | None = None) -> tuple[str, str]:
@@ -223,6 +245,63 @@ def export_state_dict(weights: Mapping[str, Tensor], layout: str) -> tuple[dict[
     if inside:
         raise UserError(f'the layout {layout} has no place for {listed(inside, 6)}: without them it is another model.')
     return out, lost
+
+
+_WHOLE_MODELS = {
+    'simmim': (
+        "the mask token and the decoder of SimMIM's models",
+        'Take a checkpoint of SimMIM. A backbone alone is converted by --to microsoft, or loaded by its own init_cfg.',
+    ),
+    'classifier': (
+        'the head of a classifier',
+        'Take the file of a classifier, as swinv2_tiny_patch4_window8_256, or leave --classifier out.',
+    ),
+}
+
+
+def places_of_rest(model: str, conversion: Conversion, keys: Container[str]) -> tuple[dict[str, str], list[str]]:
+    """Where the rest of a model is among the keys of its source.
+
+    Returns:
+        Our names and their keys, and what is missing for a whole model, in their names where the layout has some.
+    """
+    before, theirs = MODELS[model].get(conversion.layout, ('backbone.', ()))
+    ours = MODELS[model]['openmmlab'][1]
+    if not theirs or not conversion.prefix.endswith(before):
+        return {}, list(theirs or ours)
+    places = {our: conversion.prefix.removesuffix(before) + name for our, name in zip(ours, theirs, strict=True)}
+    return places, [key for key in places.values() if key not in keys]
+
+
+def read_rest(model: str, conversion: Conversion, state: Mapping[str, Tensor]) -> Rest:
+    """Read what a model has beside its backbone, completely; arguments as for :func:`places_of_rest`.
+
+    Raises:
+        UserError: A part is missing, has a shape that does not fit the backbone, or holds NaN.
+    """
+    places, missing = places_of_rest(model, conversion, state)
+    what, remedy = _WHOLE_MODELS[model]
+    if missing:
+        raise UserError(f'{listed(missing)} {"is" if len(missing) == 1 else "are"} missing: {what}. {remedy}')
+    weights = {our: _own(state[key]) for our, key in places.items()}
+    classes = [len(tensor) for name, tensor in weights.items() if name.endswith('.bias') and tensor.ndim]
+    wanted = conversion.geometry.shapes_of_rest(model, classes[0] if classes else 1)
+    check_tensors(weights, wanted, f'the backbone does not fit {what}')
+    return Rest(model, weights, places)
+
+
+def join(backbone: Mapping[str, Tensor], rest: Rest, layout: str) -> dict[str, Tensor]:
+    """A whole model in the names of a layout, from a backbone in its names and the rest.
+
+    Raises:
+        UserError: The code base has no such model.
+    """
+    if layout not in MODELS[rest.model]:
+        raise UserError(f'the layout {layout} has no place for {_WHOLE_MODELS[rest.model][0]}; leave one of both out.')
+    before, theirs = MODELS[rest.model][layout]
+    ours = MODELS[rest.model]['openmmlab'][1]
+    joined = {before + key: tensor for key, tensor in backbone.items()}
+    return joined | {key: rest.weights[our] for our, key in zip(ours, theirs, strict=True)}
 
 
 def _pattern(template: str) -> str:

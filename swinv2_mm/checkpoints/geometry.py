@@ -63,6 +63,15 @@ class Geometry:
                 shapes |= {f'stages.{i}.blocks.{j}.{name}': shape for name, shape in block.items()}
         return shapes
 
+    def shapes_of_rest(self, model: str, classes: int) -> Shapes:
+        """The shapes of what a model of :data:`~swinv2_mm.checkpoints.layouts.MODELS` has beside its backbone."""
+        halved = 2 ** (len(self.depths) - 1)  # sides of the last map, and its channels grow by that
+        C = self.embed_dims * halved
+        if model == 'classifier':
+            return _affine('head.fc', classes, C)
+        painted = (self.patch_size * halved) ** 2 * self.in_channels
+        return {'mask_token': (1, 1, self.embed_dims)} | _affine('decoder', painted, C, 1, 1)
+
     def _block(self, C: int, heads: int, index: int) -> Shapes:
         hidden = int(C * self.mlp_ratio)
         extra = self.extra_norm_every > 0 and (index + 1) % self.extra_norm_every == 0
@@ -99,6 +108,12 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
     for i in range(len(geometry.depths)):
         norm = _affine(f'norm{i}', geometry.embed_dims * 2**i)
         wanted |= norm if norm.keys() & weights.keys() else {}
+    check_tensors(weights, wanted, 'no complete SwinV2 backbone')
+    return geometry
+
+
+def check_tensors(weights: Mapping[str, Tensor], wanted: Shapes, what: str) -> None:
+    """Raise a UserError unless the weights are those wanted, in shape, and finite; ``what`` begins its message."""
     faults = {
         'are missing': [key for key in wanted if key not in weights],
         'belong to no part of it': [key for key in weights if key not in wanted],
@@ -113,10 +128,9 @@ def read_geometry(weights: Mapping[str, Tensor]) -> Geometry:
         # NaN and infinity show in the minimum or the maximum, which need no mask of the tensor's size.
         bounds = {key: torch.aminmax(tensor) for key, tensor in weights.items()}
         faults = {'hold NaN or infinity': [key for key, found in bounds.items() if not all(map(math.isfinite, found))]}
-    words = [f'{len(keys)} tensors {what}: {listed(keys, 6)}' for what, keys in faults.items() if keys]
+    words = [f'{len(keys)} tensors {fault}: {listed(keys, 6)}' for fault, keys in faults.items() if keys]
     if words:
-        raise UserError(f'no complete SwinV2 backbone: {"; ".join(words)}')
-    return geometry
+        raise UserError(f'{what}: {"; ".join(words)}')
 
 
 def _guess(weights: Mapping[str, Tensor]) -> Geometry:

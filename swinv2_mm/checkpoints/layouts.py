@@ -230,6 +230,23 @@ LAYOUTS = {
     ),
 }
 
+# Models around a backbone. By layout: what comes before the backbone's keys, and the model's other keys, in one order.
+MODELS = {
+    'simmim': {
+        'openmmlab': ('backbone.', ('mask_token', 'decoder.weight', 'decoder.bias')),
+        'simmim': ('encoder.', ('encoder.mask_token', 'decoder.0.weight', 'decoder.0.bias')),
+        'huggingface': ('swinv2.', ('swinv2.embeddings.mask_token', 'decoder.0.weight', 'decoder.0.bias')),
+    },
+    'classifier': {
+        'openmmlab': ('backbone.', ('head.fc.weight', 'head.fc.bias')),
+        'microsoft': ('', ('head.weight', 'head.bias')),
+        'timm': ('', ('head.fc.weight', 'head.fc.bias')),
+        'huggingface': ('swinv2.', ('classifier.weight', 'classifier.bias')),
+        'torchvision': ('', ('head.weight', 'head.bias')),
+        'mmpretrain': ('backbone.', ('head.fc.weight', 'head.fc.bias')),
+    },
+}
+
 # Models that people mistake for SwinV2: a telling key and the message. The first match counts.
 FOREIGN = (
     (

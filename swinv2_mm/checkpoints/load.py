@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swinv2_mm import __version__
 from swinv2_mm.checkpoints.catalog import Release, find
-from swinv2_mm.checkpoints.convert import Conversion, convert_state_dict, has_backbone
+from swinv2_mm.checkpoints.convert import Conversion, Rest, convert_state_dict, has_backbone, places_of_rest, read_rest
 from swinv2_mm.checkpoints.files import files_of, read_file, read_weights, write_file
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY
 from swinv2_mm.checkpoints.sources import Source, cache_dir, locate
@@ -64,6 +64,17 @@ class Loaded:
     def state(self) -> dict[str, Tensor]:
         """A state_dict of the backbone, with its pretrained windows if they are known."""
         return self.conversion.weights | as_state(self.pretrained_window_sizes)
+
+    def is_whole(self, model: str) -> bool:
+        """Whether it is a model of :data:`~swinv2_mm.checkpoints.layouts.MODELS`, with nothing missing."""
+        return not places_of_rest(model, self.conversion, self.original)[1]
+
+    def rest(self, model: str) -> Rest:
+        """What that model has beside the backbone; a UserError if a part is missing or damaged."""
+        try:
+            return read_rest(model, self.conversion, self.original)
+        except UserError as error:
+            raise UserError(f'{self.source.name}: {error}') from None
 
     def meta(self) -> dict[str, Any]:
         """The entry ``meta`` of a converted file, in plain values."""

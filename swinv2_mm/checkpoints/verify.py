@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swinv2_mm.checkpoints.convert import Rest
 from swinv2_mm.checkpoints.load import Loaded
 from swinv2_mm.errors import UserError, listed
 
@@ -110,16 +111,23 @@ def _features_of_hugging_face(loaded: Loaded, image: Tensor) -> tuple[str, list[
 
 
 def account(
-    loaded: Loaded, dst: Path, target: str | None, lost: list[str], difference: Difference | None
+    loaded: Loaded, dst: Path, target: str | None, rest: Rest | None, lost: list[str], difference: Difference | None
 ) -> dict[str, Any]:
     """Collect the report of a conversion to the file ``dst``, in plain values.
 
-    ``target`` is the layout that was written, None for ours; ``lost`` are our names that have no place in it.
+    ``target`` is the layout that was written, None for ours; ``rest`` is what was written beside the backbone; ``lost``
+    are our names that have no place in the layout.
     """
     conversion = loaded.conversion
     arguments = conversion.geometry.arguments()
-    if len(conversion.geometry.depths) != 4:
-        arguments['out_indices'] = tuple(range(len(conversion.geometry.depths)))
+    stages = len(conversion.geometry.depths)
+    if rest or stages != 4:
+        arguments['out_indices'] = (stages - 1,) if rest else tuple(range(stages))
+    sources, dropped = conversion.sources, conversion.dropped
+    if rest:
+        sources = {f'backbone.{ours}': theirs for ours, theirs in sources.items()}
+        sources |= {ours: (theirs,) for ours, theirs in rest.sources.items()}
+        dropped = {key: reason for key, reason in dropped.items() if key not in rest.sources.values()}
     return dict(
         meta=loaded.meta(),
         source_file=str(loaded.source.path),
@@ -130,11 +138,12 @@ def account(
         windows_told_by=loaded.told_by,
         arguments=arguments,
         dtypes=dict(Counter(str(tensor.dtype).removeprefix('torch.') for tensor in conversion.weights.values())),
-        loaded=len(conversion.weights),
-        sources=conversion.sources,
-        dropped=conversion.dropped,
+        loaded=len(sources),
+        model=rest and rest.model,
+        sources=sources,
+        dropped=dropped,
         lost=lost,
-        missing=conversion.new,
+        missing=[] if rest else conversion.new,  # a whole model emits its last map only
         verified=None if difference is None else asdict(difference) | dict(words=difference.words()),
     )
 
@@ -179,9 +188,15 @@ def print_report(report: dict[str, Any]) -> None:
             table.add_row(*row)
     Console(highlight=False, markup=False, emoji=False).print(table)  # a path may look like markup
     if report['target'] == 'openmmlab':
-        size = ', '.join(f'{name}={value!r}' for name, value in report['arguments'].items())
-        print(
-            f"backbone=dict(type='swinv2_mm.SwinTransformerV2', {size},\n"
-            f'              pretrained_window_sizes={meta["pretrained_window_sizes"]},\n'
-            f"              init_cfg=dict(type='Pretrained', checkpoint={report['destination']!r}))"
-        )
+        print(_config_of(report))
+
+
+def _config_of(report: dict[str, Any]) -> str:
+    """The lines of a config that use a file in our layout."""
+    size = ', '.join(f'{name}={value!r}' for name, value in report['arguments'].items())
+    indent, checkpoint = '\n              ', repr(report['destination'])
+    backbone = f"backbone=dict(type='swinv2_mm.SwinTransformerV2', {size},{indent}"
+    backbone += f'pretrained_window_sizes={report["meta"]["pretrained_window_sizes"]}'
+    if report['model']:
+        return f'{backbone})\nload_from={checkpoint}'
+    return f"{backbone},{indent}init_cfg=dict(type='Pretrained', checkpoint={checkpoint}))"

@@ -16,6 +16,7 @@ from swinv2_mm.engine.recipe.pretrained import Pretrained
 from swinv2_mm.engine.saving.matching import match_windows, misfits
 from swinv2_mm.engine.saving.reading import open_checkpoint
 from swinv2_mm.errors import UserError, listed
+from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import MODELS
 
 
@@ -33,14 +34,14 @@ def check_pretrained(cfg: Config, context: Context | None = None) -> None:
                 f'{key}=dict(type={init_cfg["type"]!r}) names no file; pass --cfg-options '
                 f'{key}.checkpoint=/path/to/it, or set {key}=None to start from random weights.'
             )
-        backbone = _on_meta(module)
+        model = _on_meta(module)
         if not ours:
             checkpoint = open_checkpoint(path, f'{key}.checkpoint')
-            if checkpoint is not None and backbone is not None:
-                _check_backbone(backbone, checkpoint, init_cfg, key)
-        elif backbone is not None:
+            if checkpoint is not None and isinstance(model, SwinTransformerV2):
+                _check_backbone(model, checkpoint, init_cfg, key)
+        elif model is not None:
             try:
-                Pretrained(**{name: value for name, value in init_cfg.items() if name != 'type'}).check(backbone)
+                Pretrained(**{name: value for name, value in init_cfg.items() if name != 'type'}).check(model)
             except UserError as error:
                 raise UserError(f'{key}: {error} Or set {key}=None to start from random weights.') from None
 
@@ -99,8 +100,8 @@ def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
 
 
 def _on_meta(module: dict) -> Any:
-    """The backbone of a config without memory; None if it is not ours or has a wrong argument."""
-    if module.get('type') != 'swinv2_mm.SwinTransformerV2':
+    """A backbone or a SimMIM of a config without memory; None if it is neither or has a wrong argument."""
+    if module.get('type') not in ('swinv2_mm.SwinTransformerV2', 'swinv2_mm.SimMIM'):
         return None
     with suppress(TypeError, ValueError), torch.device('meta'):  # check_model reports these
         return MODELS.build({**module, 'init_cfg': None})

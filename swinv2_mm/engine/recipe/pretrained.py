@@ -11,10 +11,11 @@ from torch import Tensor
 
 from swinv2_mm.checkpoints.adapt import adapt_channels, adapt_patch
 from swinv2_mm.checkpoints.geometry import read_geometry
-from swinv2_mm.checkpoints.load import Windows, as_state, fetch, pairs, plain, windows_of
+from swinv2_mm.checkpoints.load import Windows, as_state, fetch, open_checkpoint, pairs, plain, windows_of
 from swinv2_mm.engine.mmengine_internals import note_initialised
 from swinv2_mm.engine.saving.matching import misfits
 from swinv2_mm.errors import UserError
+from swinv2_mm.models.simmim import SimMIM
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import WEIGHT_INITIALIZERS
 
@@ -25,8 +26,8 @@ PATCHES = 'patch_embed.proj.weight'
 class Pretrained:
     """Fill a backbone from a checkpoint of any known layout, which is converted when a machine first uses it.
 
-    The patch embedding is adapted to ``in_channels`` and ``patch_size`` of the backbone with a warning. Output norms
-    that the checkpoint does not have start afresh.
+    The patch embedding is adapted to ``in_channels`` and ``patch_size`` with a warning. Output norms that the
+    checkpoint does not have start afresh. As ``init_cfg`` of a whole SimMIM it fills mask token and decoder, too.
 
     Args:
         checkpoint: A path, a URL, a released name such as ``swinv2_tiny_patch4_window8_256``, or ``hf://owner/name``.
@@ -74,8 +75,11 @@ class Pretrained:
         found = dict(geometry.arguments(), out_indices=tuple(range(len(geometry.depths))))
         return dict(found, window_size=windows) if windows else found
 
-    def check(self, module: SwinTransformerV2) -> tuple[dict[str, Tensor], dict[str, Any], Windows | None]:
-        """Check that the checkpoint fits a backbone, also on the meta device; return weights, meta and windows."""
+    def check(self, module: SwinTransformerV2 | SimMIM) -> tuple[dict[str, Tensor], dict[str, Any], Windows | None]:
+        """Check that the checkpoint fits, also on the meta device; return weights, meta and windows of the backbone."""
+        if isinstance(module, SimMIM):
+            self._rest(module)
+            module = module.backbone
         if not isinstance(module, SwinTransformerV2):
             raise UserError(f'swinv2_mm.Pretrained belongs into model.backbone.init_cfg, not {type(module).__name__}.')
         weights, meta = fetch(self.checkpoint, **self.options)
@@ -101,7 +105,21 @@ class Pretrained:
             )
         return weights, meta, known
 
-    def __call__(self, module: SwinTransformerV2) -> None:
+    def _rest(self, module: SimMIM) -> dict[str, Tensor]:
+        """The mask token and the decoder for a SimMIM, checked."""
+        fetch(self.checkpoint, **self.options)  # of several processes, one downloads
+        weights = open_checkpoint(self.checkpoint, **self.options).rest('simmim').weights
+        own = {key: tensor for key, tensor in module.state_dict().items() if not key.startswith('backbone.')}
+        if faults := misfits(weights, own):
+            raise UserError(f'{self.checkpoint} does not fit SimMIM: {faults}. Compare in_channels and patch_size.')
+        return weights
+
+    def __call__(self, module: SwinTransformerV2 | SimMIM) -> None:
+        if isinstance(module, SimMIM):
+            rest = self._rest(module)
+            self(module.backbone)
+            module.load_state_dict(rest, strict=False)
+            return
         weights, meta, known = self.check(module)
         wanted = module.state_dict()
         old, shape = weights[PATCHES], wanted[PATCHES].shape
