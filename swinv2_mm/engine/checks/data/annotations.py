@@ -44,7 +44,7 @@ def check_datasets(cfg: Config, context: Context) -> None:
 
 
 def _build(config: dict, key: str) -> BaseDataset | None:
-    """A data set of the frameworks or ours, not loaded; None for a foreign class, which may read its data when it is built."""
+    """A data set of the frameworks or ours, not loaded; None for a foreign class, which may read data when built."""
     kind = find_class(config, key, DATASETS)
     own = isinstance(kind, type) and issubclass(kind, BaseDataset)
     if not own or kind.__module__.split('.')[0] not in ('mmengine', 'mmdet', 'mmseg', 'swinv2_mm'):
@@ -80,6 +80,8 @@ def _check_dataset(
             check_evaluated(content, where, path)
     try:
         load(dataset, content)
+    except UserError as error:
+        raise UserError(f'{key}: {error}') from error
     except Exception as error:  # whatever the code of a framework raises
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'{key}: {", ".join(map(str, paths))} cannot be read: {reason}. {SEE_MORE}') from error

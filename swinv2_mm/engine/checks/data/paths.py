@@ -11,6 +11,11 @@ from swinv2_mm.engine.config.parts import datasets_of, each, is_local
 from swinv2_mm.errors import UserError, listed
 
 
+# The folders of generated data: what makes them, and with which arguments.
+_SHAPES = {'shapes': 'make data, or ', 'shapes_unlabelled': ''}
+_MORE = {'shapes_unlabelled': ' --num-train 3000 --seed 1'}
+
+
 def check_data(cfg: Config, context: Context) -> None:
     """Check that the files and folders exist that the data loaders and metrics name."""
     missing = [(key, root or path, path) for key, root, path in _data(cfg, context.splits) if not path.exists()]
@@ -18,14 +23,15 @@ def check_data(cfg: Config, context: Context) -> None:
         return
     root = Path(missing[0][1])
     paths = [*dict.fromkeys(path for _, _, path in missing)]
-    if 'shapes' in root.parts:
-        command = f'python tools/make_shapes.py {root}'
-        remedy = f'Generate the shapes, in the folder of the repository: make data, or {command}.'
+    made = next((name for name in _SHAPES if name in root.parts), None)
+    if made:
+        command = f'{_SHAPES[made]}python tools/make_shapes.py {root}{_MORE.get(made, "")}'
+        remedy = f'Generate the shapes, in the folder of the repository: {command}.'
     else:
         options = ' '.join(dict.fromkeys(_option(key, root, path) for key, _, path in missing))
         link = f'mkdir -p {root.parent} && ln -s /path/to/it {root}'
         remedy = f'Link the data set there ({link}), or say where it is: --cfg-options {options}'
-    told = listed(paths, 1 if 'shapes' in root.parts else 6)
+    told = listed(paths, 1 if made else 6)
     raise UserError(f'data are missing: {told} (relative to {Path.cwd()}). {remedy}')
 
 
@@ -37,7 +43,9 @@ def _data(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, str, Path]]
             if not is_local(root) or not on_disk(dataset):
                 continue
             prefixes = dataset.get('data_prefix') or {}
-            names = {'ann_file': dataset.get('ann_file')} | {f'data_prefix.{name}': prefixes[name] for name in prefixes}
+            names = {'ann_file': dataset.get('ann_file')}
+            for name in prefixes:
+                names |= dict(each(prefixes[name], f'data_prefix.{name}'))
             names = {name: path for name, path in names.items() if path and isinstance(path, str) and is_local(path)}
             if root and not names:
                 yield f'{key}.data_root', root, Path(root)
