@@ -46,7 +46,7 @@ ROOMS = {
     'models/simmim': ({'torch', 'mmengine'}, {'models/arguments', 'models/swin_v2', 'registry'}),
     'models': (set(), {'models/simmim', 'models/swin_v2'}),
     'datasets/folders': (set(), {'errors'}),
-    'datasets/unlabelled': ({'torch', 'mmengine', 'numpy', 'cv2'}, {'datasets/folders', 'registry'}),
+    'datasets/unlabelled': ({'torch', 'mmengine', 'numpy', 'cv2'}, {'datasets/folders', 'errors', 'registry'}),
     'engine/mmengine_internals': ({'torch', 'mmengine'}, set()),
     'engine/config': ({'torch', 'mmengine'}, {'engine/mmengine_internals', 'errors'}),
     'engine/saving': (

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--splits {absent[0]}: {args.config} has no {absent[0]}_dataloader.')
     context = run_checks(cfg, splits, DATA, most=None, track=progress)
     if not context.censuses:
-        raise UserError(f'{args.config}: no data set of MMDetection or MMSegmentation with annotations on this disk.')
+        raise UserError(f'{args.config}: no data set of MMDetection, MMSegmentation or pictures alone is on this disk.')
     table = census_table(context.censuses, whole=True)
     say(table, sys.stdout)
     for warning in (warning for census in context.censuses for warning in census.warnings):

@@ -11,6 +11,7 @@ from swinv2_mm.engine.census import Census, check_census, check_files, count_obj
 from swinv2_mm.engine.census.coco import beyond, left_out, repeated_files, use_content
 from swinv2_mm.engine.census.maps import MOST, check_pixels, read_maps
 from swinv2_mm.engine.config.parts import nested
+from swinv2_mm.errors import listed
 
 
 def load(dataset: BaseDataset, content: dict | None = None) -> None:
@@ -56,6 +57,10 @@ def take_census(
         census.pictures_left_out = len(content['images']) - len(entries)
         census.left_out = left_out(content, census.classes, masks)
         census.warnings += _doubts(content, where)
+    if others := getattr(dataset, 'left_out', None):  # by UnlabelledImages
+        census.warnings.append(
+            f'{where}: {len(others)} files are left out, which have other endings: {listed(others)}.'
+        )
     count_objects(census, entries, masks)
     load_map = map_loading(config, dataset)
     labels = 256 if tolerant else max(len(census.classes), num_classes)

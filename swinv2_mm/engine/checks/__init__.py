@@ -17,6 +17,7 @@ from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.data.annotations import check_datasets
 from swinv2_mm.engine.checks.data.batches import check_batches, check_picture_sizes
 from swinv2_mm.engine.checks.data.channels import check_channels
+from swinv2_mm.engine.checks.data.crops import check_crops
 from swinv2_mm.engine.checks.data.paths import check_data, check_folders
 from swinv2_mm.engine.checks.launcher import check_launcher
 from swinv2_mm.engine.checks.meta_forward import check_heads
@@ -48,6 +49,7 @@ ALL: Checks = [
     *DRY_RUN,
     check_batches,
     check_picture_sizes,
+    check_crops,
     check_pretrained,  # late, since it may download weights
     check_load_from,
 ]

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.lookup import check_arguments, check_call, check_package, find_class, find_type, with_key
 from swinv2_mm.engine.config.parts import each
-from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook as SafeCheckpointHook
 from swinv2_mm.errors import UserError
 
 # Keys of a data loader that mmengine builds or reads itself: they are no arguments of torch's.
@@ -82,8 +81,8 @@ def _check_loop(loop: dict, split: str) -> None:
 def _check_hook(hook: dict, key: str) -> None:
     plain = {name: value for name, value in hook.items() if name != 'priority'}
     kind = check_arguments(plain, key, registry.HOOKS)
-    of_mmengine = getattr(kind, '__module__', '').startswith('mmengine.hooks')
-    if (of_mmengine and 'Visualization' not in kind.__name__) or kind is SafeCheckpointHook:
+    known = getattr(kind, '__module__', '').startswith(('mmengine.hooks', 'swinv2_mm.'))
+    if known and 'Visualization' not in kind.__name__:
         with with_key(plain, key):
             built = registry.HOOKS.build(deepcopy(plain))
         if isinstance(built, CheckpointHook):  # it passes on what it does not know, after an epoch

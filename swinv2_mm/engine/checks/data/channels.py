@@ -12,7 +12,7 @@ from swinv2_mm.errors import UserError
 
 # What a color_type of mmcv's loading gives; 'unchanged' gives what the file has.
 _LOADED = {'color': 3, 'color_ignore_orientation': 3, 'grayscale': 1, 'grayscale_ignore_orientation': 1}
-_FRAMEWORKS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine')
+_FRAMEWORKS = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmengine', 'swinv2_mm')
 _COLOR_TYPES = {1: "'grayscale'", 3: "'color'"}
 
 

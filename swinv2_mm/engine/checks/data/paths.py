@@ -10,8 +10,10 @@ from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.config.parts import datasets_of, each, is_local
 from swinv2_mm.errors import UserError, listed
 
-# Folders of the data sets that tools/make_shapes.py writes, and what it has to be told.
-_GENERATED = {'shapes': '', 'shapes_unlabelled': ' --num-train 3000 --seed 1'}
+
+# The folders of generated data: what makes them, and with which arguments.
+_SHAPES = {'shapes': 'make data, or ', 'shapes_unlabelled': ''}
+_MORE = {'shapes_unlabelled': ' --num-train 3000 --seed 1'}
 
 
 def check_data(cfg: Config, context: Context) -> None:
@@ -21,15 +23,15 @@ def check_data(cfg: Config, context: Context) -> None:
         return
     root = Path(missing[0][1])
     paths = [*dict.fromkeys(path for _, _, path in missing)]
-    generated = next((name for name in _GENERATED if name in root.parts), None)
-    if generated:
-        command = f'python tools/make_shapes.py {root}{_GENERATED[generated]}'
+    made = next((name for name in _SHAPES if name in root.parts), None)
+    if made:
+        command = f'{_SHAPES[made]}python tools/make_shapes.py {root}{_MORE.get(made, "")}'
         remedy = f'Generate the shapes, in the folder of the repository: {command}.'
     else:
         options = ' '.join(dict.fromkeys(_option(key, root, path) for key, _, path in missing))
         link = f'mkdir -p {root.parent} && ln -s /path/to/it {root}'
         remedy = f'Link the data set there ({link}), or say where it is: --cfg-options {options}'
-    told = listed(paths, 1 if generated else 6)
+    told = listed(paths, 1 if made else 6)
     raise UserError(f'data are missing: {told} (relative to {Path.cwd()}). {remedy}')
 
 
@@ -43,10 +45,12 @@ def _data(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, str, Path]]
             prefixes = dataset.get('data_prefix') or {}
             if not prefixes and str(dataset['type']).split('.')[-1] == 'ImageNet':
                 prefixes = dataset.get('split')  # MMPretrain's folder for it
+            names = {'ann_file': dataset.get('ann_file')}
             if isinstance(prefixes, str):
-                prefixes = {'': prefixes}
-            names = {f'data_prefix.{name}'.rstrip('.'): path for name, path in (prefixes or {}).items()}
-            names = {'ann_file': dataset.get('ann_file')} | names
+                names['data_prefix'] = prefixes
+            else:
+                for name in prefixes or {}:
+                    names |= dict(each(prefixes[name], f'data_prefix.{name}'))
             names = {name: path for name, path in names.items() if path and isinstance(path, str) and is_local(path)}
             if root and not names:
                 yield f'{key}.data_root', root, Path(root)

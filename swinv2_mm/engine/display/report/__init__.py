@@ -88,10 +88,10 @@ def plot_runs(work_dirs: Sequence[str], out: str | None = None) -> Path:
 
 @HOOKS.register_module()
 class ReportHook(Hook):
-    """Draw ``report.png`` into the work dir after training, and after validations.
+    """Draw ``report.png`` into the work dir after training, and after validations; without any, after epochs.
 
-    After a validation only if drawing has taken less than a hundredth of the time so far. A failure is only a warning:
-    it never stops a training.
+    Before the end only if drawing has taken less than a hundredth of the time so far. A failure is only a warning: it
+    never stops a training.
     """
 
     priority = 'LOWEST'  # after the hook that logs the validation
@@ -103,6 +103,10 @@ class ReportHook(Hook):
         # A validation on its own has no training around it.
         if hasattr(self, 'began') and self.spent <= 0.01 * (monotonic() - self.began):
             self.after_train(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if runner.val_loop is None:
+            self.after_val_epoch(runner)
 
     def after_train(self, runner: Runner) -> None:
         if not is_main_process():
