@@ -8,12 +8,13 @@ import pytest
 from support import ROOT
 from support.resuming import same
 from support.tiny_unlabelled import write_config, write_pictures
+from support.versions import needs
 
 from swinv2_mm.engine.runs import prepare_training, train
 from swinv2_mm.engine.saving.reading import latest_checkpoint, read_checkpoint
 from swinv2_mm.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('own_process')
+pytestmark = [pytest.mark.usefixtures('own_process'), needs('mmcv')]
 ALONE = """
 import sys
 class Absent:

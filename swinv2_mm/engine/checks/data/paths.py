@@ -10,10 +10,11 @@ from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.config.parts import datasets_of, each, is_local
 from swinv2_mm.errors import UserError, listed
 
-
-# The folders of generated data: what makes them, and with which arguments.
-_SHAPES = {'shapes': 'make data, or ', 'shapes_unlabelled': ''}
-_MORE = {'shapes_unlabelled': ' --num-train 3000 --seed 1'}
+# The folders of generated data, and what writes them.
+_GENERATED = {
+    'shapes': 'make data, or python tools/make_shapes.py {root}',
+    'shapes_unlabelled': 'python tools/make_shapes.py {root} --num-train 3000 --seed 1',
+}
 
 
 def check_data(cfg: Config, context: Context) -> None:
@@ -23,15 +24,14 @@ def check_data(cfg: Config, context: Context) -> None:
         return
     root = Path(missing[0][1])
     paths = [*dict.fromkeys(path for _, _, path in missing)]
-    made = next((name for name in _SHAPES if name in root.parts), None)
-    if made:
-        command = f'{_SHAPES[made]}python tools/make_shapes.py {root}{_MORE.get(made, "")}'
-        remedy = f'Generate the shapes, in the folder of the repository: {command}.'
+    generated = next((name for name in _GENERATED if name in root.parts), None)
+    if generated:
+        remedy = f'Generate the shapes, in the folder of the repository: {_GENERATED[generated].format(root=root)}.'
     else:
         options = ' '.join(dict.fromkeys(_option(key, root, path) for key, _, path in missing))
         link = f'mkdir -p {root.parent} && ln -s /path/to/it {root}'
         remedy = f'Link the data set there ({link}), or say where it is: --cfg-options {options}'
-    told = listed(paths, 1 if made else 6)
+    told = listed(paths, 1 if generated else 6)
     raise UserError(f'data are missing: {told} (relative to {Path.cwd()}). {remedy}')
 
 
@@ -45,12 +45,11 @@ def _data(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, str, Path]]
             prefixes = dataset.get('data_prefix') or {}
             if not prefixes and str(dataset['type']).split('.')[-1] == 'ImageNet':
                 prefixes = dataset.get('split')  # MMPretrain's folder for it
-            names = {'ann_file': dataset.get('ann_file')}
             if isinstance(prefixes, str):
-                names['data_prefix'] = prefixes
-            else:
-                for name in prefixes or {}:
-                    names |= dict(each(prefixes[name], f'data_prefix.{name}'))
+                prefixes = {'': prefixes}
+            names = {'ann_file': dataset.get('ann_file')}
+            for name in prefixes or ():
+                names |= dict(each(prefixes[name], f'data_prefix.{name}'.rstrip('.')))
             names = {name: path for name, path in names.items() if path and isinstance(path, str) and is_local(path)}
             if root and not names:
                 yield f'{key}.data_root', root, Path(root)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from support.tiny_training import write_config as write_other_config
 from support.tiny_unlabelled import write_config, write_pictures
+from support.versions import needs
 
 from swinv2_mm.engine.runs import prepare_training
 from swinv2_mm.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('own_process')
+pytestmark = [pytest.mark.usefixtures('own_process'), needs('mmcv')]
 PIPELINE = 'train_dataloader.dataset.pipeline'
 
 
