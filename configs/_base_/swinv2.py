@@ -7,6 +7,7 @@ swinv2_t = dict(
     # The window of the ImageNet pre-training; it belongs to the weights.
     pretrained_window_sizes=8,
     init_cfg=dict(type='swinv2_mm.Pretrained', checkpoint='swinv2_tiny_patch4_window8_256'),
+    from_scratch=False,  # True for a short training with init_cfg=None
 )
 swinv2_s = dict(arch='small', init_cfg=dict(checkpoint='swinv2_small_patch4_window8_256'))
 swinv2_b = dict(arch='base', init_cfg=dict(checkpoint='swinv2_base_patch4_window8_256'))
