@@ -143,7 +143,8 @@ def test_a_mask_may_be_finer_than_the_last_map(randomize):
         images, mask = picture(2, 48, 48), reference.drawn(2, 48 // side, 48 // side)
         painted = model(images, mask=mask)
         assert model.stride == 32 and painted.shape == images.shape
-        assert torch.equal(painted, model(torch.cat([images, images]), mask=torch.cat([mask, mask]))[:2])
+        twice = model(torch.cat([images, images]), mask=torch.cat([mask, mask]))[:2]
+        assert_close([painted], [twice], 1e-5)  # libraries round by the size of a batch
         hidden = mask.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)
         assert torch.equal(model(torch.where(hidden, 0.0, images), mask=mask), painted)
         expected = reference.loss(images, painted, mask, None)
