@@ -61,12 +61,14 @@ def config(head: str, start: str, seed: int, iterations: int, pictures: int, dat
         ),
     )
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
+    warm_up = min(WARM_UP, iterations // 2)
     cfg.param_scheduler = [
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=WARM_UP),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=WARM_UP, end=iterations, T_max=iterations - WARM_UP),
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=warm_up, end=iterations, T_max=iterations - warm_up),
     ]
-    cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=40), visualization=None)
+    cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=40))
     cfg.update(custom_hooks=[], log_processor=dict(by_epoch=False), log_level='WARNING', work_dir=work_dir)
+    cfg.visualizer = None  # those of the configs have one name, and so one place of the first run
     cfg.randomness = dict(seed=seed)
     return cfg
 
@@ -130,7 +132,7 @@ def main() -> None:
     for number, case in enumerate(todo, 1):
         print(f'run {number} of {len(todo)}: {dict(zip(settings, case, strict=True))}', file=sys.stderr, flush=True)
         results['runs'].append(run(*case, args.data))
-        results['about'] = about('cpu')
+        results['about'] = about()
         args.json.write_text(json.dumps(results, indent=1) + '\n')
     print_table(results['runs'])
 

@@ -8,6 +8,8 @@ import torch
 from support import ROOT, load_script
 from torch.utils.flop_counter import FlopCounterMode
 
+from swinv2_mm.datasets import ShapesSpec, write_shapes
+
 FOLDER = ROOT / 'benchmarks'
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 CASE = dict(
@@ -192,6 +194,25 @@ def test_starts_differ_in_the_backbone_alone(head, tmp_path):
     assert backbones['epoch_8.pth'].init_cfg.checkpoint == 'epoch_8.pth'
     for backbone in backbones.values():
         assert backbone.drop_path_rate == 0
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_starts_are_compared_run_after_run(tmp_path, monkeypatch, capsys):
+    """Two runs of one process end with their numbers in the file; those that the file has are not repeated.
+
+    Bug: a benchmark whose settings mmengine refuses, or whose second run writes into the removed folder of the first.
+    """
+    pytest.importorskip('mmseg', reason='the framework of these heads is absent')
+    benchmark = load_script(FOLDER / 'from_scratch.py')
+    write_shapes(ShapesSpec(num_train=4, num_val=2), tmp_path / 'shapes')
+    results = tmp_path / 'results.json'
+    command = f'from_scratch.py --heads upernet --seeds 0 --iterations 2 --data {tmp_path / "shapes"} --json {results}'
+    for starts in ('v1 scratch', 'scratch v1'):
+        monkeypatch.setattr(sys, 'argv', [*command.split(), '--starts', *starts.split()])
+        benchmark.main()
+    written = json.loads(results.read_text())
+    assert [run['start'] for run in written['runs']] == ['v1', 'scratch'] and written['about']['torch']
+    assert capsys.readouterr().out.count('v1') == 2
 
 
 def test_the_table_of_starts_has_means_and_all_seeds(capsys):
