@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def rest_of(loaded: Loaded, target: str | None, classifier: bool) -> Rest | None:
-    """What is written beside the backbone, if anything: a SimMIM stays one, where the layout of DST has such a model."""
+    """What is written beside the backbone, if anything: a SimMIM stays one where the layout has such a model."""
     if classifier:
         return loaded.rest('classifier')
     whole = loaded.is_whole('simmim') and (target or 'openmmlab') in MODELS['simmim']
