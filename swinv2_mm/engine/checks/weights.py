@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 
+from swinv2_mm.checkpoints.convert import has_backbone
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checks.context import Context
@@ -63,20 +64,33 @@ def check_load_from(cfg: Config, context: Context) -> None:
     loaded = checkpoint.get('state_dict', checkpoint)
     faults = misfits(loaded, wanted)
     shapes = {key.removeprefix('module.'): getattr(tensor, 'shape', None) for key, tensor in loaded.items()}
-    fits = any(shapes.get(key) == tensor.shape for key, tensor in wanted.items())
+    # The head of timm's classifiers has our name, and would be all that is loaded.
+    own = [key for key in wanted if key.startswith('backbone.')] if has_backbone(shapes) else []
+    fits = any(shapes.get(key) == wanted[key].shape for key in own or wanted)
     whole = cfg.get('resume') or 'test' in context.splits
     if faults and (whole or not fits):
-        remedy = (
-            ' For a backbone pass --cfg-options load_from=None model.backbone.init_cfg.type=swinv2_mm.Pretrained '
-            f'model.backbone.init_cfg.checkpoint={path} instead.'
-        )
         raise UserError(
-            f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone alone.'
-            f'{"" if whole else remedy}'
+            f'{path} does not fit this config: {faults}. It belongs to another config, holds a backbone alone, or is '
+            f'of another code base.{_remedy(cfg, model, path, bool(whole))}'
         )
     match_windows(model, checkpoint, path)
     if whole:
         _compare_classes(checkpoint, path, context)
+
+
+def _remedy(cfg: Config, model: Any, path: str, whole: bool) -> str:
+    """How to use a file that is no checkpoint of the model: by its conversion, or by an ``init_cfg``."""
+    remedies = []
+    if cfg.get('default_scope') == 'mmpretrain':
+        convert = f'tools/convert_ckpt.py {path} classifier.pth --classifier'
+        remedies.append(f' For a classifier of another code base: python {convert}, and take what it writes.')
+    parts = {'a whole SimMIM': 'model'} if isinstance(model, SimMIM) else {}
+    for what, place in {} if whole else (parts | {'a backbone': 'model.backbone'}).items():
+        remedies.append(
+            f' For {what} pass --cfg-options load_from=None {place}.init_cfg.type=swinv2_mm.Pretrained '
+            f'{place}.init_cfg.checkpoint={path} instead.'
+        )
+    return ''.join(remedies)
 
 
 def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
