@@ -219,7 +219,7 @@ def test_load_from_names_the_line_that_takes_the_file(file, ours, theirs, run_to
     cfg = Config(dict(model=dict(MODEL, backbone=backbone), load_from=file))
     with pytest.raises(UserError) as told:
         check_load_from(cfg, Context(('train',), model=MODELS.build(cfg.model)))
-    advice = dict(re.findall(r'For (.+?) pass --cfg-options (.+?) instead', str(told.value))
+    advice = dict(re.findall(r'For (.+?) pass --cfg-options (.+?) instead', str(told.value)))
     options = dict(option.split('=') for option in advice['a backbone' if 'back' in file else 'a whole SimMIM'].split())
     assert options.pop('load_from') == 'None'
     cfg.merge_from_dict(options)
