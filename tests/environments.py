@@ -3,7 +3,8 @@
     make test-compat                                     all of them, whole
     make test-compat ENVIRONMENTS='torch2.1 --quick'     without mmcv, mmdet and mmsegmentation
 
-    make test-compat ENVIRONMENTS=mmpretrain             the classifiers, which no other environment has
+    make test-compat ENVIRONMENTS=mmpretrain             the classifiers, which no other environment has; and
+    make test-compat ENVIRONMENTS=onedl-mmpretrain       with MMPretrain's successor
 
 uv makes each environment once, in .environments/NAME. swinv2_mm is then installed beside what is there, which may not
 change, and the tests run against the installed package.
@@ -30,6 +31,7 @@ OPENMMLAB = ('mmengine==0.10.7', 'setuptools<81', 'opencv-python<4.12')
 QUICK = ('tests/models', 'tests/checkpoints', 'tests/test_registry.py')
 WHOLE = (*QUICK, 'tests/test_configs.py', 'tests/test_installed.py')
 CLASSIFIERS = (
+    'tests/engine/checks/test_weights.py',
     'tests/engine/runs/test_classifiers.py',
     'tests/test_configs.py',
     'tests/test_pretraining_configs.py',
@@ -72,7 +74,19 @@ ENVIRONMENTS = {
     # mmcv without operators; torch and torchvision in builds that fit each other, for CUDA.
     'mmpretrain': Environment(
         ('3.10', '3.11'),
-        ('torch==2.1.2', 'torchvision==0.16.2', 'numpy==1.26.4', *OPENMMLAB, 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0'),
+        (
+            *('torch==2.1.2', 'torchvision==0.16.2', 'numpy==1.26.4', 'transformers==4.48.3'),
+            *(*OPENMMLAB, 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0'),
+        ),
+        tests=CLASSIFIERS,
+    ),
+    # MMPretrain's successor. uv builds onedl-mmcv apart from torch: without operators, nothing is compiled.
+    'onedl-mmpretrain': Environment(
+        ('3.11', '3.12', '3.10'),
+        (
+            *('torch==2.10.0', 'torchvision==0.25.0', 'numpy', 'transformers==4.57.6'),
+            *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'),
+        ),
         tests=CLASSIFIERS,
     ),
 }

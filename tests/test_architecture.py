@@ -43,7 +43,10 @@ ROOMS = {
             'sizes',
         },
     ),
-    'models/simmim': ({'torch', 'mmengine'}, {'models/arguments', 'models/swin_v2', 'registry'}),
+    'models/simmim': (
+        {'torch', 'mmengine'},
+        {'models/arguments', 'models/pretrained_windows', 'models/swin_v2', 'registry'},
+    ),
     'models': (set(), {'models/simmim', 'models/swin_v2'}),
     'datasets/folders': (set(), {'errors'}),
     'datasets/unlabelled': ({'torch', 'mmengine', 'numpy', 'cv2'}, {'datasets/folders', 'errors', 'registry'}),

@@ -5,6 +5,7 @@ python tools/convert_ckpt.py hf://microsoft/swinv2-tiny-patch4-window8-256 swinv
 python tools/convert_ckpt.py work_dirs/maskrcnn_swinv2_t/epoch_12.pth timm.pth --to timm
 python tools/convert_ckpt.py swinv2_tiny_patch4_window8_256 classifier.pth --classifier
 python tools/convert_ckpt.py work_dirs/simmim_swinv2_t_192/epoch_800.pth simmim.pth --to simmim
+python tools/convert_ckpt.py work_dirs/simmim_swinv2_t_192/epoch_800.pth simmim.safetensors --to huggingface
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from swinv2_mm.checkpoints.convert import Rest, export_state_dict, join
 from swinv2_mm.checkpoints.files import write_file
-from swinv2_mm.checkpoints.layouts import LAYOUTS
+from swinv2_mm.checkpoints.layouts import LAYOUTS, MODELS
 from swinv2_mm.checkpoints.load import Loaded, open_checkpoint
 from swinv2_mm.checkpoints.verify import Difference, account, compare_with_peer, print_report
 from swinv2_mm.checkpoints.windows import plain
@@ -80,10 +81,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def rest_of(loaded: Loaded, target: str | None, classifier: bool) -> Rest | None:
-    """What is written beside the backbone, if anything: a SimMIM stays one, unless another layout is asked for."""
+    """What is written beside the backbone, if anything: a SimMIM stays one where the layout has such a model."""
     if classifier:
         return loaded.rest('classifier')
-    return loaded.rest('simmim') if target == 'simmim' or (target is None and loaded.is_whole('simmim')) else None
+    whole = loaded.is_whole('simmim') and (target or 'openmmlab') in MODELS['simmim']
+    return loaded.rest('simmim') if target == 'simmim' or whole else None
 
 
 def verify(loaded: Loaded) -> Difference:

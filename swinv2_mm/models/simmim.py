@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from swinv2_mm.models import arguments
+from swinv2_mm.models.pretrained_windows import loads_backbone
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import MODELS
 
@@ -79,7 +80,9 @@ class SimMIM(BaseModel):
         mask_ratio: Share of the patches that is hidden, above 0 and below 1.
         norm_target: Side of the square by which the targets are normalised, in pixels, odd; None keeps them as they
             are. Microsoft pre-trains SwinV2 with 47, and Swin V1 without.
-        data_preprocessor, init_cfg: As in mmengine.
+        data_preprocessor: As in mmengine.
+        init_cfg: As in mmengine; ``dict(type='swinv2_mm.Pretrained', checkpoint=...)`` loads a whole SimMIM, and
+            replaces what ``backbone.init_cfg`` has loaded.
 
     Raises:
         ValueError: A value is out of range, images are no multiple of ``mask_patch_size``, or a mask does not fit them.
@@ -94,6 +97,8 @@ class SimMIM(BaseModel):
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        if arguments.is_sequence(init_cfg):
+            init_cfg = sorted(init_cfg, key=loads_backbone)  # loaded weights come last
         super().__init__(data_preprocessor, init_cfg)
         kind = backbone.get('type')
         found = MODELS.get(kind) if isinstance(kind, str) else kind
@@ -124,6 +129,13 @@ class SimMIM(BaseModel):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.backbone.num_features[0]))
         self.decoder = nn.Conv2d(self.backbone.num_features[-1], self.stride**2 * self.channels, kernel_size=1)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def init_weights(self) -> None:
+        """As mmengine's, but weights of a whole SimMIM come last: they replace all that the backbone starts with."""
+        given = self.init_cfg if arguments.is_sequence(self.init_cfg) else [self.init_cfg]
+        if any(map(loads_backbone, given)) and not self.is_init:
+            self.backbone.init_weights()
+        super().init_weights()
 
     def forward(
         self, inputs: Tensor, data_samples: object = None, mode: str = 'tensor', mask: Tensor | None = None

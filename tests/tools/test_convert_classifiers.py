@@ -2,15 +2,21 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.registry import MODELS
 from safetensors.torch import load_file
 
 from swinv2_mm.checkpoints.convert import export_state_dict
+from swinv2_mm.engine.checks.context import Context
+from swinv2_mm.engine.checks.weights import check_load_from
+from swinv2_mm.engine.saving.matching import misfits
+from swinv2_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('own_process')
 BACKBONE = dict(type='swinv2_mm.SwinTransformerV2', embed_dims=16, depths=(1, 2), num_heads=(1, 2))
@@ -94,6 +100,23 @@ def test_without_the_option_the_backbone_alone_is_written(whole, run_tool):
     """Bug: a prefix that load_checkpoint of a backbone does not expect."""
     assert run_tool('convert_ckpt', 'microsoft.pth', 'ours.pth', *WINDOWS) == 0
     assert 'stages.0.blocks.0.attn.qkv.weight' in torch.load('ours.pth')['state_dict']
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+@pytest.mark.parametrize('layout', ['microsoft', 'timm', 'huggingface', 'torchvision'])
+def test_load_from_names_the_conversion(layout, split, whole, run_tool):
+    """Followed, the advice gives a file that fits. Bug: timm's head alone is loaded, since it has our name."""
+    torch.save(dict(state_dict=torch.load(f'{layout}.pth')), 'theirs.pth')
+    model = torch.nn.Module()
+    model.backbone, model.head = MODELS.build(dict(BACKBONE, window_size=4, out_indices=(1,))), torch.nn.Module()
+    model.head.fc = torch.nn.Linear(32, 5)
+    cfg = Config(dict(load_from='theirs.pth', default_scope='mmpretrain'))
+    with pytest.raises(UserError, match=r'of another code base') as told:
+        check_load_from(cfg, Context((split,), model=model))
+    command = re.search(r'python tools/convert_ckpt\.py (.+), and take', str(told.value))[1]
+    assert run_tool('convert_ckpt', *command.split(), *WINDOWS) == 0
+    check_load_from(Config(dict(cfg, load_from='classifier.pth')), Context((split,), model=model))
+    assert not misfits(torch.load('classifier.pth')['state_dict'], model.state_dict())
 
 
 FAULTS = {

@@ -7,15 +7,18 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel
 
+from swinv2_mm.checkpoints.convert import has_backbone
 from swinv2_mm.checkpoints.geometry import PRETRAINED_KEY, told_windows
 from swinv2_mm.checkpoints.load import pairs, plain
 from swinv2_mm.engine.checks.context import Context
 from swinv2_mm.engine.checks.data.annotations import moved_class, reordering
+from swinv2_mm.engine.checks.lookup import find_class
 from swinv2_mm.engine.config.parts import pretrained_parts
 from swinv2_mm.engine.recipe.pretrained import Pretrained
 from swinv2_mm.engine.saving.matching import match_windows, misfits
 from swinv2_mm.engine.saving.reading import open_checkpoint
 from swinv2_mm.errors import UserError, listed
+from swinv2_mm.models.simmim import SimMIM
 from swinv2_mm.models.swin_v2 import SwinTransformerV2
 from swinv2_mm.registry import MODELS
 
@@ -25,10 +28,13 @@ def check_pretrained(cfg: Config, context: Context | None = None) -> None:
     if context and 'train' not in context.splits:
         return
     for key, init_cfg, module in pretrained_parts(cfg.get('model')):
-        ours = init_cfg['type'] == 'swinv2_mm.Pretrained'
-        if ours and cfg.get('resume'):
+        ours, kind = init_cfg['type'] == 'swinv2_mm.Pretrained', _class_of(module)
+        fills = kind is None or issubclass(kind, SwinTransformerV2 | SimMIM)
+        if cfg.get('resume') and fills:
             continue  # a resumed model does not load them
         path = init_cfg.get('checkpoint')
+        if ours and not fills:
+            raise UserError(_misplaced(key, path, module, kind.__name__))
         if not path:
             raise UserError(
                 f'{key}=dict(type={init_cfg["type"]!r}) names no file; pass --cfg-options '
@@ -58,20 +64,33 @@ def check_load_from(cfg: Config, context: Context) -> None:
     loaded = checkpoint.get('state_dict', checkpoint)
     faults = misfits(loaded, wanted)
     shapes = {key.removeprefix('module.'): getattr(tensor, 'shape', None) for key, tensor in loaded.items()}
-    fits = any(shapes.get(key) == tensor.shape for key, tensor in wanted.items())
+    # The head of timm's classifiers has our name, and would be all that is loaded.
+    own = [key for key in wanted if key.startswith('backbone.')] if has_backbone(shapes) else []
+    fits = any(shapes.get(key) == wanted[key].shape for key in own or wanted)
     whole = cfg.get('resume') or 'test' in context.splits
     if faults and (whole or not fits):
-        remedy = (
-            ' For a backbone pass --cfg-options load_from=None model.backbone.init_cfg.type=swinv2_mm.Pretrained '
-            f'model.backbone.init_cfg.checkpoint={path} instead.'
-        )
         raise UserError(
-            f'{path} does not fit this config: {faults}. It belongs to another config, or holds a backbone alone.'
-            f'{"" if whole else remedy}'
+            f'{path} does not fit this config: {faults}. It belongs to another config, holds a backbone alone, or is '
+            f'of another code base.{_remedy(cfg, model, path, bool(whole))}'
         )
     match_windows(model, checkpoint, path)
     if whole:
         _compare_classes(checkpoint, path, context)
+
+
+def _remedy(cfg: Config, model: Any, path: str, whole: bool) -> str:
+    """How to use a file that is no checkpoint of the model: by its conversion, or by an ``init_cfg``."""
+    remedies = []
+    if cfg.get('default_scope') == 'mmpretrain':
+        convert = f'tools/convert_ckpt.py {path} classifier.pth --classifier'
+        remedies.append(f' For a classifier of another code base: python {convert}, and take what it writes.')
+    parts = {'a whole SimMIM': 'model'} if isinstance(model, SimMIM) else {}
+    for what, place in {} if whole else (parts | {'a backbone': 'model.backbone'}).items():
+        remedies.append(
+            f' For {what} pass --cfg-options load_from=None {place}.init_cfg.type=swinv2_mm.Pretrained '
+            f'{place}.init_cfg.checkpoint={path} instead.'
+        )
+    return ''.join(remedies)
 
 
 def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
@@ -97,6 +116,24 @@ def _compare_classes(checkpoint: dict, path: str, context: Context) -> None:
             f'{moved!r} is label {[*trained].index(moved)} in the weights and {[*names].index(moved)} in the '
             f'data. Set metainfo=dict(classes={tuple(trained)}) in every data set{remedy}'
         )
+
+
+def _class_of(module: dict) -> Any:
+    """The class of a module; None if there is none, which check_model reports."""
+    with suppress(UserError):
+        kind = find_class(module, '', MODELS)
+        return kind if isinstance(kind, type) else None
+    return None
+
+
+def _misplaced(key: str, path: str | None, module: dict, kind: str) -> str:
+    """The message for ``swinv2_mm.Pretrained`` of a module that it cannot fill."""
+    place = key.partition('.init_cfg')[0]
+    backbone = f'{place if "backbone" in module else "model"}.backbone.init_cfg'
+    return (
+        f'{key}: swinv2_mm.Pretrained fills a backbone or a whole SimMIM; {kind} is neither. Pass --cfg-options '
+        f'{place}.init_cfg=None {backbone}.type=swinv2_mm.Pretrained {backbone}.checkpoint={path or "/path/to/it"}.'
+    )
 
 
 def _on_meta(module: dict) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from swinv2_mm.checkpoints.adapt import adapt_channels, adapt_patch
 from swinv2_mm.checkpoints.geometry import read_geometry
@@ -119,6 +119,7 @@ class Pretrained:
             rest = self._rest(module)
             self(module.backbone)
             module.load_state_dict(rest, strict=False)
+            note_initialised(module, f'swinv2_mm.Pretrained: loaded from {self.checkpoint}')
             return
         weights, meta, known = self.check(module)
         wanted = module.state_dict()
@@ -143,3 +144,10 @@ class Pretrained:
             told += f'; at {rows}x{columns} windows compute {costs} tokens per real one, by stage'
         origin = f'{meta["source_layout"]}, SHA-256 {meta["source_sha256"][:12]}'
         print_log(f'{self.checkpoint} ({origin}): all weights loaded{told}', logger='current')
+
+
+def leave_out_pretrained(model: nn.Module) -> None:
+    """Have a model initialise nothing from files: a checkpoint will fill it, and the files may be gone."""
+    for module in model.modules():
+        if isinstance(module, SwinTransformerV2 | SimMIM):
+            module.init_cfg = None

@@ -22,6 +22,7 @@ from swinv2_mm.engine.display.pictures import draw_predictions
 from swinv2_mm.engine.display.progress import dumps_in_file_only, screen_given_back
 from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
 from swinv2_mm.engine.recipe.precision import set_precision, set_tf32
+from swinv2_mm.engine.recipe.pretrained import leave_out_pretrained
 from swinv2_mm.engine.runs.complete import complete, fuse_optimizer, set_input_size, set_out, set_resume
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
@@ -135,10 +136,8 @@ def build_runner(cfg: Config) -> Runner:
         runner = build_runner_from_cfg(cfg, RUNNERS)
     _log_census(cfg, runner.logger)
     runner.logger.info(f'environment, config, hooks and parameters: see {runner.logger.log_file}')
-    if cfg.get('resume'):  # the checkpoint fills the model; the ImageNet weights may be gone
-        backbones: list[Any] = [module for module in runner.model.modules() if hasattr(module, 'windows_given')]
-        for backbone in backbones:
-            backbone.init_cfg = None
+    if cfg.get('resume'):
+        leave_out_pretrained(runner.model)
     watch_loading(runner)
     return runner
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
 from support.resuming import same
 from support.tiny_classes import CLASSES, CONFIG, TINY, flags, write_pictures
+from support.tiny_layers import assert_close
 from support.versions import needs
 
 from swinv2_mm import SwinTransformerV2
@@ -65,6 +67,27 @@ def test_residual_branches_start_at_zero():
     assert [norm.weight.abs().max() for block in blocks for norm in (block.norm1, block.norm2)] == [0] * 8
     assert 0.015 < model.head.fc.weight.std() < 0.025
     assert model.head.fc.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_converted_classifier_computes_the_logits_of_its_source(suffix, randomize, run_tool):
+    """All of it loads, strictly, into the model of our config. Bug: a head under a name that MMPretrain does not have,
+    or a mean over another map."""
+    transformers = pytest.importorskip('transformers', reason='the source of the logits is not installed')
+    sizes = dict(depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
+    config = transformers.Swinv2Config(image_size=256, embed_dim=16, window_size=8, num_labels=3, **sizes)
+    peer = randomize(transformers.Swinv2ForImageClassification(config)).eval()
+    peer.save_pretrained('peer')
+    assert run_tool('convert_ckpt', 'peer', f'ours.{suffix}', '--classifier') == 0
+    cfg = load_config(CONFIG, TINY)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model).eval()
+    load_checkpoint(model, f'ours.{suffix}', strict=True)
+    images = torch.randn(2, 3, 256, 256)
+    with torch.inference_mode():
+        logits, expected = model(images, mode='tensor'), peer(images).logits
+    assert expected.abs().max() > 0.1
+    assert_close(logits, expected, 1e-4)
 
 
 def lack_a_folder(pictures):
