@@ -87,6 +87,7 @@ def run(head: str, start: str, seed: int, iterations: int, pictures: int, data: 
         **dict(head=head, start=start, seed=seed, iterations=iterations, pictures=pictures),
         **{name: float(found[name]) for name in METRICS[head]},
         'seconds': round(took),
+        'cpu': about()['cpu'],
     }
 
 
@@ -132,7 +133,7 @@ def main() -> None:
     for number, case in enumerate(todo, 1):
         print(f'run {number} of {len(todo)}: {dict(zip(settings, case, strict=True))}', file=sys.stderr, flush=True)
         results['runs'].append(run(*case, args.data))
-        results['about'] = about()
+        results['about'] = about()  # of the last run
         args.json.write_text(json.dumps(results, indent=1) + '\n')
     print_table(results['runs'])
 
