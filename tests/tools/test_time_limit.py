@@ -4,6 +4,7 @@ import random
 import signal
 
 import pytest
+from support import ROOT, run_process
 from support.resuming import check_same, left_in
 from support.tiny_training import write_config
 
@@ -74,3 +75,67 @@ def test_a_run_told_to_end_at_any_moment_goes_on_to_the_same_end(run, fork_serve
     if run not in ('passes', 'iterations', 'iterations seldom saved'):
         length = 8 if run == 'accumulation' else 4
         assert any(iteration % length for _, iteration in places), 'none was inside of an epoch'
+
+
+def test_two_processes_end_after_the_same_iteration(fork_server, tmp_path):
+    """Bug: the process that got the signal saves while the other trains on, and both wait for ever; or one ends before
+    the checkpoint is complete."""
+    settings = RUNS['main process'] | {'batch_size': 1}
+    places = tell_and_resume(fork_server, tmp_path, 'two', 3, processes=2, **settings)
+    assert any(iteration % 4 for _, iteration in places), 'none was inside of an epoch'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('run', ['workers', 'iterations', 'passes', 'zero1', 'fsdp2'])
+def test_two_processes_go_on_to_the_same_end(run, fork_server, tmp_path):
+    """As above. Bug: a process that saves alone where all hold a part of the state."""
+    piece = ROOT / 'configs' / '_base_' / 'sharding' / f'{run}.py'
+    settings = {'extra': EMA + piece.read_text()} if piece.exists() else RUNS[run]
+    tell_and_resume(fork_server, tmp_path, run, 3, processes=2, **(settings | {'batch_size': 1}))
+
+
+def tell(iteration, number, **arguments):
+    """A line of a config."""
+    options = ', '.join(f'{name}={value}' for name, value in arguments.items())
+    return f"custom_hooks.append(dict(type='TellHook', iteration={iteration}, number={int(number)}, {options}))\n"
+
+
+@pytest.mark.parametrize(('number', 'code'), [(USR1, REQUEUE), (TERM, 128 + TERM)])
+def test_a_second_signal_ends_the_run_at_once(number, code, fork_server, tmp_path):
+    """Bug: a run that takes long to save, or hangs, cannot be ended but by SIGKILL. The code of SIGUSR1 stays."""
+    write_config(tmp_path, extra=tell(6, number, seconds=2.5))
+    codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py')
+    assert codes == [code] and f'stopped by {number.name}. --resume goes on from run/epoch_1.pth.' in output
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(fork_server, tmp_path):
+    """Bug: Slurm sends SIGTERM to all processes, torchrun to its own, and a run that both start ends without saving."""
+    write_config(tmp_path, extra=tell(6, TERM, seconds=0.1))
+    codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py')
+    assert codes == [REQUEUE] and 'of epoch 2. --resume goes on from run/iter_7.pth' in output
+
+
+@pytest.mark.parametrize('number', [USR1, TERM])
+def test_data_workers_outlive_a_signal_to_the_group(number, fork_server, tmp_path):
+    """Bug: the signal kills the data workers, too, and the iteration ends in an error."""
+    write_config(tmp_path, extra=tell(5, number, group=True), num_workers=2, persistent_workers=True)
+    codes, output, left = fork_server.train(tmp_path, 'run', 'tiny.py')
+    assert codes == [REQUEUE] and left == [] and 'run/iter_6.pth' in output, output
+
+
+@pytest.mark.parametrize('number', [USR1, TERM])
+def test_dist_train_ends_with_the_code(number, tmp_path):
+    """Bug: torchrun dies of SIGUSR1 and leaves its processes, or returns 1 for any code; it kills a run that saves for
+    longer than 30 seconds after SIGTERM; and it restarts what was told to end."""
+    write_config(tmp_path, 'straight.py', batch_size=1)
+    write_config(tmp_path, 'tiny.py', batch_size=1, extra=tell(5, number, levels=2))
+    command = ['bash', ROOT / 'tools' / 'dist_train.sh', 'tiny.py', '2', '--work-dir', 'run', '--resume']
+    told = run_process(*command, '--max-restarts', '2', cwd=tmp_path)
+    assert told.returncode == REQUEUE, told.stderr
+    assert told.stderr.count(f'told to end by {number.name} after iteration 7') == 1 and 'Traceback' not in told.stderr
+    assert run_process(*command, cwd=tmp_path).returncode == 0
+    straight = run_process('bash', ROOT / 'tools' / 'dist_train.sh', 'straight.py', '2', cwd=tmp_path)
+    assert straight.returncode == 0
+    straight, resumed = left_in(tmp_path / 'work_dirs' / 'straight'), left_in(tmp_path / 'run')
+    straight.pop('straight.py'), resumed.pop('tiny.py')
+    check_same(straight, resumed, 'by dist_train.sh')
