@@ -166,3 +166,14 @@ class TellHook(Hook):
         if self.seconds:
             time.sleep(self.seconds)
             self.send(process, self.number)
+
+
+@HOOKS.register_module()
+class SlowHook(Hook):
+    """Make each iteration take longer."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
+        time.sleep(self.seconds)

@@ -112,7 +112,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(fork_server, tmp_path):
     """Bug: Slurm sends SIGTERM to all processes, torchrun to its own, and a run that both start ends without saving."""
     write_config(tmp_path, extra=tell(6, TERM, seconds=0.1))
     codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py')
-    assert codes == [REQUEUE] and 'of epoch 2. --resume goes on from run/iter_7.pth' in output
+    assert codes == [REQUEUE] and 'of epoch 2. --resume goes on from ' in output and 'run/iter_7.pth' in output
 
 
 @pytest.mark.parametrize('number', [USR1, TERM])
@@ -123,19 +123,35 @@ def test_data_workers_outlive_a_signal_to_the_group(number, fork_server, tmp_pat
     assert codes == [REQUEUE] and left == [] and 'run/iter_6.pth' in output, output
 
 
-@pytest.mark.parametrize('number', [USR1, TERM])
-def test_dist_train_ends_with_the_code(number, tmp_path):
+@pytest.mark.parametrize('number', [USR1, pytest.param(TERM, marks=pytest.mark.slow)])
+def test_dist_train_ends_with_the_code(number, fork_server, tmp_path):
     """Bug: torchrun dies of SIGUSR1 and leaves its processes, or returns 1 for any code; it kills a run that saves for
     longer than 30 seconds after SIGTERM; and it restarts what was told to end."""
     write_config(tmp_path, 'straight.py', batch_size=1)
     write_config(tmp_path, 'tiny.py', batch_size=1, extra=tell(5, number, levels=2))
-    command = ['bash', ROOT / 'tools' / 'dist_train.sh', 'tiny.py', '2', '--work-dir', 'run', '--resume']
-    told = run_process(*command, '--max-restarts', '2', cwd=tmp_path)
+    command = ['bash', ROOT / 'tools' / 'dist_train.sh', 'tiny.py', '2', '--work-dir', 'run', '--max-restarts', '2']
+    told = run_process(*command, cwd=tmp_path)
     assert told.returncode == REQUEUE, told.stderr
     assert told.stderr.count(f'told to end by {number.name} after iteration 7') == 1 and 'Traceback' not in told.stderr
-    assert run_process(*command, cwd=tmp_path).returncode == 0
-    straight = run_process('bash', ROOT / 'tools' / 'dist_train.sh', 'straight.py', '2', cwd=tmp_path)
-    assert straight.returncode == 0
-    straight, resumed = left_in(tmp_path / 'work_dirs' / 'straight'), left_in(tmp_path / 'run')
+    for config, work_dir in (('tiny.py', 'run'), ('straight.py', 'straight')):
+        codes, output, _ = fork_server.train(tmp_path, work_dir, config, '--resume', processes=2)
+        assert codes == [0, 0], output
+    straight, resumed = left_in(tmp_path / 'straight'), left_in(tmp_path / 'run')
     straight.pop('straight.py'), resumed.pop('tiny.py')
     check_same(straight, resumed, 'by dist_train.sh')
+
+
+def test_a_run_ends_when_its_time_is_up(fork_server, tmp_path):
+    """Bug: a limit that is read as minutes, counted from each epoch, or taken up by the run that goes on."""
+    slow = "custom_hooks.append(dict(type='SlowHook', seconds=0.5))\n"
+    write_config(tmp_path, 'straight.py')
+    write_config(tmp_path, 'tiny.py', extra=slow)
+    codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py', '--max-time', '0:00:02')
+    assert codes == [REQUEUE] and 'told to end by --max-time after iteration ' in output, output
+    assert 1 <= place(tmp_path / 'run')[1] <= 5
+    for config, work_dir in (('tiny.py', 'run'), ('straight.py', 'straight')):
+        codes, output, _ = fork_server.train(tmp_path, work_dir, config, '--resume', '--max-time', '1-00:00:00')
+        assert codes == [0], output
+    straight, resumed = left_in(tmp_path / 'straight'), left_in(tmp_path / 'run')
+    straight.pop('straight.py'), resumed.pop('tiny.py')
+    check_same(straight, resumed, 'by --max-time')

@@ -11,7 +11,7 @@ from swinv2_mm.engine.mmengine_internals import lazy_batches, set_train_loop, tr
 from swinv2_mm.engine.saving.checkpoint_hook import CheckpointHook
 from swinv2_mm.engine.saving.place import batches_to_skip, note_place
 from swinv2_mm.engine.saving.stopping.agreement import Agreement
-from swinv2_mm.engine.saving.stopping.order import EndlessBatches, ordered, spare_workers
+from swinv2_mm.engine.saving.stopping.order import EndlessBatches, ordered, remembers, spare_workers
 from swinv2_mm.engine.saving.stopping.request import TIME_IS_UP
 from swinv2_mm.errors import ToldToEnd, UserError
 
@@ -86,30 +86,32 @@ class EpochLoop(_Stopping, EpochBasedTrainLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.order = ordered(self.dataloader)
-        self.first = 0
+        self.first = 0  # batches of this epoch that are past
+        self.loads_all = self.order is None or remembers(self.dataloader.dataset)
 
     def run(self) -> Any:
         self.first = batches_to_skip(self.runner, len(self.dataloader))
-        if self.first and self.order is None:
-            raise UserError(
-                'this checkpoint was saved inside of an epoch, and train_dataloader has no batch sampler by which '
-                'batches can be skipped. Resume from the end of an epoch.'
+        if self.first and self.loads_all:
+            self.runner.logger.warning(
+                f'Loading {self.first} batches of this epoch again: a transform remembers pictures of earlier batches.'
             )
         return super().run()
 
     def run_epoch(self) -> None:
         if self.order is not None:
-            self.order.epoch, self.order.first = self.epoch, self.first
+            self.order.epoch, self.order.first = self.epoch, 0 if self.loads_all else self.first
         super().run_epoch()
         self.first = 0
         if self.epoch < self.max_epochs and not self.stop_training:
             self.pause(0)
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        done = self.first + idx
-        super().run_iter(done, data_batch)
-        if done + 1 < len(self.dataloader):  # what belongs to the end of an epoch comes next
-            self.pause(done + 1)
+        place = idx if self.loads_all else self.first + idx
+        if place < self.first:
+            return
+        super().run_iter(place, data_batch)
+        if place + 1 < len(self.dataloader):  # what belongs to the end of an epoch comes next
+            self.pause(place + 1)
 
 
 class IterLoop(_Stopping, IterBasedTrainLoop):
@@ -120,8 +122,11 @@ class IterLoop(_Stopping, IterBasedTrainLoop):
             super().__init__(runner, dataloader, *args, **kwargs)
 
     def _batches(self, dataloader: Any) -> Any:
-        """Batches without end; None leaves the choice to mmengine."""
-        return None if ordered(dataloader) is None else EndlessBatches(dataloader, lambda: self.iter)
+        """Batches without end; None for those of mmengine, which loads all of the past again."""
+        if remembers(dataloader.dataset) or ordered(dataloader) is None:
+            spare_workers(dataloader)
+            return None
+        return EndlessBatches(dataloader, lambda: self.iter)
 
     def run_iter(self, data_batch: Any) -> None:
         super().run_iter(data_batch)

@@ -139,6 +139,15 @@ def _load(dataset: Any, batch: list) -> list:
     return own(dataset, batch) if own else [dataset[index] for index in batch]
 
 
+def remembers(part: Any) -> bool:
+    """Whether a transform of a data set keeps pictures of earlier batches, as mmdet's CachedMosaic does."""
+    if isinstance(part, list | tuple):
+        return any(map(remembers, part))
+    names = ('dataset', 'datasets', 'pipeline', 'transforms')
+    inner = [getattr(part, name) for name in names if getattr(part, name, None) is not None]
+    return hasattr(part, 'results_cache') or any(map(remembers, inner))
+
+
 def set_epoch(loader: Any, epoch: int) -> None:
     """Tell the sampler of a loader its epoch, as mmengine does."""
     for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
