@@ -116,7 +116,7 @@ class Cluster:
         return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, **options)
 
     def wait_for_job(self, number: str, seconds: float = 600) -> dict[str, str]:
-        """What Slurm says of a job when it has ended, by key; a requeued job starts at once instead of after minutes."""
+        """What Slurm says of a job that has ended, by key; a requeued job starts at once instead of after minutes."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             said = dict(pair.split('=', 1) for pair in self.job(number).split() if '=' in pair)

@@ -164,5 +164,3 @@ def _updated(wrapper: Any) -> bool:
     """Whether the last iteration updated the weights, so that no gradients are held that would have to be saved."""
     wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) and not hasattr(wrapper, 'values') else wrapper.values()
     return all(part.should_update() for part in wrappers)
-
-

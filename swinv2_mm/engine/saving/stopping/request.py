@@ -1,4 +1,4 @@
-"""What tells a run to end after the current iteration: SIGUSR1, SIGTERM, a time limit, or the script that started it."""
+"""What tells a run to end after its iteration: SIGUSR1, SIGTERM, a time limit, or the script that started it."""
 
 import math
 import os
