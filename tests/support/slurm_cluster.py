@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -85,7 +86,8 @@ class Cluster:
         (self.folder / 'gres.conf').write_text(gpus)
         for node in NODES:
             for index in range(2):
-                (self.folder / f'{node}-gpu{index}').touch()  # Slurm asks only whether the device is there
+                # Slurm asks only whether the device is there; this one is /dev/null.
+                os.mknod(self.folder / f'{node}-gpu{index}', stat.S_IFCHR | 0o666, os.makedev(1, 3))
         hosts = Path('/etc/hosts').read_text()
         (self.folder / 'hosts').write_text(hosts + ''.join(f'127.0.0.1 {node}\n' for node in NODES))
         try:

@@ -29,7 +29,7 @@ from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
 from swinv2_mm.engine.saving.stopping.loops import set_loop
-from swinv2_mm.engine.saving.stopping.request import listening, seconds
+from swinv2_mm.engine.saving.stopping.request import REQUEST, listening, seconds
 from swinv2_mm.errors import Stopped, ToldToEnd, UserError
 
 
@@ -164,7 +164,8 @@ def train(cfg: Config) -> Runner:
     try:
         with told(cfg.work_dir), listening(getattr(cfg, 'deadline', math.inf)):
             runner = build_runner(cfg)
-            set_loop(runner, getattr(cfg, 'max_time', None))
+            if not set_loop(runner, getattr(cfg, 'max_time', None)):
+                REQUEST.forget()  # a signal ends such a run at once
             set_tf32(cfg, trains=True)
             if starts_from_noise(cfg):
                 backbone = cfg.model.backbone

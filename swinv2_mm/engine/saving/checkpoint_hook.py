@@ -81,7 +81,8 @@ class CheckpointHook(OpenCheckpointHook):
     A run that is told to end saves one more (:meth:`save_here`), which is removed when the next regular one is saved.
     """
 
-    _saved: tuple[int, int] | None = None  # epochs and iterations of the checkpoint to resume from
+    # Epochs and iterations of the checkpoint to resume from, and its name; known to every process before it is written.
+    _saved: tuple[int, int, str] = 0, 0, ''
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         left_out = make_plain(checkpoint)
@@ -110,7 +111,7 @@ class CheckpointHook(OpenCheckpointHook):
             self.last_ckpt = hub.runtime_info.get('last_ckpt')
             resumed = Path(loaded_from(runner))
             if resumed.parent.resolve() == folder.resolve():
-                self._saved = runner.epoch, runner.iter
+                self._saved = runner.epoch, runner.iter, resumed.name
                 self._note(runner, folder / resumed.name)
             if runner.val_loop is not None and _validation_is_due(runner):
                 runner.logger.info('The validation after the checkpoint was interrupted, and is run now.')
@@ -132,7 +133,7 @@ class CheckpointHook(OpenCheckpointHook):
 
     def save_step(self, runner: Runner, step: int, meta: dict) -> None:
         self._outdate_last_words(runner, '')
-        self._saved = meta['epoch'], meta['iter']
+        self._saved = meta['epoch'], meta['iter'], self.filename_tmpl.format(step)
         super().save_step(runner, step, meta)
         self._catch_up()
 
@@ -141,7 +142,7 @@ class CheckpointHook(OpenCheckpointHook):
 
         Where the last checkpoint is of this iteration, it is enough.
         """
-        if self._saved != (runner.epoch, runner.iter):
+        if self._saved[:2] != (runner.epoch, runner.iter):
             name = f'iter_{runner.iter}.pth'
             self._outdate_last_words(runner, name)
             runner.save_checkpoint(
@@ -153,9 +154,10 @@ class CheckpointHook(OpenCheckpointHook):
                 by_epoch=False,
                 backend_args=self.backend_args,
             )
+            self._saved = runner.epoch, runner.iter, name
             self._note(runner, Path(self.out_dir, name))
             self._catch_up()
-        return Path(Path(runner.work_dir, 'last_checkpoint').read_text())
+        return Path(self.out_dir, self._saved[2])
 
     def _outdate_last_words(self, runner: Runner, name: str) -> None:
         """Have :meth:`_catch_up` remove what :meth:`save_here` has saved before; ``name`` is its next file."""

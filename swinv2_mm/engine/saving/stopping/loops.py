@@ -16,11 +16,14 @@ from swinv2_mm.engine.saving.stopping.request import TIME_IS_UP
 from swinv2_mm.errors import ToldToEnd, UserError
 
 
-def set_loop(runner: Runner, max_time: str | None = None) -> None:
+def set_loop(runner: Runner, max_time: str | None = None) -> bool:
     """Replace mmengine's training loop of a runner, which has not been built yet.
 
+    Returns:
+        Whether the run can end inside of an epoch: the config has neither a loop nor a checkpoint hook of its own.
+
     Raises:
-        UserError: There is a time limit, and the config has a loop or a hook of its own.
+        UserError: It cannot, and there is a time limit.
     """
     config = dict(train_loop_config(runner))
     kinds = {'EpochBasedTrainLoop': EpochLoop, 'IterBasedTrainLoop': IterLoop}
@@ -29,12 +32,14 @@ def set_loop(runner: Runner, max_time: str | None = None) -> None:
         kind = EpochLoop if config.pop('by_epoch') else IterLoop
     if kind is not None:
         set_train_loop(runner, config | {'type': kind})
-    if max_time and (kind is None or _checkpoint_hook(runner) is None):
+    can = kind is not None and _checkpoint_hook(runner) is not None
+    if max_time and not can:
         key = 'train_cfg' if kind is None else 'default_hooks.checkpoint'
         raise UserError(
             f'--max-time {max_time}: {key} of this config is of a type of its own, or None, so that nothing could be '
             f'saved inside of an epoch. Set {key} to what the configs of this package have.'
         )
+    return can
 
 
 class _Stopping:
@@ -65,12 +70,9 @@ class _Stopping:
 
     def leave(self, reason: int, batches: int) -> None:
         """Save, and raise :class:`ToldToEnd`."""
-        runner, hook = self.runner, _checkpoint_hook(self.runner)
+        runner: Any = self.runner
+        hook: Any = _checkpoint_hook(runner)  # there: otherwise nobody takes note of signals
         name = '--max-time' if reason == TIME_IS_UP else signal.Signals(reason).name
-        if hook is None:
-            raise ToldToEnd(
-                f'told to end by {name}. Nothing was saved: default_hooks.checkpoint is no swinv2_mm.CheckpointHook.'
-            )
         note_place(runner, batches)
         saved = hook.save_here(runner)
         self.agreement.meet()  # a launcher ends all processes with the first that ends
