@@ -4,10 +4,11 @@ import random
 import signal
 
 import pytest
-from support import ROOT, run_process
+from support import ROOT, run_process, tiny_simmim
 from support.resuming import check_same, left_in
 from support.tiny_training import write_config
 
+from swinv2_mm.datasets import ShapesSpec, write_shapes
 from swinv2_mm.engine.runs.command_line import REQUEUE
 from swinv2_mm.engine.saving.reading import latest_checkpoint, read_checkpoint
 
@@ -40,13 +41,13 @@ def place(work_dir):
     return meta['epoch'], meta['iter']
 
 
-def tell_and_resume(server, folder, name, moments, number=USR1, processes=1, **settings):
+def tell_and_resume(server, folder, name, moments, number=USR1, processes=1, write=write_config, **settings):
     """Send a signal to a run at random moments, and another to the run that goes on after it; resume that and compare.
 
     Returns:
         The places that the runs went on from.
     """
-    write_config(folder, 'tiny.py', **settings)
+    write(folder, 'tiny.py', **settings)
     codes, output, _ = server.train(folder, 'straight', 'tiny.py', processes=processes)
     assert codes == [0] * processes, output
     straight, events = left_in(folder / 'straight'), int((folder / 'events_0').read_text())
@@ -71,17 +72,68 @@ def tell_and_resume(server, folder, name, moments, number=USR1, processes=1, **s
 def test_a_run_told_to_end_at_any_moment_goes_on_to_the_same_end(run, fork_server, tmp_path):
     """Bug: the epoch begins again, samples are seen twice or not at all, other augmentation or drop path, a learning
     rate too early; a checkpoint that is left over, or missing; averages in the place of weights after a validation."""
-    places = tell_and_resume(fork_server, tmp_path, run, 3, **RUNS[run])
-    if run not in ('passes', 'iterations', 'iterations seldom saved'):
-        length = 8 if run == 'accumulation' else 4
-        assert any(iteration % length for _, iteration in places), 'none was inside of an epoch'
+    places = tell_and_resume(fork_server, tmp_path, run, 2, **RUNS[run])
+    length = 8 if run == 'accumulation' else 4
+    assert any(iteration % length for _, iteration in places), 'none was inside of an epoch'
+
+
+@pytest.mark.parametrize(
+    'settings', [{'num_workers': 2}, BY_ITERATION | {'num_workers': 1}], ids=['epochs', 'iterations']
+)
+def test_a_pre_training_goes_on_to_the_same_end(settings, fork_server, tmp_path):
+    """Bug: other masks, or other crops."""
+    settings = settings | {'num_workers': 1} | ({'train_cfg': 'dict(by_epoch=False, max_iters=9)'} if 'by_epoch' in settings else {})
+    places = tell_and_resume(fork_server, tmp_path, 'simmim', 2, write=tiny_simmim.write_config, **settings)
+    assert {iteration for _, iteration in places} - {0}
+
+
+FRAMEWORKS = {
+    'maskrcnn': "train_dataloader = dict(batch_sampler=dict(type='AspectRatioBatchSampler'))\n",
+    'upernet': '',
+}
+
+
+def write_small(folder, name, kind):
+    """A small model of a framework, which trains for two epochs of four batches on the generated shapes."""
+    write_shapes(ShapesSpec(size=32, num_train=8, num_val=2), folder / 'shapes')
+    loaders = ''.join(
+        f"{split}_dataloader = dict(batch_size=2, num_workers=2, dataset=dict(data_root='shapes/'))\n"
+        for split in ('train', 'val', 'test')
+    )
+    more = FRAMEWORKS[kind].replace('dict(', "dict(batch_size=2, num_workers=2, dataset=dict(data_root='shapes/'), ", 1)
+    (folder / name).write_text(
+        f"_base_ = '{ROOT}/configs/{kind}_swinv2_t_shapes.py'\n"
+        f'model = dict(backbone=dict(depths=(1, 1, 1, 1), window_size=4, drop_path_rate=0.5))\n{loaders}{more}'
+        'train_cfg = dict(max_epochs=2, val_interval=2)\ndefault_hooks = dict(report=None)\nrandomness = dict(seed=3)\n'
+        + ("val_evaluator = dict(ann_file='shapes/annotations/instances_validation.json')\n" * (kind == 'maskrcnn'))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', FRAMEWORKS)
+def test_detectors_and_segmentors_go_on_to_the_same_end(kind, fork_server, tmp_path):
+    """Bug: what a framework draws (samples of proposals, crops, flips), or how it groups pictures into batches, depends
+    on what was loaded before."""
+    places = tell_and_resume(fork_server, tmp_path, kind, 2, write=write_small, kind=kind)
+    assert any(iteration % 4 for _, iteration in places), 'none was inside of an epoch'
+
+
+def test_another_number_of_processes_goes_on_at_the_same_part(fork_server, tmp_path):
+    """Bug: a number of batches that means other samples is taken as it is, or the epoch begins again."""
+    write_config(tmp_path, batch_size=1, extra=tell(5, USR1))
+    codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py', processes=2)
+    assert codes == [REQUEUE, 0] and '3 of 4 of epoch 2' in output, output
+    codes, output, _ = fork_server.train(tmp_path, 'run', 'tiny.py', '--resume')
+    assert codes == [0] and 'With 8 batches on 1 this run goes on behind 6' in output, output
+    done = read_checkpoint(tmp_path / 'run' / 'epoch_3.pth')
+    assert done['meta']['iter'] == 7 + 2 + 8
 
 
 def test_two_processes_end_after_the_same_iteration(fork_server, tmp_path):
     """Bug: the process that got the signal saves while the other trains on, and both wait for ever; or one ends before
     the checkpoint is complete."""
     settings = RUNS['main process'] | {'batch_size': 1}
-    places = tell_and_resume(fork_server, tmp_path, 'two', 3, processes=2, **settings)
+    places = tell_and_resume(fork_server, tmp_path, 'two', 2, processes=2, **settings)
     assert any(iteration % 4 for _, iteration in places), 'none was inside of an epoch'
 
 
