@@ -9,10 +9,9 @@ from support import ROOT
 from support.resuming import check_same, left_in
 from support.slurm_cluster import Cluster, what_is_missing
 from support.snippets import BLOCKS
-from support.tiny_shapes import TINY
 from support.tiny_training import write_config
 
-from swinv2_mm.datasets import write_shapes
+from swinv2_mm.datasets import ShapesSpec, write_shapes
 from swinv2_mm.engine.saving.reading import latest_checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -40,7 +39,7 @@ def cluster(tmp_path_factory):
 
 def test_two_nodes_train_and_test(cluster, tmp_path):
     """Bug: a node that does not find the other, a device of CUDA asked for where is none, or a port for all jobs."""
-    write_shapes(TINY, tmp_path / 'shapes')
+    write_shapes(ShapesSpec(size=128, num_train=3, num_val=2), tmp_path / 'shapes')
     config = ROOT / 'configs' / 'upernet_swinv2_t_shapes.py'
     for script, last in (('slurm_train.sh', 'work'), ('slurm_test.sh', 'work/epoch_1.pth')):
         command = ['bash', ROOT / 'tools' / script, 'main', 'shapes', config, last, '--cfg-options', *SMALL]
