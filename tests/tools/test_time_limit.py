@@ -82,7 +82,8 @@ def test_a_run_told_to_end_at_any_moment_goes_on_to_the_same_end(run, fork_serve
 )
 def test_a_pre_training_goes_on_to_the_same_end(settings, fork_server, tmp_path):
     """Bug: other masks, or other crops."""
-    settings = settings | {'num_workers': 1} | ({'train_cfg': 'dict(by_epoch=False, max_iters=9)'} if 'by_epoch' in settings else {})
+    own = {'train_cfg': 'dict(by_epoch=False, max_iters=9)'} if settings else {}  # nothing validates
+    settings = {**settings, **own, 'num_workers': 1}
     places = tell_and_resume(fork_server, tmp_path, 'simmim', 2, write=tiny_simmim.write_config, **settings)
     assert {iteration for _, iteration in places} - {0}
 
