@@ -24,6 +24,10 @@ class Stopped(KeyboardInterrupt):  # data workers end quietly on it
         return f'stopped by {signal.Signals(self.number).name}. {self.remedy}'.strip()
 
 
+class ToldToEnd(Exception):
+    """A run was told to end, and has saved; the message says where it goes on."""
+
+
 def say(line: str, file: TextIO | None = None) -> None:
     """Print a line, on stderr by default; of the processes on one machine, only the first prints."""
     if is_first():

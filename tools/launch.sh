@@ -17,8 +17,8 @@ die() {
     exit 2
 }
 
-# run_processes NUMBER SCRIPT [ARGUMENT...]: replace this shell with torchrun, which signals then reach. Of the
-# arguments, --max-restarts is torchrun's, wherever it stands.
+# run_processes NUMBER SCRIPT [ARGUMENT...]: run a script in several processes, by torchrun. Of the arguments,
+# --max-restarts is torchrun's, wherever it stands.
 run_processes() {
     local number=$1 script=$2 nodes=${NNODES:-1} place restarts='' arguments=()
     shift 2
@@ -51,7 +51,39 @@ run_processes() {
         # Restarted processes would find the addresses of dead ones in the store that is shared by default.
         export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     fi
-    exec "$python" -m torch.distributed.run "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
+    [[ ${script##*/} == train.py ]] || exec "$python" -m torch.distributed.run "${place[@]}" \
+        --nproc-per-node="$number" "$script" "$@" --launcher pytorch
+    train_and_tell "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
+}
+
+# train_and_tell ARGUMENT OF TORCHRUN...: a training that this shell tells to end. SIGUSR1 would end torchrun, which
+# lets its processes live for 30 seconds after a SIGTERM, and returns 1 whatever their exit code is.
+train_and_tell() {
+    local code
+    SWINV2_MM_SHARED=$(mktemp -d)
+    export SWINV2_MM_SHARED
+    trap 'rm -rf "$SWINV2_MM_SHARED"' EXIT
+    trap 'tell 10' USR1
+    trap 'tell 15' TERM
+    trap : INT  # torchrun has it from the terminal, and ends its processes
+    (trap '' USR1 && exec "$python" -m torch.distributed.run "$@") &
+    torchrun=$!
+    while true; do
+        code=0 && wait "$torchrun" || code=$?
+        # Above 128 it may be a trap that ended the wait.
+        [[ $code -gt 128 ]] && kill -0 "$torchrun" 2>/dev/null || break
+    done
+    [[ ! -e $SWINV2_MM_SHARED/requeue ]] || code=75
+    exit "$code"
+}
+
+# tell NUMBER: pass on a signal. After the first, processes save and end; the second ends them at once.
+tell() {
+    if [[ -e $SWINV2_MM_SHARED/told ]]; then
+        kill -TERM "$torchrun" 2>/dev/null || true
+    else
+        echo "$1" >"$SWINV2_MM_SHARED/told"
+    fi
 }
 
 # run_tasks PARTITION JOB SCRIPT [ARGUMENT...]: the same through Slurm's srun.

@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
     resume = 'go on from this checkpoint; without a value, from the latest in the work dir, if there is one'
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help=resume)
+    limit = 'save and end after this time, as 11:50:00 or 11h50m, with exit code 75; --resume goes on from there'
+    parser.add_argument('--max-time', metavar='H:M:S', help=limit)
     add_common_arguments(parser)
     argv = with_value(sys.argv[1:] if argv is None else argv, '--amp', PRECISIONS, 'auto')
     runner = train(prepare_training(**parse(parser, argv)))

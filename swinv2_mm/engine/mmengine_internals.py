@@ -145,6 +145,28 @@ def loaded_from(runner: Runner) -> str:
     return runner._load_from or ''
 
 
+def train_loop_config(runner: Runner) -> dict:
+    """The config of a runner's training loop, which is not built yet."""
+    return runner._train_loop
+
+
+def set_train_loop(runner: Runner, config: dict) -> None:
+    """Have a runner build another training loop; its config stays as it is."""
+    runner._train_loop = config
+
+
+@contextmanager
+def lazy_batches(batches: Callable[[Any], Any]) -> Iterator[None]:
+    """Let a loop over iterations take its batches from ``batches(data loader)``, or, if that is None, from mmengine.
+
+    mmengine starts the data workers when it builds the loop, before it knows where a resumed run is.
+    """
+    module = import_module('mmengine.runner.loops')
+    own = module._InfiniteDataloaderIterator
+    with _replaced(module, {'_InfiniteDataloaderIterator': lambda loader: batches(loader) or own(loader)}):
+        yield
+
+
 def update_val_interval(loop: Any) -> None:
     """Set a loop's ``val_interval`` to what ``dynamic_intervals`` says for now."""
     loop._decide_current_val_interval()

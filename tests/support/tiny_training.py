@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,42 @@ class KillHook(Hook):
     def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
         if (runner.iter, runner.rank) == self.place and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class TellHook(Hook):
+    """Send a signal in front of one iteration of the first process.
+
+    Args:
+        iteration: Which.
+        number: The signal.
+        levels: To whom: 0 for this process, 1 for its parent, 2 for that of its parent.
+        seconds: If not 0, wait for so long, and send it again.
+        group: To the process and its group, as torchrun does.
+    """
+
+    def __init__(self, iteration: int, number: int, levels: int = 0, seconds: float = 0, group: bool = False):
+        self.iteration, self.number, self.levels, self.seconds = iteration, number, levels, seconds
+        self.send = os.killpg if group else os.kill
+
+    def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
+        if (runner.iter, runner.rank) != (self.iteration, 0):
+            return
+        process = os.getpid()
+        for _ in range(self.levels):
+            process = int(Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[1])
+        self.send(process, self.number)
+        if self.seconds:
+            time.sleep(self.seconds)
+            self.send(process, self.number)
+
+
+@HOOKS.register_module()
+class SlowHook(Hook):
+    """Make each iteration take longer."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
+        time.sleep(self.seconds)

@@ -27,7 +27,7 @@ def check_launcher(cfg: Config, context: object = None) -> None:
             f'--launcher {launcher} needs the environment variable {variable}, which the launcher sets. Start through '
             f'{remedy}.'
         )
-    if get_device() == 'cpu' and launcher != 'pytorch':
+    if get_device() == 'cpu' and launcher == 'mpi':
         raise UserError(
             f'--launcher {launcher} needs GPUs, and this machine has none. Start through {_LAUNCHERS["pytorch"][1]}.'
         )

@@ -87,7 +87,8 @@ class ProgressHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         if runner.max_epochs > 1:  # otherwise the epoch is the whole run, as in a loop that counts iterations
-            self._part(f'epoch {runner.epoch + 1}/{runner.max_epochs}', len(runner.train_dataloader))
+            done = getattr(runner.train_loop, 'first', 0)  # in a run that goes on inside of an epoch
+            self._part(f'epoch {runner.epoch + 1}/{runner.max_epochs}', len(runner.train_dataloader), done)
 
     def after_train_iter(self, runner: Runner, **_: Any) -> None:
         loss = runner.message_hub.log_scalars.get('train/loss')
@@ -157,8 +158,8 @@ class ProgressHook(Hook):
         except OSError:
             self.stop()
 
-    def _part(self, name: str, total: int) -> None:
-        self._draw('reset', self.part, total=total, description=name, visible=True)
+    def _part(self, name: str, total: int, done: int = 0) -> None:
+        self._draw('reset', self.part, total=total, completed=done, description=name, visible=True)
 
     def _advance(self) -> None:
         self._draw('advance', self.part)

@@ -1,7 +1,7 @@
-"""Exact resuming: each epoch has its own seed, so that a resumed run repeats an uninterrupted one.
+"""Exact resuming: each iteration has its own seed, so that a resumed run repeats an uninterrupted one.
 
 In mmengine the main process draws from one stream from start to end (drop path, RoI sampling), data workers get the
-same seeds at each start, and persistent workers keep their streams across epochs. ``EpochSeedHook`` resets all three.
+same seeds at each start, and persistent workers keep their streams across epochs. ``EpochSeedHook`` replaces all three.
 """
 
 import random
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import worker_init_fn as mmengine_worker_init_fn
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from swinv2_mm.engine.saving.stopping.order import Order, ordered
 from swinv2_mm.registry import FUNCTIONS, HOOKS
 
 
@@ -29,38 +29,44 @@ def seed_everything(*entropy: int) -> None:
 def seed_worker(worker_id: int) -> None:
     """Seed a data worker from the main process, whose number torch has seeded the worker's generator with.
 
-    Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')``; ``EpochSeedHook`` replaces mmengine's default by it.
+    Use as ``worker_init_fn=dict(type='swinv2_mm.seed_worker')`` without ``EpochSeedHook``, which seeds each batch.
     """
     seed_everything(torch.initial_seed() % 2**64)
 
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed all randomness of an epoch from (the run's seed, epoch, rank) before its data workers start.
+    """Seed the random numbers of each iteration, of the model and of its batch, from the run's seed, the place in
+    training and the rank.
 
-    With it, ``--resume`` ends in the same weights as an uninterrupted run, on the same number of processes and workers.
-    An iteration-based loop, which loads the data of past iterations again, is seeded before each iteration; exactness
-    needs ``num_workers >= 1`` there, or loading would draw from the model's stream.
+    With it, ``--resume`` ends in the same weights as an uninterrupted run, on the same number of processes. In a loop
+    over iterations that is mmengine's own, exactness needs ``num_workers >= 1``, or loading would draw from the model's
+    stream.
     """
 
-    # The last hook before an epoch: nothing may draw between this and the start of the epoch's workers.
+    # The last hook before an epoch and before an iteration: nothing may draw between this and what it is for.
     priority = 'LOWEST'
+
+    _order: Order | None = None
 
     def before_train(self, runner: Runner) -> None:
         loader: Any = runner.train_dataloader
-        default = isinstance(loader.worker_init_fn, partial) and loader.worker_init_fn.func is mmengine_worker_init_fn
-        if _by_epoch(runner) and (default or loader.worker_init_fn is None):
-            loader.worker_init_fn = seed_worker
+        # mmengine's own loop over iterations has started its workers already.
+        self._order = ordered(loader) if _by_epoch(runner) or isinstance(loader.batch_sampler, Order) else None
+        if self._order is not None:
+            self._order.seed, self._order.rank = partial(seed_everything, runner.seed), runner.rank
 
     def before_train_epoch(self, runner: Runner) -> None:
         seed_everything(runner.seed, runner.epoch, runner.rank)
-        if _by_epoch(runner) and runner.train_dataloader.persistent_workers:
-            # Persistent workers would continue their streams: let this epoch start new ones (a private name of torch).
-            runner.train_dataloader._iterator = None
+        if self._order is not None and _by_epoch(runner):
+            self._order.epoch = runner.epoch
+            if runner.train_dataloader.persistent_workers:
+                # Persistent workers would keep what transforms remember of earlier pictures: let this epoch start new
+                # ones, as a resumed run does (a private name of torch).
+                runner.train_dataloader._iterator = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        if not _by_epoch(runner):
-            seed_everything(runner.seed, runner.iter, runner.rank)
+        seed_everything(runner.seed, runner.iter, runner.rank)
 
 
 def _by_epoch(runner: Runner) -> bool:

@@ -3,6 +3,8 @@
 ``prepare_*`` reads the config, completes it (all edits) and checks it (no edits); it writes nothing.
 """
 
+import math
+import time
 from logging import Logger
 from typing import Any
 
@@ -27,7 +29,9 @@ from swinv2_mm.engine.runs.complete import complete, fuse_optimizer, set_input_s
 from swinv2_mm.engine.runs.processes import leave_processes, start_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
-from swinv2_mm.errors import Stopped, UserError
+from swinv2_mm.engine.saving.stopping.loops import set_loop
+from swinv2_mm.engine.saving.stopping.request import REQUEST, listening, seconds
+from swinv2_mm.errors import Stopped, ToldToEnd, UserError
 
 
 def prepare_training(
@@ -39,6 +43,7 @@ def prepare_training(
     tf32: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
+    max_time: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Config:
@@ -46,11 +51,13 @@ def prepare_training(
 
     Args:
         resume: ``'auto'`` for the latest checkpoint of the work dir, if there is one, or a checkpoint.
+        max_time: A duration from now on, such as ``'11:50:00'``, after which the run saves and ends.
         cfg_options: Dotted keys and values to merge into the config.
 
     Raises:
         UserError: The run would fail or have no effect; nothing has been written.
     """
+    deadline = time.monotonic() + seconds(max_time) if max_time else math.inf
     cfg = read_config(config, cfg_options, 'train')
     complete(cfg, work_dir, compile, tf32, launcher)
     set_precision(cfg, amp)
@@ -67,6 +74,9 @@ def prepare_training(
     set_input_size(cfg)
     log_to_tensorboard(cfg)
     _check(cfg, ('train',) if cfg.get('val_cfg') is None else ('train', 'val'))
+    # Attributes of the object: they are no keys of the config.
+    object.__setattr__(cfg, 'max_time', max_time)
+    object.__setattr__(cfg, 'deadline', deadline)
     return cfg
 
 
@@ -148,10 +158,13 @@ def train(cfg: Config) -> Runner:
     Raises:
         UserError: The disk is full or read-only, data are corrupt, or the loss is not finite.
         Stopped: By a signal; the message says where to go on.
+        ToldToEnd: By SIGUSR1, SIGTERM or ``max_time``, and has saved.
     """
     try:
-        with told(cfg.work_dir):
+        with told(cfg.work_dir), listening(getattr(cfg, 'deadline', math.inf)):
             runner = build_runner(cfg)
+            if not set_loop(runner, getattr(cfg, 'max_time', None)):
+                REQUEST.forget()  # a signal ends such a run at once
             set_tf32(cfg, trains=True)
             if starts_from_noise(cfg):
                 backbone = cfg.model.backbone
@@ -164,6 +177,9 @@ def train(cfg: Config) -> Runner:
                 )
             with named_annotations(), screen_given_back(runner), blamed_on_numbers(runner):
                 runner.train()
+    except ToldToEnd:
+        leave_processes()
+        raise
     except Stopped as stopped:
         saved = latest_checkpoint(cfg.work_dir)
         stopped.remedy = f'--resume goes on from {saved}.' if saved else f'Nothing was saved yet in {cfg.work_dir}.'

@@ -9,11 +9,18 @@ import traceback
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Container, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from swinv2_mm.errors import Stopped, UserError, is_first, is_launched
+from swinv2_mm.engine.config.distributed import rank_of_process
+from swinv2_mm.engine.saving.stopping.request import REQUEST, SHARED, SIGNALS
+from swinv2_mm.errors import Stopped, ToldToEnd, UserError, is_first, is_launched, say
+
+# "Temporary failure: try again", of sysexits.h. Schedulers have no code of their own for it; this one has a name, and
+# neither Python nor a signal nor `timeout` ends a process with it.
+REQUEUE = os.EX_TEMPFAIL
 
 
 class Parser(ArgumentParser):
@@ -77,7 +84,8 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None = None) -> dict[str
 
 
 def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command and return 0, 2 after a UserError, or 128 and the number of a signal; these are said on stderr."""
+    """Run a command and return 0, 2 after a UserError, ``REQUEUE`` where a run was told to end and is to go on, or 128
+    and the number of a signal; these are said on stderr."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise Stopped(number)
@@ -86,7 +94,9 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     # While a launcher's process waits for another one, Python's handlers would not run: a signal ends it at once.
     handler = signal.SIG_DFL if is_launched() else stop
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, *SIGNALS)}
+    if is_launched():
+        REQUEST.listen(signal.SIGUSR1)  # before the training can, other processes would wait for this one
     try:
         command(argv)
     except UserError as error:
@@ -97,13 +107,28 @@ def exit_code(command: Callable[[Sequence[str] | None], None], argv: Sequence[st
             traceback.print_exception(error)
         print(f'error: {error}', file=sys.stderr, flush=True)
         return 2
+    except ToldToEnd as told:
+        say(f'{told} Exit code {REQUEUE}.')
+        return requeue()
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
-        return 128 + stopped.number
+        return REQUEUE if stopped.number == signal.SIGUSR1 else 128 + stopped.number
     finally:
         for number, former in before.items():
             signal.signal(number, former)
     return 0
+
+
+def requeue() -> int:
+    """The exit code of a process whose run was told to end."""
+    if folder := os.environ.get(SHARED):
+        Path(folder, 'requeue').touch()
+        return 0  # the script returns the code; torchrun would report, and restart, a failure
+    if is_launched() and rank_of_process() > 0:
+        return 0
+    if is_launched():
+        time.sleep(3)  # a launcher ends the others when one fails
+    return REQUEUE
 
 
 def end_process(code: int) -> NoReturn:

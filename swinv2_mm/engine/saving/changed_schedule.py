@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from swinv2_mm.engine.mmengine_internals import PLATEAU_PROGRESS, SCHEDULER_PROGRESS, loaded_from
+from swinv2_mm.engine.saving.place import place_of, skipped
 from swinv2_mm.engine.saving.plain_data import to_plain
 from swinv2_mm.engine.saving.replay import is_number, replay, scheduled_names
 from swinv2_mm.errors import UserError
@@ -169,7 +170,9 @@ def _steps_done(runner: Runner, checkpoint: dict) -> tuple[int, int, int]:
     if not length:
         return 0, 0, meta['iter']
     as_here = trained == length and meta['iter'] // length == meta['epoch']
-    return meta['epoch'], length, meta['iter'] if as_here else meta['epoch'] * length
+    place = place_of(checkpoint)
+    counted = meta['epoch'] * length + (skipped(place, length) if place else 0)
+    return meta['epoch'], length, meta['iter'] if as_here else counted
 
 
 def _numbers(group: dict) -> list[str]:

@@ -77,7 +77,12 @@ class CheckpointHook(OpenCheckpointHook):
     A checkpoint is removed only when its successor is complete. Resuming completes what a killed run left undone: it
     removes partial files and outdated checkpoints, notes the checkpoint as the last one, and runs the validation that
     was due.
+
+    A run that is told to end saves one more (:meth:`save_here`), which is removed when the next regular one is saved.
     """
+
+    # Epochs and iterations of the checkpoint to resume from, and its name; known to every process before it is written.
+    _saved: tuple[int, int, str] = 0, 0, ''
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         left_out = make_plain(checkpoint)
@@ -102,11 +107,12 @@ class CheckpointHook(OpenCheckpointHook):
                 for partial in [*folder.glob(PARTIAL), *Path(runner.work_dir).glob(PARTIAL)]:
                     partial.unlink(missing_ok=True)
         hub.update_info('run', this_run() or '')
-        if _done(runner) > 0:
+        if runner.iter > 0:
             self.last_ckpt = hub.runtime_info.get('last_ckpt')
             resumed = Path(loaded_from(runner))
-            if is_main_process() and resumed.parent.resolve() == folder.resolve():
-                WholeFileBackend().put_text(str(folder / resumed.name), Path(runner.work_dir, 'last_checkpoint'))
+            if resumed.parent.resolve() == folder.resolve():
+                self._saved = runner.epoch, runner.iter, resumed.name
+                self._note(runner, folder / resumed.name)
             if runner.val_loop is not None and _validation_is_due(runner):
                 runner.logger.info('The validation after the checkpoint was interrupted, and is run now.')
                 runner.val_loop.run()
@@ -126,8 +132,43 @@ class CheckpointHook(OpenCheckpointHook):
         self._catch_up()
 
     def save_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self._outdate_last_words(runner, '')
+        self._saved = meta['epoch'], meta['iter'], self.filename_tmpl.format(step)
         super().save_step(runner, step, meta)
         self._catch_up()
+
+    def save_here(self, runner: Runner) -> Path:
+        """Save between two iterations, in the place of what an earlier call has saved; return what to resume from.
+
+        Where the last checkpoint is of this iteration, it is enough.
+        """
+        if self._saved[:2] != (runner.epoch, runner.iter):
+            name = f'iter_{runner.iter}.pth'
+            self._outdate_last_words(runner, name)
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_param_scheduler=runner.param_schedulers is not None,
+                meta={'epoch': runner.epoch, 'iter': runner.iter},
+                by_epoch=False,
+                backend_args=self.backend_args,
+            )
+            self._saved = runner.epoch, runner.iter, name
+            self._note(runner, Path(self.out_dir, name))
+            self._catch_up()
+        return Path(self.out_dir, self._saved[2])
+
+    def _outdate_last_words(self, runner: Runner, name: str) -> None:
+        """Have :meth:`_catch_up` remove what :meth:`save_here` has saved before; ``name`` is its next file."""
+        before = runner.message_hub.runtime_info.get('last_words')
+        if before and isinstance(self.file_backend, PatientBackend):
+            self.file_backend.remove(before)
+        runner.message_hub.update_info('last_words', name)
+
+    def _note(self, runner: Runner, path: Path) -> None:
+        if is_main_process():
+            WholeFileBackend().put_text(str(path), Path(runner.work_dir, 'last_checkpoint'))
 
     def _catch_up(self) -> None:
         if isinstance(self.file_backend, PatientBackend):

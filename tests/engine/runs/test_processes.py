@@ -1,5 +1,8 @@
 """Processes join over gloo on a machine without a GPU."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -28,6 +31,53 @@ def test_without_a_gpu_processes_join_over_gloo(wrapper, joined, monkeypatch):
     assert joined[0][0] == ('gloo',) and joined[0][1]['timeout'].total_seconds() == 60
     assert cfg.model_wrapper_cfg.device_ids is None and cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
     assert cfg.model_wrapper_cfg.get('find_unused_parameters') is (True if wrapper is None else None)
+
+
+SRUN = {
+    'SLURM_JOB_ID': '31',
+    'SLURM_STEP_ID': '2',
+    'SLURM_PROCID': '3',
+    'SLURM_LOCALID': '1',
+    'SLURM_NTASKS': '4',
+    'SLURM_STEP_NODELIST': 'node[1-2]',
+}
+
+
+@pytest.fixture
+def srun(monkeypatch):
+    """Be a process that srun has started; scontrol writes out the list of nodes."""
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    written = SimpleNamespace(stdout='node1\nnode2\n')
+    monkeypatch.setattr(processes.subprocess, 'run', lambda command, **_: command[-1] == 'node[1-2]' and written)
+
+
+def test_processes_of_slurm_join_without_gpus(srun, joined, monkeypatch):
+    """Bug: mmengine sets a CUDA device for each process of Slurm."""
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    cfg = Config({'launcher': 'slurm'})
+    start_processes(cfg)
+    assert joined[0][0] == ('gloo',) and cfg.model_wrapper_cfg.device_ids is None
+    told = {'RANK': '3', 'LOCAL_RANK': '1', 'WORLD_SIZE': '4', 'MASTER_ADDR': 'node1'}
+    assert {name: os.environ[name] for name in told} == told
+
+
+def test_jobs_and_steps_of_slurm_have_ports_of_their_own(srun, joined, monkeypatch):
+    """Bug: two jobs that share a node, or two steps of a job, meet at port 29500."""
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cuda')
+    ports = set()
+    for job, step in (('31', '2'), ('31', '3'), ('32', '2')):
+        monkeypatch.setenv('SLURM_JOB_ID', job)
+        monkeypatch.setenv('SLURM_STEP_ID', step)
+        monkeypatch.delenv('MASTER_PORT', raising=False)
+        start_processes(Config({'launcher': 'slurm'}))
+        ports.add(os.environ['MASTER_PORT'])
+    assert len(ports) == 3 and joined == []
+    monkeypatch.setenv('MASTER_PORT', '7')
+    start_processes(Config({'launcher': 'slurm'}))
+    assert os.environ['MASTER_PORT'] == '7'
 
 
 @pytest.mark.parametrize(('device', 'launcher'), [('cuda', 'pytorch'), ('cpu', 'none')])

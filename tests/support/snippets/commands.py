@@ -99,6 +99,8 @@ def check_command(words, desk, capsys):
             check_launch('dist_train.sh', 'train.py', number, [config, *arguments], desk, capsys)
         case ['bash', 'tools/dist_test.sh', config, checkpoint, number, *arguments]:
             check_launch('dist_test.sh', 'test.py', number, [config, checkpoint, *arguments], desk, capsys)
+        case ['tools/slurm_test.sh', _, _, config, checkpoint, *arguments]:
+            check_launch('slurm_test.sh', 'test.py', '8', [config, checkpoint, *arguments], desk, capsys)
         case ['tools/slurm_train.sh', _, _, config, work_dir, *arguments]:
             check_launch('slurm_train.sh', 'train.py', '8', [config, '--work-dir', work_dir, *arguments], desk, capsys)
         case _:
@@ -112,7 +114,12 @@ def check_launch(script, program, number, arguments, desk, capsys):
 
 
 def check_commands(text, desk, capsys):
-    """Every command of a block; comments are left out, lines that go on are joined, what is piped on is left."""
+    """Every command of a block; comments are left out, lines that go on are joined, what is piped on is left.
+
+    Of a job for Slurm, the training: tests/tools/test_slurm.py runs all of it.
+    """
+    if '#SBATCH' in text:
+        (text,) = re.findall(r'bash (tools/slurm_train.sh .*) \|\|', text)
     for line in re.sub(r'\\\n', ' ', text).splitlines():
         words = shlex.split(line, comments=True)
         if words:
