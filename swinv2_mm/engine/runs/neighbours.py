@@ -1,0 +1,184 @@
+"""The other processes of a run: where they are, whether all start from one checkpoint, and which do not answer."""
+
+import os
+import re
+import socket
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, broadcast_object_list
+
+from swinv2_mm.engine.config.distributed import address_here
+from swinv2_mm.engine.config.parts import is_local
+from swinv2_mm.engine.mmengine_internals import collect_by_messages
+from swinv2_mm.errors import UserError, listed, say
+
+PATIENCE = 3  # seconds in which a machine of the same network answers, or not
+# What torch, gloo and NCCL say if another process is gone or late. Other errors of theirs are no matter of the network.
+_OF_A_GROUP = re.compile(r'gloo|nccl|socket|store|clients joined', re.IGNORECASE)
+_NO_ANSWER = re.compile(
+    r'closed by peer|reset by peer|broken pipe|timed out|timeout|refused|unreachable|no route|remote process exit',
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process of the run."""
+
+    rank: int
+    host: str
+    address: str  # to the others; '' if unknown
+    checkpoint: str  # what it starts from, in words
+    content: int | str | None  # equal for equal files
+
+    @property
+    def machine(self) -> str:
+        return f'{self.host} ({self.address})' if self.address else self.host
+
+
+# All processes, in the order of their ranks; empty without a group. As torch's group it belongs to the process.
+_members: list[Member] = []
+
+
+def meet(cfg: Config) -> None:
+    """Tell the other processes what this one starts from, as soon as all have joined.
+
+    Raises:
+        UserError: They would start from different checkpoints; the same error in each process.
+    """
+    checkpoint, content = _start(cfg.get('load_from'))
+    me = Member(torch.distributed.get_rank(), socket.gethostname(), address_here() or '', checkpoint, content)
+    _members[:] = all_gather_object(me)
+    if len({member.content for member in _members}) > 1:
+        starts = {}
+        for member in _members:
+            starts.setdefault((member.machine, member.checkpoint), []).append(member.rank)
+        raise UserError(
+            'the processes would start from different checkpoints: '
+            + '; '.join(f'{_named(ranks)} on {machine} from {start}' for (machine, start), ranks in starts.items())
+            + '. Only the first process writes checkpoints. Without a shared file system, copy the one to go on from '
+            'to every machine, and pass it to all of them: --resume CHECKPOINT. With one, start all machines in the '
+            'same folder.'
+        )
+    if len({member.machine for member in _members}) > 1 and not _one_folder():
+        say('The machines share no folder: results of a validation are sent, not written.')
+        collect_by_messages()
+
+
+def forget() -> None:
+    """Forget the other processes, as this one has left them."""
+    _members.clear()
+
+
+def _start(load_from: str | None) -> tuple[str, int | str | None]:
+    """What a process starts from, in words, and something that is equal for equal files."""
+    if not load_from:
+        return 'no checkpoint', None
+    path = Path(load_from).expanduser()
+    if not is_local(load_from) or not path.is_file():
+        return load_from, load_from
+    saved = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(path.stat().st_mtime))
+    return f'{load_from} ({path.stat().st_size / 1e6:.2f} MB, written {saved})', sample_of(path)
+
+
+def sample_of(path: Path, blocks: int = 64, size: int = 1 << 16) -> int:
+    """A checksum of the length of a file and of some blocks, evenly spaced: of all of a small one."""
+    length = path.stat().st_size
+    checksum = zlib.crc32(str(length).encode())
+    with path.open('rb') as file:
+        for start in range(0, length, max(size, length // blocks)):
+            file.seek(start)
+            checksum = zlib.crc32(file.read(size), checksum)
+    return checksum
+
+
+def _one_folder() -> bool:
+    """Whether all processes see the current folder of the first one, where mmengine collects results in files."""
+    mark = None
+    if torch.distributed.get_rank() == 0:
+        with suppress(OSError):
+            handle, mark = tempfile.mkstemp(prefix='.shared_', dir='.')
+            os.close(handle)
+    name = [mark]
+    broadcast_object_list(name)
+    seen = all_gather_object(name[0] is not None and Path(name[0]).exists())
+    if mark is not None:
+        Path(mark).unlink()
+    return all(seen)
+
+
+@contextmanager
+def blamed_on_others() -> Iterator[None]:
+    """Raise a UserError that says who does not answer, in the place of an error of gloo, NCCL or a store."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (_OF_A_GROUP.search(str(error)) and _NO_ANSWER.search(str(error))):
+            raise
+        raise UserError(_without_answer(str(error))) from error
+
+
+def _without_answer(error: str) -> str:
+    # Without the file of gloo's source, and without the stack of C++ that follows.
+    reason = re.sub(r'\[\S+:\d+\] ', '', error).splitlines()[0].rstrip('. ')
+    if not _members:
+        rank, number = os.environ.get('RANK', '?'), os.environ.get('WORLD_SIZE', '?')
+        place = f'{os.environ.get("MASTER_ADDR", "?")}:{os.environ.get("MASTER_PORT", "?")}'
+        interface = os.environ.get('GLOO_SOCKET_IFNAME') or f"that of this machine's name, {socket.gethostname()}"
+        return (
+            f'process {rank} of {number} did not reach the others ({reason}). They meet at {place} (MASTER_ADDR and '
+            f'PORT) and connect over one network interface, here {interface}. See what the other machines say; if '
+            'each waits for the others, name the interface of the network between them in GLOO_SOCKET_IFNAME and '
+            'NCCL_SOCKET_IFNAME, on each machine (`ip -o address` lists them), and open all its ports.'
+        )
+    me = _members[torch.distributed.get_rank()]
+    others: dict[str, list[Member]] = {}
+    for member in _members:
+        if member.machine != me.machine:
+            others.setdefault(member.machine, []).append(member)
+    with ThreadPoolExecutor(max(len(others), 1)) as pool:
+        up = dict(zip(others, pool.map(lambda members: _answers(members[0].address), others.values()), strict=True))
+    silent = [
+        f'{machine} with {_named([member.rank for member in others[machine]])}' for machine in others if not up[machine]
+    ]
+    ended = re.search(r'peer \[?([\da-fA-F.:]+?)\]', reason)
+    of = next((machine for machine, members in others.items() if ended and members[0].address == ended[1]), None)
+    if silent:
+        who = f'{listed(silent)} does not answer: it is down, or the network to it is.'
+    elif ended:
+        ranks = [member.rank for member in _members if member.machine == (of or me.machine) and member != me]
+        who = f'{_named(ranks)} on {of or "this machine"} ended, or one of them: see the message there.'
+    else:
+        who = (
+            f'All {len(others) + 1} machines answer, so a process has ended or hangs, or the network was down: see '
+            'the messages of the others.'
+        )
+    return (
+        f'process {me.rank} of {len(_members)}, on {me.machine}, lost the others ({reason}). {who} Then start the run '
+        'again on all machines, a training with --resume: it goes on from its last checkpoint. A process waits for '
+        'the others as many seconds as env_cfg.dist_cfg.timeout says.'
+    )
+
+
+def _answers(address: str) -> bool:
+    """Whether a machine answers at all: one that refuses a connection does."""
+    try:
+        socket.create_connection((address, int(os.environ.get('MASTER_PORT', 29500))), timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _named(ranks: list[int]) -> str:
+    return f'process{"es" if len(ranks) > 1 else ""} {listed(ranks, 8)}'
