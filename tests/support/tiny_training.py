@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,24 @@ class KillHook(Hook):
     def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
         if (runner.iter, runner.rank) == self.place and os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0':
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class WaitHook(Hook):
+    """Say that an iteration is reached, by a file ``reached``, and wait for a file ``go_on``.
+
+    Args:
+        iteration: In front of which, in the first process.
+    """
+
+    def __init__(self, iteration: int):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
+        if (runner.iter, runner.rank) == (self.iteration, 0):
+            Path('reached').touch()
+            for _ in range(1200):
+                if Path('go_on').exists():
+                    return
+                time.sleep(0.1)
+            raise TimeoutError('nobody said go on')

@@ -22,6 +22,7 @@ from swinv2_mm.engine.mmengine_internals import collect_by_messages
 from swinv2_mm.errors import UserError, listed, say
 
 PATIENCE = 3  # seconds in which a machine of the same network answers, or not
+GONE, SILENT, RUNS = 'gone', 'silent', 'runs'
 # What torch, gloo and NCCL say if another process is gone or late. Other errors of theirs are no matter of the network.
 _OF_A_GROUP = re.compile(r'gloo|nccl|socket|store|clients joined', re.IGNORECASE)
 _NO_ANSWER = re.compile(
@@ -37,6 +38,7 @@ class Member:
     rank: int
     host: str
     address: str  # to the others; '' if unknown
+    port: int  # on which it listens as long as it runs, without ever answering
     checkpoint: str  # what it starts from, in words
     content: int | str | None  # equal for equal files
 
@@ -47,6 +49,7 @@ class Member:
 
 # All processes, in the order of their ranks; empty without a group. As torch's group it belongs to the process.
 _members: list[Member] = []
+_sign_of_life: list[socket.socket] = []
 
 
 def meet(cfg: Config) -> None:
@@ -55,9 +58,9 @@ def meet(cfg: Config) -> None:
     Raises:
         UserError: They would start from different checkpoints; the same error in each process.
     """
-    checkpoint, content = _start(cfg.get('load_from'))
-    me = Member(torch.distributed.get_rank(), socket.gethostname(), address_here() or '', checkpoint, content)
-    _members[:] = all_gather_object(me)
+    address = address_here() or ''
+    me = torch.distributed.get_rank(), socket.gethostname(), address, _listen(address)
+    _members[:] = all_gather_object(Member(*me, *_start(cfg.get('load_from'))))
     if len({member.content for member in _members}) > 1:
         starts = {}
         for member in _members:
@@ -77,6 +80,18 @@ def meet(cfg: Config) -> None:
 def forget() -> None:
     """Forget the other processes, as this one has left them."""
     _members.clear()
+    while _sign_of_life:
+        _sign_of_life.pop().close()
+
+
+def _listen(address: str) -> int:
+    """Listen on a free port until this process ends: its kernel accepts who asks, whatever the process does."""
+    if not _sign_of_life:
+        with suppress(OSError):
+            family = socket.AF_INET6 if ':' in address else socket.AF_INET
+            _sign_of_life.append(socket.create_server((address, 0), family=family))
+            os.register_at_fork(after_in_child=forget)  # data workers live longer
+    return _sign_of_life[0].getsockname()[1] if _sign_of_life else 0
 
 
 def _start(load_from: str | None) -> tuple[str, int | str | None]:
@@ -106,8 +121,9 @@ def _one_folder() -> bool:
     mark = None
     if torch.distributed.get_rank() == 0:
         with suppress(OSError):
-            handle, mark = tempfile.mkstemp(prefix='.shared_', dir='.')
+            handle, path = tempfile.mkstemp(prefix='.shared_', dir='.')
             os.close(handle)
+            mark = Path(path).name
     name = [mark]
     broadcast_object_list(name)
     seen = all_gather_object(name[0] is not None and Path(name[0]).exists())
@@ -128,8 +144,8 @@ def blamed_on_others() -> Iterator[None]:
 
 
 def _without_answer(error: str) -> str:
-    # Without the file of gloo's source, and without the stack of C++ that follows.
-    reason = re.sub(r'\[\S+:\d+\] ', '', error).splitlines()[0].rstrip('. ')
+    # Without the file of gloo's source, and without the advice and the stack of C++ that follow.
+    reason = re.split(r'\. |\n', re.sub(r'\[\S+:\d+\] ', '', error))[0].rstrip('. ')
     if not _members:
         rank, number = os.environ.get('RANK', '?'), os.environ.get('WORLD_SIZE', '?')
         place = f'{os.environ.get("MASTER_ADDR", "?")}:{os.environ.get("MASTER_PORT", "?")}'
@@ -141,27 +157,9 @@ def _without_answer(error: str) -> str:
             'NCCL_SOCKET_IFNAME, on each machine (`ip -o address` lists them), and open all its ports.'
         )
     me = _members[torch.distributed.get_rank()]
-    others: dict[str, list[Member]] = {}
-    for member in _members:
-        if member.machine != me.machine:
-            others.setdefault(member.machine, []).append(member)
-    with ThreadPoolExecutor(max(len(others), 1)) as pool:
-        up = dict(zip(others, pool.map(lambda members: _answers(members[0].address), others.values()), strict=True))
-    silent = [
-        f'{machine} with {_named([member.rank for member in others[machine]])}' for machine in others if not up[machine]
-    ]
-    ended = re.search(r'peer \[?([\da-fA-F.:]+?)\]', reason)
-    of = next((machine for machine, members in others.items() if ended and members[0].address == ended[1]), None)
-    if silent:
-        who = f'{listed(silent)} does not answer: it is down, or the network to it is.'
-    elif ended:
-        ranks = [member.rank for member in _members if member.machine == (of or me.machine) and member != me]
-        who = f'{_named(ranks)} on {of or "this machine"} ended, or one of them: see the message there.'
-    else:
-        who = (
-            f'All {len(others) + 1} machines answer, so a process has ended or hangs, or the network was down: see '
-            'the messages of the others.'
-        )
+    who = _who_is_lost(me) or (
+        'All still run, so one hangs or is busy, or the network was down: see what the others say.'
+    )
     return (
         f'process {me.rank} of {len(_members)}, on {me.machine}, lost the others ({reason}). {who} Then start the run '
         'again on all machines, a training with --resume: it goes on from its last checkpoint. A process waits for '
@@ -169,15 +167,37 @@ def _without_answer(error: str) -> str:
     )
 
 
-def _answers(address: str) -> bool:
-    """Whether a machine answers at all: one that refuses a connection does."""
+def _who_is_lost(me: Member) -> str:
+    """A sentence for each machine of which processes have ended, or which does not answer; empty if all run."""
+    others = [member for member in _members if member != me]
+    for _ in range(2):
+        with ThreadPoolExecutor(32) as pool:
+            states = list(pool.map(_state, others))
+        if {*states} != {RUNS}:
+            break
+        time.sleep(1)  # one that is ending closes its connections first
+    lost: dict[tuple[str, str], list[int]] = {}
+    for member, state in zip(others, states, strict=True):
+        lost.setdefault((member.machine, state), []).append(member.rank)
+    sentences = [
+        f'On {machine} {_named(ranks)} ended: see the message there.'
+        if state == GONE
+        else f'{machine} with {_named(ranks)} does not answer: it is down, or the network is.'
+        for (machine, state), ranks in lost.items()
+        if state != RUNS
+    ]
+    return ' '.join(sentences[:5])
+
+
+def _state(member: Member) -> str:
+    """Whether another process runs: its machine accepts a connection for it, refuses one, or is not reached."""
     try:
-        socket.create_connection((address, int(os.environ.get('MASTER_PORT', 29500))), timeout=PATIENCE).close()
+        socket.create_connection((member.address, member.port), timeout=PATIENCE).close()
     except ConnectionRefusedError:
-        return True
+        return GONE
     except OSError:
-        return False
-    return True
+        return SILENT
+    return RUNS
 
 
 def _named(ranks: list[int]) -> str:
