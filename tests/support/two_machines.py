@@ -75,7 +75,8 @@ class Machine:
 
     def dist_train(self, *arguments, node_rank=None, address='10.99.7.1', **environment):
         """Start ``tools/dist_train.sh`` with two processes, as one of two machines."""
-        settings = dict(NNODES='2', NODE_RANK=str(self.number), MASTER_ADDR=address, PORT=str(PORT)) | environment
+        rank = self.number if node_rank is None else node_rank
+        settings = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR=address, PORT=str(PORT)) | environment
         config, *arguments = arguments
         return self.launch('bash', ROOT / 'tools' / 'dist_train.sh', config, '2', *arguments, **settings)
 
@@ -129,9 +130,8 @@ class TwoMachines(list):
 
     def start(self, work_dir, *arguments, processes=2, environment=()):
         """Start a training by so many processes on each machine."""
+        self.forget()
         for machine in self:
-            for name in ('reached', 'go_on'):
-                Path(machine.folder, name).unlink(missing_ok=True)
             if machine.server is None:
                 machine.start_server()
         for machine in self:
@@ -156,9 +156,15 @@ class TwoMachines(list):
         self.start(*args, **kwargs)
         return self.end()
 
+    def forget(self):
+        """Be ready for another WaitHook."""
+        for machine in self:
+            for name in ('reached', 'go_on'):
+                Path(machine.folder, name).unlink(missing_ok=True)
+
     def wait_until_reached(self):
         """Wait for the WaitHook of the run."""
-        for _ in range(1200):
+        for _ in range(3000):
             if Path(self[0].folder, 'reached').exists():
                 return
             time.sleep(0.1)

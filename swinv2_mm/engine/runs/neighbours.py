@@ -59,7 +59,7 @@ def meet(cfg: Config) -> None:
         UserError: They would start from different checkpoints; the same error in each process.
     """
     address = address_here() or ''
-    me = torch.distributed.get_rank(), socket.gethostname(), address, _listen(address)
+    me = torch.distributed.get_rank(), socket.gethostname(), address, _listen()
     _members[:] = all_gather_object(Member(*me, *_start(cfg.get('load_from'))))
     if len({member.content for member in _members}) > 1:
         starts = {}
@@ -84,14 +84,12 @@ def forget() -> None:
         _sign_of_life.pop().close()
 
 
-def _listen(address: str) -> int:
+def _listen() -> int:
     """Listen on a free port until this process ends: its kernel accepts who asks, whatever the process does."""
     if not _sign_of_life:
-        with suppress(OSError):
-            family = socket.AF_INET6 if ':' in address else socket.AF_INET
-            _sign_of_life.append(socket.create_server((address, 0), family=family))
-            os.register_at_fork(after_in_child=forget)  # data workers live longer
-    return _sign_of_life[0].getsockname()[1] if _sign_of_life else 0
+        _sign_of_life.append(socket.create_server(('', 0), backlog=4096))
+        os.register_at_fork(after_in_child=forget)  # data workers live longer
+    return _sign_of_life[0].getsockname()[1]
 
 
 def _start(load_from: str | None) -> tuple[str, int | str | None]:
@@ -191,8 +189,11 @@ def _who_is_lost(me: Member) -> str:
 
 def _state(member: Member) -> str:
     """Whether another process runs: its machine accepts a connection for it, refuses one, or is not reached."""
+    address = member.address
+    if address.startswith('127.') and member.host != socket.gethostname():  # how the first machine knows itself
+        address = os.environ['MASTER_ADDR']
     try:
-        socket.create_connection((member.address, member.port), timeout=PATIENCE).close()
+        socket.create_connection((address, member.port), timeout=PATIENCE).close()
     except ConnectionRefusedError:
         return GONE
     except OSError:

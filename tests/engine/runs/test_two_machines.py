@@ -124,6 +124,85 @@ def test_a_cut_cable_ends_both_with_words(machines, straight):  # noqa: F811
 
 
 @pytest.mark.parametrize('mode', MODES)
+def test_another_number_of_processes_resumes(mode, machines, straight):  # noqa: F811
+    """Killed on four, killed on two, ended by four, with the same images per step: the weights of an undisturbed run
+    of plain data parallelism. Bug: parts of a checkpoint for one number of processes."""
+    first = machines[0]
+    plain, other = {'noise': False, 'batch_size': 1}, {'noise': False, 'batch_size': 2}
+    for machine in machines:
+        piece = PIECES.get(mode, '')
+        write_config(machine.folder, 'plain.py', **plain)
+        write_config(machine.folder, 'four_killed.py', piece + KILL, **plain)
+        write_config(machine.folder, 'two_killed.py', piece + KILL.replace('3, rank=2', '5, rank=1'), **other)
+        write_config(machine.folder, 'four.py', piece, **plain)
+    if mode == 'ddp':
+        codes, outputs = machines.train('plain', 'plain.py')
+        assert codes == ([0, 0], [0, 0]), outputs
+    numbers = f'numbers_{mode}'
+    codes, outputs = machines.train(numbers, 'four_killed.py')
+    assert 2 in codes[0] and codes[1] == [-9, -9], outputs
+    machines.copy_to_second(f'{numbers}/epoch_1.pth')
+    codes, outputs = machines.train(numbers, 'two_killed.py', '--resume', processes=1)
+    assert codes == ([2], [-9]), outputs
+    machines.copy_to_second(f'{numbers}/epoch_2.pth')
+    codes, outputs = machines.train(numbers, 'four.py', '--resume')
+    assert codes == ([0, 0], [0, 0]), outputs
+    expected = last(first.folder, 'plain')
+    assert apart(last(first.folder, numbers), expected) < 2e-5 < 1e-3 < apart(last(first.folder, 'plain', 2), expected)
+
+
+def test_a_wrong_interface_is_named(machines, straight):  # noqa: F811
+    """Bug: ``Gloo connectFullMesh failed``, with a traceback, and nobody knows which network was tried."""
+    codes, outputs = machines.train('wrong', 'straight_ddp.py', environment={'GLOO_SOCKET_IFNAME': 'lo'})
+    for code, output in zip(codes, outputs, strict=True):
+        assert 2 in code and 'did not reach the others' in output and 'network interface, here lo.' in output
+        assert 'Traceback' not in output
+
+
+def test_wrong_numbers_and_addresses_end_with_words(machines):  # noqa: F811
+    """By dist_train.sh. Bug: both machines wait for a quarter of an hour, and end with a traceback."""
+    for ranks, addresses, words in (
+        ((0, 0), ('10.99.7.1', '10.99.7.1'), ['NODE_RANK=0 on node0 and on node1'] * 2),
+        ((0, 1), ('10.99.7.1', '10.99.7.9'), ['NODE_RANK 1 did not come', 'NODE_RANK 0 did not answer node1']),
+    ):
+        started = [
+            machine.dist_train('none.py', node_rank=rank, address=address, MEETING_TIMEOUT='6')
+            for machine, rank, address in zip(machines, ranks, addresses, strict=True)
+        ]
+        for machine, process, expected in zip(machines, started, words, strict=True):
+            assert process.wait(60) == 2
+            assert f'error: {expected}' in machine.output and 'Traceback' not in machine.output
+
+
+def test_the_whole_of_it_by_dist_train(machines, straight):  # noqa: F811
+    """Trained until the cable is cut, resumed until a machine is killed, and resumed to the end. Bug: torchrun waits
+    for the other machine, while its processes have ended."""
+    first, second = machines
+    for machine in machines:
+        write_config(machine.folder, 'cut.py', WAIT + SHORT.replace('8', '45'), batch_size=1)
+        write_config(machine.folder, 'killed.py', WAIT.replace('3', '5'), batch_size=1)
+    for config, epoch in (('cut.py', 0), ('killed.py', 1), ('straight_ddp.py', 2)):
+        machines.forget()
+        if epoch:
+            machines.copy_to_second(f'run/epoch_{epoch}.pth')
+        started = [machine.dist_train(config, '--work-dir', 'run', '--resume') for machine in machines]
+        if epoch < 2:
+            machines.wait_until_reached()
+            second.link('down') if epoch == 0 else second.kill()
+            machines.go_on()
+        codes = [process.wait(400) for process in started]
+        second.link('up')
+        assert codes == [[1, 1], [1, -9], [0, 0]][epoch], first.output + second.output
+        if epoch == 0:
+            assert 'node1 (10.99.7.2) with processes 2, 3 does not answer' in first.output
+            assert 'node0 (10.99.7.1) with processes 0, 1 does not answer' in second.output
+        elif epoch == 1:
+            assert 'On node1 (10.99.7.2) processes 2, 3 ended' in first.output
+    end, expected = last(first.folder, 'run'), last(first.folder, 'straight_ddp')
+    assert apart(end, expected) < 1e-6
+
+
+@pytest.mark.parametrize('mode', MODES)
 def test_a_bad_network_changes_nothing(mode, machines, straight):  # noqa: F811
     """Slow, with lost packets, and cut for some seconds: the same weights. Bug: an error at the first delay."""
     first, second = machines
