@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, load_script
 
 
 @pytest.fixture
@@ -111,3 +111,14 @@ def test_a_stranger_on_the_port_is_no_machine(start, port):
         stranger.sendall(b'GET / HTTP/1.1\n\n')
         second = start(1)
         assert 'torchrun' in ends(second, 0) and 'torchrun' in ends(first, 0)
+
+
+def test_a_first_machine_that_reaches_itself_is_no_second_one():
+    """Where addresses are translated on the way. Bug: it is told that another machine has its number."""
+    meeting = load_script(ROOT / 'tools' / 'meeting.py')
+    place = {'node_rank': 0, 'nnodes': 2, 'host': 'node0'}
+    for who, expected in ((meeting.ME, None), ('another', place | {'id': 'another'})):
+        here, there = socket.socketpair()
+        with here, there:
+            meeting.send(there, place | {'id': who})
+            assert meeting.read_introduction(here) == expected

@@ -136,7 +136,8 @@ def blamed_on_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (_OF_A_GROUP.search(str(error)) and _NO_ANSWER.search(str(error))):
+        of_a_store = type(error).__name__ in ('DistNetworkError', 'DistStoreError')  # not in all versions of torch
+        if not of_a_store and not (_OF_A_GROUP.search(str(error)) and _NO_ANSWER.search(str(error))):
             raise
         raise UserError(_without_answer(str(error))) from error
 

@@ -57,7 +57,7 @@ def test_processes_with_different_checkpoints_do_not_start(group, tmp_path):
 def test_a_sample_sees_length_and_content(tmp_path):
     """Bug: files of other runs are taken for equal, since a part of them is; or all of 30 GB is read."""
     file = tmp_path / 'large'
-    content = bytearray(10_000_000)
+    content = bytearray(10_100_000)  # the last bytes are in no block
     file.write_bytes(content)
     first = sample_of(file)
     content[5_000_000:5_300_000] = b'x' * 300_000
@@ -101,6 +101,14 @@ def test_before_they_have_met_the_interface_is_named(monkeypatch):
     with pytest.raises(UserError, match=r'did not reach the others .*interface, here docker0.*GLOO_SOCKET_IFNAME'):
         with blamed_on_others():
             raise RuntimeError('Gloo connectFullMesh failed with [/a/pair.cc:152] timed out connecting: refused')
+
+
+def test_a_lost_store_is_one_of_these_errors():
+    """Its words are of many kinds."""
+    lost = type('DistNetworkError', (RuntimeError,), {})
+    with pytest.raises(UserError, match='got 0 bytes'):
+        with blamed_on_others():
+            raise lost('Failed to recv, got 0 bytes. Connection was likely closed.')
 
 
 @pytest.mark.parametrize(
