@@ -20,7 +20,7 @@ die() {
 # run_processes NUMBER SCRIPT [ARGUMENT...]: run a script in several processes, by torchrun. Of the arguments,
 # --max-restarts is torchrun's, wherever it stands.
 run_processes() {
-    local number=$1 script=$2 nodes=${NNODES:-1} place restarts='' arguments=()
+    local number=$1 script=$2 nodes=${NNODES:-1} place restarts='' arguments=() launcher=(-m torch.distributed.run)
     shift 2
     while [[ $# -gt 0 ]]; do
         case $1 in
@@ -37,6 +37,7 @@ run_processes() {
     if [[ $nodes != 1 ]]; then
         [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] ||
             die "NNODES=$nodes needs NODE_RANK, from 0 on, and MASTER_ADDR, the address of node 0 (and PORT, if 29500 is taken there)."
+        launcher=("$root/tools/meeting.py")  # calls torchrun when all machines are there
         place=(--nnodes="$nodes" --node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${PORT:-29500}")
     elif [[ -n ${PORT:-} && -n $restarts ]]; then
         # The id tells this run's checkpoints from those of others; --standalone makes one up, too.
@@ -51,12 +52,12 @@ run_processes() {
         # Restarted processes would find the addresses of dead ones in the store that is shared by default.
         export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     fi
-    [[ ${script##*/} == train.py ]] || exec "$python" -m torch.distributed.run "${place[@]}" \
+    [[ ${script##*/} == train.py ]] || exec "$python" "${launcher[@]}" "${place[@]}" \
         --nproc-per-node="$number" "$script" "$@" --launcher pytorch
-    train_and_tell "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
+    train_and_tell "${launcher[@]}" "${place[@]}" --nproc-per-node="$number" "$script" "$@" --launcher pytorch
 }
 
-# train_and_tell ARGUMENT OF TORCHRUN...: a training that this shell tells to end. SIGUSR1 would end torchrun, which
+# train_and_tell ARGUMENT OF PYTHON...: a training that this shell tells to end. SIGUSR1 would end torchrun, which
 # lets its processes live for 30 seconds after a SIGTERM, and returns 1 whatever their exit code is.
 train_and_tell() {
     local code
@@ -66,7 +67,7 @@ train_and_tell() {
     trap 'tell 10' USR1
     trap 'tell 15' TERM
     trap : INT  # torchrun has it from the terminal, and ends its processes
-    (trap '' USR1 && exec "$python" -m torch.distributed.run "$@") &
+    (trap '' USR1 && exec "$python" "$@") &
     torchrun=$!
     while true; do
         code=0 && wait "$torchrun" || code=$?

@@ -89,6 +89,29 @@ def watched_builds(failed: Callable[[Exception, Registry, list, dict], None]) ->
         yield
 
 
+@contextmanager
+def calling_after_joining(call: Callable[[], None]) -> Iterator[None]:
+    """Call a function as soon as a runner that is built in this context has joined the other processes."""
+    module = import_module('mmengine.runner.runner')
+    join = module.init_dist
+
+    def join_and_call(*args: Any, **kwargs: Any) -> None:
+        join(*args, **kwargs)
+        call()
+
+    with _replaced(module, {'init_dist': join_and_call}):
+        yield
+
+
+def collect_by_messages() -> None:
+    """Have the processes collect results of a test by messages, from now on.
+
+    With ``collect_device='cpu'``, the default of metrics, they write files into a folder that all of them must share.
+    """
+    module: Any = import_module('mmengine.dist.dist')
+    module.collect_results_cpu = lambda result_part, size, tmpdir=None: module.collect_results_gpu(result_part, size)
+
+
 class OpenRunner(Runner):
     """mmengine's runner, with public names for two methods that it hides."""
 

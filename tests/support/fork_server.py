@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -62,27 +63,29 @@ def count(work_dir: str, end: int | None, number: int) -> Callable[[], int]:
     return lambda: done
 
 
-def child(request: dict, rank: int, port: int) -> None:
+def child(request: dict, local_rank: int, port: int) -> None:
     os.setsid()  # with a group of processes of its own, as torchrun's
-    output = os.open(f'output_{rank}', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    rank, world = request['first_rank'] + local_rank, request['world'] or request['processes']
+    output = os.open(f'output_{local_rank}', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    number, arguments = request['processes'], request['arguments']
-    if number > 1:
+    arguments = request['arguments']
+    os.environ.update(request['environment'])
+    if world > 1:
         arguments = [*arguments, '--launcher', 'pytorch']
         os.environ.update(
             RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(number),
-            LOCAL_WORLD_SIZE=str(number),
-            MASTER_ADDR='127.0.0.1',
-            MASTER_PORT=str(port),
+            LOCAL_RANK=str(local_rank),
+            WORLD_SIZE=str(world),
+            LOCAL_WORLD_SIZE=str(request['processes']),
+            MASTER_ADDR=request['address'],
+            MASTER_PORT=str(request['port'] or port),
         )
     sys.argv = ['tools/train.py', *arguments]
-    end = request['at'] if rank == request['rank'] else None
+    end = request['at'] if local_rank == request['rank'] else None
     counted = count(request['work_dir'], end, request['signal'])
     code = exit_code(load_tool('train').main, arguments)
-    Path(f'events_{rank}').write_text(str(counted()))
+    Path(f'events_{local_rank}').write_text(str(counted()))
     end_process(code)
 
 
@@ -109,6 +112,8 @@ def answer(request: dict) -> dict:
         if pid == 0:
             try:
                 child(request, rank, port)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         processes[pid] = rank

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,23 +27,48 @@ def load_tool(name):
 
 
 class ForkServer:
-    """Runs ``tools/train.py`` in forks of an interpreter that has imported everything, see fork_server.py."""
+    """Runs ``tools/train.py`` in forks of an interpreter that has imported everything, see fork_server.py.
 
-    def __init__(self):
+    Args:
+        prefix: A command that starts the interpreter, such as one that changes the network.
+    """
+
+    def __init__(self, *prefix):
         environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=f'{ROOT}:{ROOT}/tests')
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / 'tests' / 'support' / 'fork_server.py'],
+            [*prefix, sys.executable, ROOT / 'tests' / 'support' / 'fork_server.py'],
             text=True,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
 
-    def train(self, folder, work_dir, *arguments, processes=1, at=None, number=signal.SIGKILL, rank=0):
-        """Train to the end, or until process ``rank`` gets signal ``number`` in front of its event ``at``.
+    def train(self, *args, **kwargs):
+        """Do as :meth:`start`, and wait for the end as :meth:`end`."""
+        self.start(*args, **kwargs)
+        return self.end()
 
-        Returns:
-            The exit codes of the processes, what they printed, and which of them left data workers behind.
+    def start(
+        self,
+        folder,
+        work_dir,
+        *arguments,
+        processes=1,
+        at=None,
+        number=signal.SIGKILL,
+        rank=0,
+        first_rank=0,
+        world=None,
+        address='127.0.0.1',
+        port=None,
+        environment=(),
+    ):
+        """Train to the end, or until process ``rank`` here gets signal ``number`` in front of its event ``at``.
+
+        Args:
+            processes: Of this machine, ``first_rank`` and so on of ``world``; by default there are no others.
+            address: Where the first of all processes is, with ``port``.
+            environment: Variables to set.
         """
         arguments = [*map(str, arguments), '--work-dir', work_dir]
         request = {
@@ -53,18 +79,33 @@ class ForkServer:
             'at': at,
             'signal': number,
             'rank': rank,
+            'first_rank': first_rank,
+            'world': world,
+            'address': address,
+            'port': port,
+            'environment': dict(environment),
         }
         print(json.dumps(request), file=self.process.stdin, flush=True)
+
+    def end(self):
+        """Wait for the end: the exit codes of the processes, what they printed, and which left data workers behind."""
         answer = json.loads(self.process.stdout.readline())
         return answer['codes'], answer['output'], answer['left']
+
+    def ended(self, seconds):
+        """Whether the training ends within so many seconds."""
+        return bool(select.select([self.process.stdout], [], [], seconds)[0])
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
 
 
 @pytest.fixture(scope='session')
 def fork_server():
     server = ForkServer()
     yield server
-    server.process.kill()
-    server.process.wait()
+    server.close()
 
 
 @contextmanager

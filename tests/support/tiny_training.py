@@ -177,3 +177,24 @@ class SlowHook(Hook):
 
     def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
         time.sleep(self.seconds)
+
+
+@HOOKS.register_module()
+class WaitHook(Hook):
+    """Say that an iteration is reached, by a file ``reached``, and wait for a file ``go_on``.
+
+    Args:
+        iteration: In front of which, in the first process.
+    """
+
+    def __init__(self, iteration: int):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
+        if (runner.iter, runner.rank) == (self.iteration, 0):
+            Path('reached').touch()
+            for _ in range(1200):
+                if Path('go_on').exists():
+                    return
+                time.sleep(0.1)
+            raise TimeoutError('nobody said go on')

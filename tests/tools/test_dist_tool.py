@@ -92,8 +92,10 @@ def test_restarts_that_torchrun_cannot_do_are_refused(options, environment, hint
 
 def test_several_machines_need_to_know_each_other(shell):
     arguments = json.loads(shell('dist_train.sh', 'c.py', '8', NNODES='2', NODE_RANK='1', MASTER_ADDR='host').stdout)
-    for expected in ('--nnodes=2', '--node-rank=1', '--master-addr=host', '--master-port=29500'):
-        assert expected in arguments
+    assert arguments[1:6] == [
+        str(TOOLS / 'meeting.py'),
+        *('--nnodes=2', '--node-rank=1', '--master-addr=host', '--master-port=29500'),
+    ]
     result = shell('dist_train.sh', 'c.py', '8', NNODES='2')
     assert (result.returncode, result.stdout) == (2, '') and 'MASTER_ADDR' in result.stderr
 

@@ -1,6 +1,7 @@
-"""Check that the launcher started this process and left it a GPU."""
+"""Check that the launcher started this process and left it a GPU, and how long it waits for others."""
 
 import os
+from numbers import Real
 
 import torch
 from mmengine.config import Config
@@ -17,7 +18,7 @@ _LAUNCHERS = {
 
 
 def check_launcher(cfg: Config, context: object = None) -> None:
-    """Check that the config's launcher has set its variables, and that no two processes share a GPU."""
+    """Check that the config's launcher has set its variables, that no two processes share a GPU, and the time-out."""
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         return
@@ -30,6 +31,11 @@ def check_launcher(cfg: Config, context: object = None) -> None:
     if get_device() == 'cpu' and launcher == 'mpi':
         raise UserError(
             f'--launcher {launcher} needs GPUs, and this machine has none. Start through {_LAUNCHERS["pytorch"][1]}.'
+        )
+    timeout = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or timeout <= 0):
+        raise UserError(
+            f'env_cfg.dist_cfg.timeout={timeout!r}: say how many seconds a process waits for the others, as in 600.'
         )
     local_rank, gpus = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     if launcher == 'pytorch' and torch.cuda.is_available() and local_rank >= gpus:

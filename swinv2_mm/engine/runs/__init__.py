@@ -26,7 +26,8 @@ from swinv2_mm.engine.display.tensorboard import log_to_tensorboard
 from swinv2_mm.engine.recipe.precision import set_precision, set_tf32
 from swinv2_mm.engine.recipe.pretrained import leave_out_pretrained
 from swinv2_mm.engine.runs.complete import complete, fuse_optimizer, set_input_size, set_out, set_resume
-from swinv2_mm.engine.runs.processes import leave_processes, start_processes
+from swinv2_mm.engine.runs.neighbours import blamed_on_others
+from swinv2_mm.engine.runs.processes import leave_processes, started_processes
 from swinv2_mm.engine.saving.checkpoint_hook import protect_saving, save_safely, told
 from swinv2_mm.engine.saving.reading import latest_checkpoint, protect_loading
 from swinv2_mm.engine.saving.stopping.loops import set_loop
@@ -141,8 +142,7 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a prepared config: join the processes, protect loading and saving."""
     protect_loading()
     protect_saving()
-    start_processes(cfg)
-    with dumps_in_file_only():
+    with started_processes(cfg), dumps_in_file_only():
         runner = build_runner_from_cfg(cfg, RUNNERS)
     _log_census(cfg, runner.logger)
     runner.logger.info(f'environment, config, hooks and parameters: see {runner.logger.log_file}')
@@ -156,12 +156,12 @@ def train(cfg: Config) -> Runner:
     """Run a training that :func:`prepare_training` has prepared, and return its runner.
 
     Raises:
-        UserError: The disk is full or read-only, data are corrupt, or the loss is not finite.
+        UserError: The disk is full or read-only, data are corrupt, the loss is not finite, or another process is gone.
         Stopped: By a signal; the message says where to go on.
         ToldToEnd: By SIGUSR1, SIGTERM or ``max_time``, and has saved.
     """
     try:
-        with told(cfg.work_dir), listening(getattr(cfg, 'deadline', math.inf)):
+        with told(cfg.work_dir), listening(getattr(cfg, 'deadline', math.inf)), blamed_on_others():
             runner = build_runner(cfg)
             if not set_loop(runner, getattr(cfg, 'max_time', None)):
                 REQUEST.forget()  # a signal ends such a run at once
@@ -190,9 +190,10 @@ def train(cfg: Config) -> Runner:
 
 def test(cfg: Config) -> dict[str, float]:
     """Run a test that :func:`prepare_test` has prepared, and return its metrics."""
-    runner = build_runner(cfg)
-    set_tf32(cfg, trains=False)
-    with named_annotations(), screen_given_back(runner):
-        metrics = runner.test()
+    with blamed_on_others():
+        runner = build_runner(cfg)
+        set_tf32(cfg, trains=False)
+        with named_annotations(), screen_given_back(runner):
+            metrics = runner.test()
     leave_processes()
     return metrics

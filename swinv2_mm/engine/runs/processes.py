@@ -2,29 +2,63 @@
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from swinv2_mm.engine.config.distributed import address_here, interface_of, on_several_machines
+from swinv2_mm.engine.mmengine_internals import calling_after_joining
+from swinv2_mm.engine.runs.neighbours import forget, meet
 
-def start_processes(cfg: Config) -> None:
-    """Join the other processes over gloo on a machine without a GPU, and give the config a wrapper without a device.
+# Seconds for which a process waits for the others: NCCL's default, for gloo, too, whose own is half an hour.
+TIMEOUT = 600
 
-    mmengine's own start and its default wrapper name a CUDA device; with a GPU, they do it.
+
+@contextmanager
+def started_processes(cfg: Config) -> Iterator[None]:
+    """Join the other processes while a runner is built in this context, and compare with them.
+
+    mmengine's own start and its default wrapper name a CUDA device. With a GPU, they do it; without one the processes
+    join over gloo here, and the config gets a wrapper without a device.
     """
-    launcher = cfg.get('launcher', 'none')
-    if launcher == 'slurm':
-        _take_from_slurm()
-    if launcher not in ('pytorch', 'slurm') or get_device() != 'cpu':
+    if cfg.get('launcher', 'none') == 'none':
+        yield
         return
-    if not torch.distributed.is_initialized():
-        timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout) if timeout else None)
-    unused = cfg.get('find_unused_parameters', False)
-    default = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
-    cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or default, device_ids=None)
+    distribution = dict((cfg.get('env_cfg') or {}).get('dist_cfg') or {})
+    if distribution.get('timeout') is None:
+        distribution['timeout'] = TIMEOUT
+    cfg.env_cfg = dict(cfg.get('env_cfg') or {}, dist_cfg=distribution)
+    if cfg.launcher == 'slurm':
+        _take_from_slurm()
+    choose_interface()
+    if cfg.launcher in ('pytorch', 'slurm') and get_device() == 'cpu':
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=distribution['timeout']))
+        unused = cfg.get('find_unused_parameters', False)
+        default = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
+        cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or default, device_ids=None)
+    if torch.distributed.is_initialized():
+        meet(cfg)
+        yield
+    else:
+        with calling_after_joining(lambda: meet(cfg)):
+            yield
+
+
+def choose_interface() -> None:
+    """Name gloo the network interface on which the first machine is reached, if there are several machines.
+
+    By itself gloo takes the interface that has the address of the machine's name: often 127.0.1.1, or another network.
+    """
+    if on_several_machines():
+        address = address_here()
+        interface = address and not address.startswith('127.') and interface_of(address)
+        if interface:
+            os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)
 
 
 def _take_from_slurm() -> None:
@@ -45,3 +79,4 @@ def leave_processes() -> None:
     """Close the group of processes, if there is one; otherwise torch warns of leaked resources."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    forget()

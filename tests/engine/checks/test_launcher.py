@@ -33,3 +33,11 @@ def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
     monkeypatch.setattr(launcher, 'get_device', lambda: 'cuda')
     with pytest.raises(UserError, match='has 2 GPUs'):
         check_launcher(Config({'launcher': 'pytorch'}))
+
+
+@pytest.mark.parametrize('timeout', ['10 minutes', 0, True])
+def test_a_time_out_is_a_number_of_seconds(timeout, launched):
+    """Bug: a TypeError of mmengine after all checks, or processes that do not wait at all."""
+    with pytest.raises(UserError, match=r'env_cfg\.dist_cfg\.timeout=.*seconds'):
+        check_launcher(Config({'launcher': 'pytorch', 'env_cfg': {'dist_cfg': {'timeout': timeout}}}))
+    check_launcher(Config({'launcher': 'pytorch', 'env_cfg': {'dist_cfg': {'timeout': 90.5}}}))
