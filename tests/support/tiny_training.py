@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -149,12 +150,12 @@ class TellHook(Hook):
         number: The signal.
         levels: To whom: 0 for this process, 1 for its parent, 2 for that of its parent.
         seconds: If not 0, wait for so long, and send it again.
-        group: To the process and its group, as torchrun does.
+        group: To the process and its group, from outside: torch's data workers take their parent's signals for orders.
     """
 
     def __init__(self, iteration: int, number: int, levels: int = 0, seconds: float = 0, group: bool = False):
         self.iteration, self.number, self.levels, self.seconds = iteration, number, levels, seconds
-        self.send = os.killpg if group else os.kill
+        self.group = group
 
     def before_train_iter(self, runner: object, batch_idx: int, data_batch: object = None) -> None:
         if (runner.iter, runner.rank) != (self.iteration, 0):
@@ -162,10 +163,12 @@ class TellHook(Hook):
         process = os.getpid()
         for _ in range(self.levels):
             process = int(Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[1])
-        self.send(process, self.number)
-        if self.seconds:
+        for _ in range(2 if self.seconds else 1):
+            if self.group:
+                subprocess.run(['kill', f'-{self.number}', '--', f'-{os.getpgid(0)}'], start_new_session=True)
+            else:
+                os.kill(process, self.number)
             time.sleep(self.seconds)
-            self.send(process, self.number)
 
 
 @HOOKS.register_module()
