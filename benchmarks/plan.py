@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from measuring import GIB, PeakMemory, about, new_table, print_report, report
 
 ROOT = Path(__file__).resolve().parents[1]
 MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0', MALLOC_TOP_PAD_='0')
-SMALL = dict(embed_dims=32, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
 
 
 def case(config: str, arch: str, side: int, batch: int = 1, processes: int = 1, way: str = 'ddp', **more: Any) -> dict:
@@ -93,7 +92,10 @@ def planned(row: dict, objects: int) -> dict[str, int]:
 def step(row: dict, objects: int, rank: int, port: int) -> int:
     """Train two steps in this process, one of several, and return its peak."""
     import torch
+    from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
+
+    MMLogger.get_current_instance().setLevel(logging.ERROR)
 
     if row['processes'] > 1:
         address = f'tcp://127.0.0.1:{port}'
@@ -101,12 +103,9 @@ def step(row: dict, objects: int, rank: int, port: int) -> int:
     torch.manual_seed(0)
     cfg = config_of(row)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        small = deepcopy(cfg)
-        for key in ('arch', 'window_size'):
-            small.model.backbone.pop(key, None)
         small = config_of(row | dict(arch='tiny', side=64))
         small.model.backbone.update(depths=[1, 1, 1, 1])
-        train(small, row | dict(side=192, way='ddp'), objects)
+        train(small, row | dict(side=192), objects)
         gc.collect()
         memory = PeakMemory()
         train(cfg, row, objects)

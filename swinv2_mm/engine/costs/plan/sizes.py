@@ -1,14 +1,33 @@
-"""A config with a backbone of another published size."""
+"""A config with a backbone of another published size, and what each size needs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from swinv2_mm.engine.config.parts import nested
-from swinv2_mm.sizes import get_variant
+from swinv2_mm.engine.costs.plan import Row, Setting, averages, own_setting, with_setting
+from swinv2_mm.engine.costs.plan.sharding import WAYS, held
+from swinv2_mm.engine.costs.plan.step import Work, trace
+from swinv2_mm.sizes import VARIANTS, get_variant
+
+
+def plan_sizes(
+    cfg: Config, processes: int, work: Work, track: Callable[[Sequence[str]], Iterable[str]] = iter
+) -> dict[str, dict[str, Row]]:
+    """What each published size of the backbone needs under each way of sharding, with all that saves memory."""
+    chunk = own_setting(cfg).attn_chunk or 'auto'
+    setting, found = Setting('ddp', True, chunk, True), {}
+    for arch in track([*VARIANTS]):
+        step = trace(with_setting(with_arch(cfg, arch), setting), replace(work, dtype=torch.bfloat16))
+        copies = averages(cfg)
+        found[arch] = {way: Row(replace(setting, way=way), held(step, way, processes, copies)) for way in WAYS}
+    return found
 
 
 def with_arch(cfg: Config, arch: str) -> Config:

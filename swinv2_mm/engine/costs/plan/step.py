@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, LabelData, PixelData
@@ -76,8 +79,7 @@ def trace(cfg: Config, work: Work) -> Step:
     """
     scope = cfg.get('default_scope') or 'mmengine'
     autocast = Autocast(work.dtype, work.device)
-    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(scope):
-        warnings.simplefilter('ignore')
+    with _quiet(), DefaultScope.overwrite_default_scope(scope):
         model = build(cfg)
         wrapper = build_optimizer(deepcopy(cfg.optim_wrapper), model)
         if wrapper is None:
@@ -94,6 +96,20 @@ def trace(cfg: Config, work: Work) -> Step:
             found = tally.peak, tally.peak_gradients, dict(tally.fullest)
             update = _update(wrapper, tally, work.device)
     return Step(_weights(model, units, wrapper), _buffers(model), found[0], found[1], update, found[2])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what frameworks log and warn of when they build something."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def build(cfg: Config) -> nn.Module:
