@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -141,3 +141,27 @@ def _on_cpu(autocast: Autocast) -> Iterator[tuple[Any, str, Callable]]:
     for place in (cpp_attention, cpp_token_passes):  # there are no numbers to compute with
         yield place, 'run', lambda *args: None
         yield place, 'check', lambda *args: None
+
+
+def again_in_backward(blocks: Iterable[nn.Module], autocast: Autocast) -> None:
+    """Let blocks that are computed again in the backward pass (with_cp) find the modes of the forward pass.
+
+    torch leaves modes while a function that they have seen runs, and ``backward`` is one. As with a real device, autocast
+    narrows the parameters of a block again.
+    """
+
+    def wrapped(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def again(x: Tensor) -> Tensor:
+            if torch._C._current_graph_task_id() == -1:  # not in a backward pass
+                return forward(x)
+            autocast.forget()
+            with autocast, torch.device('meta'):
+                try:
+                    return forward(x)
+                finally:
+                    autocast.forget()
+
+        return again
+
+    for block in blocks:
+        block.forward = wrapped(block.forward)  # type: ignore[method-assign]

@@ -24,7 +24,7 @@ from swinv2_mm.engine.checks.optimizer import build_optimizer
 from swinv2_mm.engine.config.parts import nested
 from swinv2_mm.engine.costs import check_backbone
 from swinv2_mm.engine.costs.plan.answers import without_values
-from swinv2_mm.engine.costs.plan.machine import Autocast, as_on
+from swinv2_mm.engine.costs.plan.machine import Autocast, again_in_backward, as_on
 from swinv2_mm.engine.costs.plan.memory import Moment, Tally
 from swinv2_mm.engine.recipe.precision import keep_boxes_in_float32
 from swinv2_mm.errors import UserError
@@ -89,8 +89,7 @@ def trace(cfg: Config, work: Work) -> Step:
         tally.leave_out(model)
         if work.dtype is not None:
             keep_boxes_in_float32(model)
-            for unit in units:  # with_cp: a block that is computed again has an autocast of its own
-                unit.register_forward_pre_hook(lambda *_: autocast.forget() if _in_backward() else None)
+        again_in_backward(units, autocast)
         with as_on(work.device, autocast), without_values(work.device), tally:
             _forward_and_backward(model, cfg, work, autocast)
             found = tally.peak, tally.peak_gradients, dict(tally.fullest)
@@ -135,10 +134,6 @@ def _forward_and_backward(model: Any, cfg: Config, work: Work, autocast: Autocas
         del losses
         loss.backward()
         autocast.forget()
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
 
 
 def _update(wrapper: Any, tally: Tally, device: str) -> int:
