@@ -30,37 +30,39 @@ MALLOC = dict(MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_
 
 
 def case(config: str, arch: str, side: int, batch: int = 1, processes: int = 1, way: str = 'ddp', **more: Any) -> dict:
-    """A training step: ``more`` are keys of the backbone, and ``amp``."""
-    return dict(config=config, arch=arch, side=side, batch=batch, processes=processes, way=way) | more
+    """A training step: ``more`` are keys of the backbone, ``amp``, and ``objects`` of a picture.
+
+    With 128 objects MMDetection's samplers of Mask R-CNN draw as many boxes as they may, which the planner assumes.
+    """
+    objects = 0 if config == 'backbone' else more.pop('objects', 128)
+    return dict(
+        config=config, arch=arch, side=side, batch=batch, processes=processes, way=way, objects=objects, more=more
+    )
 
 
 CASES = [
     case('backbone', 'tiny', 512),
     case('backbone', 'tiny', 512, batch=2, with_cp=True),
-    case('backbone', 'tiny', 1024, with_cp=True),
-    case('backbone', 'tiny', 512, amp=True),
-    case('backbone', 'tiny', 768, window_size=48),
-    case('backbone', 'tiny', 768, window_size=48, with_cp=True, attn_chunk='auto'),
-    case('backbone', 'small', 512),
-    case('backbone', 'base', 384, batch=2),
-    case('backbone', 'base', 512, with_cp=True),
-    case('backbone', 'large', 256),
+    case('backbone', 'tiny', 384, window_size=48, with_cp=True, attn_chunk='auto'),
+    case('backbone', 'small', 384),
+    case('backbone', 'base', 256, batch=2),
+    case('backbone', 'large', 192),
+    case('backbone', 'base', 384, with_cp=True, amp=True),
     case('backbone', 'tiny', 512, processes=2),
     case('backbone', 'tiny', 512, processes=2, way='zero1'),
     case('backbone', 'tiny', 512, processes=2, way='fsdp2'),
     case('backbone', 'base', 256, processes=2, way='zero1', with_cp=True),
     case('backbone', 'base', 256, processes=2, way='fsdp2', with_cp=True),
-    case('backbone', 'large', 256, processes=2, way='fsdp2', with_cp=True),
-    case('maskrcnn', 'tiny', 512),
-    case('maskrcnn', 'tiny', 800),
+    case('maskrcnn', 'tiny', 384),
     case('maskrcnn', 'tiny', 512, batch=2, with_cp=True),
-    case('maskrcnn', 'tiny', 512, amp=True),
+    case('maskrcnn', 'tiny', 640),
+    case('maskrcnn', 'base', 384),
     case('maskrcnn', 'small', 512, with_cp=True, attn_chunk='auto'),
-    case('maskrcnn', 'base', 512),
-    case('maskrcnn', 'tiny', 512, processes=2),
-    case('maskrcnn', 'tiny', 512, processes=2, way='zero1'),
-    case('maskrcnn', 'tiny', 512, processes=2, way='fsdp2'),
-    case('maskrcnn', 'tiny', 512, processes=2, way='fsdp2', with_cp=True),
+    case('maskrcnn', 'tiny', 320, amp=True),
+    case('maskrcnn', 'tiny', 384, processes=2),
+    case('maskrcnn', 'tiny', 384, processes=2, way='zero1'),
+    case('maskrcnn', 'tiny', 384, processes=2, way='fsdp2'),
+    case('maskrcnn', 'tiny', 512, objects=20),
 ]
 
 
@@ -71,25 +73,25 @@ def config_of(row: dict) -> Any:
 
     name = dict(backbone='simmim_swinv2_t_192', maskrcnn='maskrcnn_swinv2_t')[row['config']]
     cfg = with_arch(read_config(str(ROOT / 'configs' / f'{name}.py'), {}, 'train'), row['arch'])
-    cfg.model.backbone.update({key: row[key] for key in ('with_cp', 'attn_chunk', 'window_size') if key in row})
+    cfg.model.backbone.update({key: value for key, value in row['more'].items() if key != 'amp'})
     cfg.model.backbone.init_cfg = None
     return cfg
 
 
-def planned(row: dict, objects: int) -> dict[str, int]:
+def planned(row: dict) -> dict[str, int]:
     """What the planner says about a case, on the path of this CPU."""
     import torch
 
     from swinv2_mm.engine.costs.plan.sharding import held
     from swinv2_mm.engine.costs.plan.step import Work, trace
 
-    dtype = torch.bfloat16 if row.get('amp') else None
-    work = Work((row['side'], row['side']), row['batch'], objects, 'cpu', dtype)
+    dtype = torch.bfloat16 if row['more'].get('amp') else None
+    work = Work((row['side'], row['side']), row['batch'], max(row['objects'], 1), 'cpu', dtype)
     found = held(trace(config_of(row), work), row['way'], row['processes'])
     return dict(vars(found), total=found.total)
 
 
-def step(row: dict, objects: int, rank: int, port: int) -> int:
+def step(row: dict, rank: int, port: int) -> int:
     """Train two steps in this process, one of several, and return its peak."""
     import torch
     from mmengine.logging import MMLogger
@@ -103,16 +105,17 @@ def step(row: dict, objects: int, rank: int, port: int) -> int:
     torch.manual_seed(0)
     cfg = config_of(row)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        small = config_of(row | dict(arch='tiny', side=64))
+        small = config_of(row | dict(arch='tiny', more={}))
         small.model.backbone.update(depths=[1, 1, 1, 1])
-        train(small, row | dict(side=192), objects)
+        train(small, row, pictures(row | dict(side=96, objects=4, batch=1)))
+        data = pictures(row)
         gc.collect()
         memory = PeakMemory()
-        train(cfg, row, objects)
+        train(cfg, row, data)
     return memory.above()
 
 
-def train(cfg: Any, row: dict, objects: int) -> None:
+def train(cfg: Any, row: dict, data: dict) -> None:
     """Two steps of a config as its runner takes them."""
     import torch
     from mmengine.model import MMDistributedDataParallel
@@ -124,7 +127,7 @@ def train(cfg: Any, row: dict, objects: int) -> None:
     several = row['processes'] > 1
     model = MODELS.build(cfg.model).train()
     wrapper = dict(cfg.optim_wrapper)
-    if row.get('amp'):
+    if row['more'].get('amp'):
         wrapper.update(type='swinv2_mm.AmpOptimWrapper', dtype='bfloat16')
     optimizer = dict(wrapper['optimizer'])
     if several and row['way'] == 'zero1':
@@ -141,15 +144,15 @@ def train(cfg: Any, row: dict, objects: int) -> None:
     module.data_preprocessor = torch.nn.Identity()
     module.data_preprocessor.forward = lambda data, training: data
     for _ in range(2):
-        model.train_step(pictures(row, objects), optim_wrapper)
+        model.train_step(data, optim_wrapper)
 
 
-def pictures(row: dict, objects: int) -> dict:
+def pictures(row: dict) -> dict:
     """A batch of random pictures, with boxes of all sizes."""
     import numpy as np
     import torch
 
-    side = row['side']
+    side, objects = row['side'], row['objects']
     data = dict(inputs=torch.rand(row['batch'], 3, side, side))
     if row['config'] == 'backbone':
         return data
@@ -175,14 +178,14 @@ def pictures(row: dict, objects: int) -> dict:
     return data
 
 
-def measured(row: dict, objects: int) -> int:
+def measured(row: dict) -> int:
     """The peak of the fullest process of a case."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     children = [
         subprocess.Popen(
-            [sys.executable, __file__, '--child', json.dumps(row), str(rank), str(port), '--objects', str(objects)],
+            [sys.executable, __file__, '--child', json.dumps(row), str(rank), str(port)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | MALLOC | dict(OMP_NUM_THREADS='1'),
@@ -195,20 +198,21 @@ def measured(row: dict, objects: int) -> int:
     return max(int(end.splitlines()[-1]) for end in ends)
 
 
-def measure(cases: list[dict], objects: int) -> Iterator[dict[str, Any]]:
+def measure(cases: list[dict]) -> Iterator[dict[str, Any]]:
     """The report after every case, with what is left to do on stderr."""
     rows, start, here = [], time.monotonic(), about()
     for done, row in enumerate(cases):
         left = (time.monotonic() - start) / done * (len(cases) - done) / 60 if done else 0
         print(f'{done}/{len(cases)}, about {left:.0f} min left; now {name_of(row)}', file=sys.stderr, flush=True)
-        plan = planned(row, objects)
-        rows.append(row | dict(planned=plan, measured=measured(row, objects)))
-        yield dict(about=here, objects=objects, rows=rows)
+        plan = planned(row)
+        rows.append(row | dict(planned=plan, measured=measured(row)))
+        yield dict(about=here, rows=rows)
 
 
 def name_of(row: dict) -> str:
     """What distinguishes a case."""
-    more = [key if value is True else f'{key}={value}' for key, value in list(row.items())[6:] if key[0] not in 'pm']
+    more = [key if value is True else f'{key}={value}' for key, value in row['more'].items()]
+    more += [f'{row["objects"]} objects'] if row['objects'] else []
     return ', '.join([f'{row["config"]} {row["arch"]}', f'{row["batch"]} x {row["side"]} px', *more])
 
 
@@ -225,16 +229,15 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--cases', nargs='+', type=int, metavar='N', help='some of the cases, by number from 0')
-    parser.add_argument('--objects', type=int, default=20, help='in a picture; default 20')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
     parser.add_argument('--child', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         row, rank, port = args.child
-        print(step(json.loads(row), args.objects, int(rank), int(port)), flush=True)
+        print(step(json.loads(row), int(rank), int(port)), flush=True)
         os._exit(0)  # gloo's threads may abort a process that ends in order
     cases = CASES if args.cases is None else [CASES[number] for number in args.cases]
-    report(measure(cases, args.objects), show, args.json)
+    report(measure(cases), show, args.json)
 
 
 if __name__ == '__main__':
