@@ -218,7 +218,9 @@ def name_of(row: dict) -> str:
 
 def show(found: dict[str, Any]) -> None:
     """Print the report, one line per case."""
-    table = new_table('Peak of a training step', 'case', 'processes', 'GiB measured', 'planned', 'error', left=('case',))
+    table = new_table(
+        'Peak of a training step', 'case', 'processes', 'GiB measured', 'planned', 'error', left=('case',)
+    )
     for row in found['rows']:
         plan, real = row['planned']['total'], row['measured']
         way = f'{row["processes"]} {row["way"]}' if row['processes'] > 1 else '1'

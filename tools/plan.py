@@ -14,7 +14,14 @@ from rich.progress import track
 from swinv2_mm.engine.config import read_config
 from swinv2_mm.engine.costs.plan import GIB, plan, work_of
 from swinv2_mm.engine.costs.plan.sizes import plan_sizes
-from swinv2_mm.engine.costs.plan.table import MEMORIES, advice, largest_table, settings_table, sizes_table, traffic_table
+from swinv2_mm.engine.costs.plan.table import (
+    MEMORIES,
+    advice,
+    largest_table,
+    settings_table,
+    sizes_table,
+    traffic_table,
+)
 from swinv2_mm.engine.runs.command_line import ConfigOptions, Parser, exit_code
 from swinv2_mm.errors import UserError
 

@@ -179,7 +179,9 @@ def test_options_set_what_they_say(simmim, planned):
             row.setting.with_cp,
             row.setting.attn_chunk,
         )
-        assert flags == ([] if row.setting.half == planned.own.half else ['--amp bf16' if row.setting.half else '--amp fp32'])
+        assert flags == (
+            [] if row.setting.half == planned.own.half else ['--amp bf16' if row.setting.half else '--amp fp32']
+        )
 
 
 def test_numbers_that_are_none_are_refused(simmim):
@@ -201,8 +203,10 @@ def test_an_old_torch_is_named(monkeypatch):
 
 
 def test_what_is_sent(step):
-    """By hand: 2 (n - 1) / n of the gradients for a sum, 3 (n - 1) / n of the parameters for FSDP2. Bug: a time on a link
-    of other bytes."""
+    """By hand: 2 (n - 1) / n of the gradients for a sum, 3 (n - 1) / n of the parameters for FSDP2.
+
+    Bug: a time on a link of other bytes.
+    """
     parameters = sum(w.bytes for w in step.weights)
     assert all(w.trained for w in step.weights)
     for processes in (2, 8):

@@ -1,4 +1,4 @@
-"""What the values of tensors would tell a training step, answered by the largest it can be where there are no values."""
+"""What the values of tensors would tell a training step, answered as largely as can be where there are no values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Let a model on the meta device take the path of a GPU or of this CPU, with autocast, though there is no such device."""
+"""Let a model on the meta device take the path of a GPU or of this CPU, with autocast, without such a device."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def _on_cpu(autocast: Autocast) -> Iterator[tuple[Any, str, Callable]]:
 def again_in_backward(blocks: Iterable[nn.Module], autocast: Autocast) -> None:
     """Let blocks that are computed again in the backward pass (with_cp) find the modes of the forward pass.
 
-    torch leaves modes while a function that they have seen runs, and ``backward`` is one. As with a real device, autocast
-    narrows the parameters of a block again.
+    torch leaves modes while a function that they have seen runs, and ``backward`` is one. As on a real device,
+    autocast narrows the parameters of a block again.
     """
 
     def wrapped(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
