@@ -62,10 +62,11 @@ def _share_of_update(step: Step, processes: int) -> int:
 def shares(weights: Iterable[Weight], processes: int) -> list[int]:
     """Bytes of the optimizer's state in each process, as torch's ``ZeroRedundancyOptimizer`` divides whole parameters.
 
-    The largest first, each to the process that has least.
+    Group by group of the optimizer, the largest of a group first, each to the process that has least.
     """
     heap = [(0, rank, 0) for rank in range(processes)]  # numbers of parameters so far, rank, bytes of state
-    for weight in sorted((w for w in weights if w.trained), key=lambda w: math.prod(w.shape), reverse=True):
+    trained = (weight for weight in weights if weight.group is not None)
+    for weight in sorted(trained, key=lambda w: (w.group, -math.prod(w.shape))):
         numbers, rank, size = heapq.heappop(heap)
         heapq.heappush(heap, (numbers + math.prod(weight.shape), rank, size + weight.state))
     return [size for _, _, size in sorted(heap, key=lambda entry: entry[1])]

@@ -52,6 +52,7 @@ class Weight:
     shape: tuple[int, ...]
     bytes: int
     trained: bool
+    group: int | None  # of the optimizer
     state: int  # bytes of the optimizer's state
     unit: int | None  # the block of the backbone that it belongs to, for FSDP2
 
@@ -92,6 +93,9 @@ def trace(cfg: Config, work: Work) -> Step:
         again_in_backward(units, autocast)
         with as_on(work.device, autocast), without_values(work.device), tally:
             _forward_and_backward(model, cfg, work, autocast)
+            if cfg.optim_wrapper.get('accumulative_counts', 1) > 1:  # later batches meet the gradients of the first
+                tally.start()
+                _forward_and_backward(model, cfg, work, autocast)
             found = tally.peak, tally.peak_gradients, dict(tally.fullest)
             update = _update(wrapper, tally, work.device)
     return Step(_weights(model, units, wrapper), _buffers(model), found[0], found[1], update, found[2])
@@ -150,13 +154,16 @@ def _update(wrapper: Any, tally: Tally, device: str) -> int:
 
 def _weights(model: nn.Module, units: list, wrapper: Any) -> tuple[Weight, ...]:
     unit_of = {id(p): index for index, unit in enumerate(units) for p in unit.parameters()}
-    state = wrapper.optimizer.state
+    optimizer = wrapper.optimizer
+    state = optimizer.state
+    group_of = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group['params']}
     return tuple(
         Weight(
             name,
             tuple(p.shape),
             p.nbytes,
             p.requires_grad,
+            group_of.get(id(p)),
             sum(value.nbytes for value in state.get(p, {}).values() if isinstance(value, Tensor) and value.ndim),
             unit_of.get(id(p)),
         )

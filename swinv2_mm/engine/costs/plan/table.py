@@ -13,6 +13,8 @@ from swinv2_mm.engine.costs.plan.traffic import LINKS, OVERLAPS, traffic
 
 NAMES = dict(ddp='DDP', zero1='ZeRO-1', fsdp2='FSDP2')
 PIECES = dict(zero1='configs/_base_/sharding/zero1.py', fsdp2='configs/_base_/sharding/fsdp2.py')
+# GPUs of a machine.
+MACHINE = 8
 # GPUs on the market, by their memory in GiB.
 MEMORIES = (24, 40, 80, 141)
 
@@ -82,12 +84,26 @@ def _phrase(row: Row) -> str:
 def command(plan: Plan, row: Row, config: str) -> Iterator[str]:
     """The command of a setting, to paste."""
     values, flags = options(plan.own, row.setting)
-    words = ['bash tools/dist_train.sh', config, str(plan.processes), *flags]
+    words = [*_launch(plan.processes, config), *flags]
     if values:
         words += ['--cfg-options', *values]
     yield f'  {" ".join(words)}'
+    if words[0].startswith('NNODES'):
+        last = plan.processes // MACHINE - 1
+        yield f'  (on each machine, with NODE_RANK from 0 to {last}, and ADDRESS that of the first)'
     if row.setting.way != plan.own.way and row.setting.way in PIECES:
         yield f"  (in a config of your own, instead of runner_type: '{PIECES[row.setting.way]}' in _base_)"
+
+
+def _launch(processes: int, config: str) -> list[str]:
+    """How to start so many processes, in machines of eight."""
+    machines, rest = divmod(processes, MACHINE)
+    if processes == 1:
+        return ['python tools/train.py', config]
+    if machines < 2 or rest:
+        return ['bash tools/dist_train.sh', config, str(processes)]
+    several = f'NNODES={machines} NODE_RANK=0 MASTER_ADDR=ADDRESS bash tools/dist_train.sh'
+    return [several, config, str(MACHINE)]
 
 
 def traffic_table(plan: Plan) -> Table:
