@@ -13,20 +13,27 @@ import torch.nn.functional as F
 from mmengine.structures import instance_data
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Tensors of at most so many numbers keep their values.
+KNOWN = 256
 
 
 class Answers(TorchDispatchMode):
     """Answers what tensors without values cannot: which elements are not zero, which are alike, what a number is.
 
     All elements are true and all differ, so whatever a head selects is as large as it can be: samplers draw as many
-    boxes as they are configured for. A number is 1. What is copied to the CPU is zero.
+    boxes as they are configured for. A number is 1. What is copied to the CPU is zero. Small tensors that Python made
+    of numbers, as the shapes of maps, keep their values, and so does what is computed of them.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split('::')[1]
         first = args[0] if args else None
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors and not func._schema.is_mutable and all(_value(x) is not None for x in tensors):
+            return _with_values(func, args, kwargs)
         if isinstance(first, Tensor) and first.is_meta:
             if name in _ANSWERS:
                 return _ANSWERS[name](*args, **kwargs)
@@ -43,6 +50,32 @@ class Answers(TorchDispatchMode):
             # Numbers of the CPU among tensors of the device.
             args = tuple(_on_meta(x) for x in args)
         return func(*args, **kwargs)
+
+
+def _value(x: Tensor) -> Tensor | None:
+    """The values of a small tensor, if they are known."""
+    return getattr(x, 'value', None) if x.is_meta else x if x.numel() <= KNOWN else None
+
+
+def _with_values(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of a function of known tensors: on the meta device, where its values are kept, or on the CPU."""
+    moved = kwargs.get('device')
+    on_meta = moved.type == 'meta' if moved is not None else any(map(_is_meta, tree_leaves((args, kwargs))))
+    with _disable_current_modes():
+        real = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+        return tree_map(_kept, real) if on_meta else real
+
+
+def _on_cpu(x: Any) -> Any:
+    return _value(x) if isinstance(x, Tensor) else torch.device('cpu') if isinstance(x, torch.device) else x
+
+
+def _kept(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    empty = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device='meta')
+    empty.value = x  # type: ignore[attr-defined]
+    return empty
 
 
 def _is_meta(x: Any) -> bool:

@@ -29,7 +29,7 @@ def settings_table(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
     for name in ('sharding', 'type', 'with_cp', 'attn_chunk'):
         table.add_column(name, no_wrap=True)
-    for name in ('parameters', 'gradients', 'optimizer', 'activations', 'communication', 'peak', 'GPU'):
+    for name in ('parameters', 'gradients', 'optimizer', 'activations', 'communication', 'peak', 'GPU needs'):
         table.add_column(name, justify='right')
     table.add_column('fits')
     for row in plan.rows:

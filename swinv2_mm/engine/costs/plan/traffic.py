@@ -9,9 +9,9 @@ from swinv2_mm.engine.costs.plan.step import Step
 # Bytes per second that a link carries in one direction: docs/large_models.md has the sources.
 LINKS = {'NVLink': 450e9, '400 Gb/s': 50e9, '100 Gb/s': 12.5e9}
 OVERLAPS = dict(
-    ddp='gradients are summed bucket by bucket during the backward pass',
-    zero1='as DDP; then new parameters are sent, beside nothing',
-    fsdp2='a block is gathered while the one before computes, and its gradients are sent while the next computes',
+    ddp='gradients, with the backward pass',
+    zero1='gradients, with the backward pass; new parameters with nothing',
+    fsdp2='blocks, with the work on their neighbours; the rest of the model with nothing',
 )
 
 
