@@ -95,6 +95,15 @@ def test_fsdp2_divides_all_three(step):
     assert held(step, 'fsdp2', 4, copies=1).parameters > held(step, 'fsdp2', 4).parameters
 
 
+def test_fsdp2_sends_the_gradients_of_a_block_away(step):
+    """At the end of the backward pass those of all blocks. Bug: a block that never finishes, as two of its gradients
+    share a storage, so that each process is planned with the gradients of the whole model."""
+    last = max(step.fullest, key=lambda moment: (moment.gradients, moment.finished))
+    blocks = sum(w.bytes for w in step.weights if w.unit is not None)
+    assert blocks <= last.finished < 1.1 * blocks
+    assert last.gradients >= sum(w.bytes for w in step.weights)
+
+
 @pytest.mark.parametrize('device', ['cuda', 'cpu'])
 @pytest.mark.parametrize('half', [False, True])
 def test_recomputing_never_needs_more(simmim, device, half):

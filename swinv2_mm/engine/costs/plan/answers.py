@@ -15,6 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+# Operations whose result depends on shapes and numbers alone.
+_CONSTANT = {
+    *('full', 'zeros', 'ones', 'arange', 'full_like', 'zeros_like', 'ones_like', 'new_full', 'new_zeros', 'new_ones'),
+}
 # Tensors of at most so many numbers keep their values.
 KNOWN = 256
 
@@ -32,8 +36,12 @@ class Answers(TorchDispatchMode):
         name = func._schema.name.split('::')[1]
         first = args[0] if args else None
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if tensors and not func._schema.is_mutable and all(_value(x) is not None for x in tensors):
-            return _with_values(func, args, kwargs)
+        if tensors and all(_value(x) is not None for x in tensors):
+            return _with_values(func, name, args, kwargs)
+        if name in _CONSTANT:
+            return _constant(func, args, kwargs)
+        if func._schema.is_mutable and isinstance(first, Tensor):
+            first.value = None  # type: ignore[attr-defined]
         if isinstance(first, Tensor) and first.is_meta:
             if name in _ANSWERS:
                 return _ANSWERS[name](*args, **kwargs)
@@ -57,13 +65,25 @@ def _value(x: Tensor) -> Tensor | None:
     return getattr(x, 'value', None) if x.is_meta else x if x.numel() <= KNOWN else None
 
 
-def _with_values(func: Any, args: Any, kwargs: Any) -> Any:
+def _with_values(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """The result of a function of known tensors: on the meta device, where its values are kept, or on the CPU."""
     moved = kwargs.get('device')
     on_meta = moved.type == 'meta' if moved is not None else any(map(_is_meta, tree_leaves((args, kwargs))))
     with _disable_current_modes():
         real = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+        if func._schema.is_mutable:
+            return args[0] if name.endswith('_') and real is not None else real
         return tree_map(_kept, real) if on_meta else real
+
+
+def _constant(func: Any, args: Any, kwargs: Any) -> Any:
+    """A new tensor whose values do not depend on those of others."""
+    empty = func(*args, **kwargs)
+    if empty.is_meta and empty.numel() <= KNOWN:
+        with _disable_current_modes():
+            like = [torch.empty(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x for x in args]
+            empty.value = func(*like, **(kwargs | dict(device=torch.device('cpu'))))
+    return empty
 
 
 def _on_cpu(x: Any) -> Any:

@@ -52,6 +52,7 @@ class Tally(TorchDispatchMode):
         self._unit_of = {id(p): index for index, unit in enumerate(self.units) for p in unit.parameters()}
         self._sizes = [sum(p.nbytes for p in unit.parameters()) for unit in self.units]
         self._waiting = [sum(p.requires_grad for p in unit.parameters()) for unit in self.units]
+        self._seen: set[int] = set()  # parameters that have a gradient
         self._unit_gradients = [0] * len(self.units)
         self._finished = self._gathered = self._reducing = 0
 
@@ -101,11 +102,12 @@ class Tally(TorchDispatchMode):
         self.fullest[moment] = max(self.fullest.get(moment, 0), self.bytes - self.gradients)
 
     def _accumulated(self, parameter: Tensor) -> None:
-        storage = parameter.grad.untyped_storage()  # type: ignore[union-attr]
-        key = storage._cdata
-        if key not in self._live or key in self._of_parameters:
+        if id(parameter) in self._seen:  # a later batch adds to it
             return
-        size = self._of_parameters[key] = self._live[key][0]
+        self._seen.add(id(parameter))
+        key, size = parameter.grad.untyped_storage()._cdata, 0  # type: ignore[union-attr]
+        if key in self._live and key not in self._of_parameters:  # gradients may share a storage
+            size = self._of_parameters[key] = self._live[key][0]
         self.gradients += size
         unit = self._unit_of.get(id(parameter))
         if unit is not None:
