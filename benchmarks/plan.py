@@ -209,6 +209,12 @@ def measure(cases: list[dict]) -> Iterator[dict[str, Any]]:
         yield dict(about=here, rows=rows)
 
 
+def replan(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The report with what the planner says now beside what was measured."""
+    rows = [row | dict(planned=planned(row)) for row in found['rows']]
+    yield dict(about=found['about'], rows=rows)
+
+
 def name_of(row: dict) -> str:
     """What distinguishes a case."""
     more = [key if value is True else f'{key}={value}' for key, value in row['more'].items()]
@@ -231,6 +237,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--cases', nargs='+', type=int, metavar='N', help='some of the cases, by number from 0')
+    parser.add_argument('--replan', metavar='FILE', help='plan the cases of such a file anew, and measure nothing')
     parser.add_argument('--json', metavar='FILE', help='write the numbers to this file, too')
     parser.add_argument('--child', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -238,6 +245,9 @@ def main() -> None:
         row, rank, port = args.child
         print(step(json.loads(row), int(rank), int(port)), flush=True)
         os._exit(0)  # gloo's threads may abort a process that ends in order
+    if args.replan:
+        report(replan(json.loads(Path(args.replan).read_text())), show, args.json)
+        return
     cases = CASES if args.cases is None else [CASES[number] for number in args.cases]
     report(measure(cases), show, args.json)
 

@@ -211,6 +211,15 @@ def test_an_old_torch_is_named(monkeypatch):
         plan(Config(dict(model={})), 8, GIB, SMALL)
 
 
+def test_a_step_that_needs_values_is_named(simmim, monkeypatch):
+    """Bug: a traceback from the middle of somebody's head, or a plan without it."""
+    from swinv2_mm.models.simmim import SimMIM
+
+    monkeypatch.setattr(SimMIM, 'loss', lambda model, *_: open('/nowhere'))
+    with pytest.raises(UserError, match=r'step of SimMIM cannot run .*planned: FileNotFoundError'):
+        trace(simmim, SMALL)
+
+
 def test_what_is_sent(step):
     """By hand: 2 (n - 1) / n of the gradients for a sum, 3 (n - 1) / n of the parameters for FSDP2.
 

@@ -29,7 +29,14 @@ class Answers(TorchDispatchMode):
     All elements are true and all differ, so whatever a head selects is as large as it can be: samplers draw as many
     boxes as they are configured for. A number is 1. What is copied to the CPU is zero. Small tensors that Python made
     of numbers, as the shapes of maps, keep their values, and so does what is computed of them.
+
+    Args:
+        objects: Labels that differ in a map of labels, one per object of an image.
     """
+
+    def __init__(self, objects: int) -> None:
+        super().__init__()
+        self.objects = objects
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -43,6 +50,9 @@ class Answers(TorchDispatchMode):
         if func._schema.is_mutable and isinstance(first, Tensor):
             first.value = None  # type: ignore[attr-defined]
         if isinstance(first, Tensor) and first.is_meta:
+            if name in _UNIQUE:
+                count = first.numel() if first.ndim == 1 else min(first.numel(), self.objects)
+                return _unique(first, count)
             if name in _ANSWERS:
                 return _ANSWERS[name](*args, **kwargs)
             if name == '_to_copy' and getattr(kwargs.get('device'), 'type', 'meta') == 'cpu':
@@ -127,11 +137,20 @@ def _number(x: Tensor) -> Any:
     return True if x.dtype == torch.bool else 1.0 if x.is_floating_point() else 1
 
 
-def _unique(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
-    places = x.new_empty(x.shape, dtype=torch.int64)
-    return x.new_empty(x.numel()), places, places.flatten()
+def _unique(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers that differ, where each lies, and how often each is there."""
+    return x.new_empty(count), x.new_empty(x.shape, dtype=torch.int64), x.new_empty(count, dtype=torch.int64)
 
 
+def _nowhere(x: Tensor) -> Tensor:
+    """No number is NaN or infinite."""
+    empty = torch.empty(x.shape, dtype=torch.bool, device='meta')
+    with _disable_current_modes():
+        empty.value = torch.zeros((), dtype=torch.bool).expand(x.shape)  # type: ignore[attr-defined]
+    return empty
+
+
+_UNIQUE = {'_unique2', '_unique', 'unique_consecutive'}
 _ANSWERS = {
     'nonzero': _nonzero,
     '_local_scalar_dense': _number,
@@ -139,10 +158,8 @@ _ANSWERS = {
     'equal': lambda x, y: True,
     'allclose': lambda *_, **__: True,
     'masked_select': lambda x, mask: x.new_empty(torch.broadcast_shapes(x.shape, mask.shape).numel()),
-    '_unique2': _unique,
-    '_unique': _unique,
-    'unique_consecutive': _unique,
-    'unique_dim': lambda x, *_, **__: (x, *_unique(x)[1:]),
+    'isnan': _nowhere,
+    'isinf': _nowhere,
     'bincount': lambda x, weights=None, minlength=0: x.new_empty(max(minlength, 1)),
 }
 
@@ -195,9 +212,15 @@ def _focal_loss(fused: Callable, written: Callable) -> Callable:
     return lambda pred, target, *args, **kwargs: (fused if target.ndim == 1 else written)(pred, target, *args, **kwargs)
 
 
+def _refine(head: Any, sampled: Any, *_: Any) -> list:
+    """The boxes that a stage of a cascade hands on: those that it got, per image, which their values would tell."""
+    return [instance_data.InstanceData(bboxes=torch.empty_like(one.priors)) for one in sampled]
+
+
 @contextlib.contextmanager
-def without_values(device: str) -> Iterator[None]:
+def without_values(device: str, objects: int) -> Iterator[None]:
     """Let the heads of the frameworks run on the meta device, with the operators that they take on a device."""
+    from_proposals = sys.modules.get('mmdet.models.roi_heads.bbox_heads.bbox_head')
     with contextlib.ExitStack() as stack:
         for name, module in [*sys.modules.items()]:
             if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module'):
@@ -218,5 +241,7 @@ def without_values(device: str) -> Iterator[None]:
                 return attention.MultiScaleDeformableAttnFunction.apply(value, shapes, start, places, weights, 64)
 
             stack.enter_context(mock.patch.object(attention, 'multi_scale_deformable_attn_pytorch', fused))
-        with Answers():
+        if from_proposals:
+            stack.enter_context(mock.patch.object(from_proposals.BBoxHead, 'refine_bboxes', _refine))
+        with Answers(objects):
             yield

@@ -39,7 +39,7 @@ class Work:
 
     shape: Pair  # of the images, in pixels
     batch: int  # images
-    objects: int = 20  # in an image, of detectors
+    objects: int = 20  # in an image, of detectors; labels in it, of segmentors with masks
     device: str = 'cuda'  # or 'cpu': whose path the model takes
     dtype: torch.dtype | None = None  # of autocast, None for none
 
@@ -91,14 +91,30 @@ def trace(cfg: Config, work: Work) -> Step:
         if work.dtype is not None:
             keep_boxes_in_float32(model)
         again_in_backward(units, autocast)
-        with as_on(work.device, autocast), without_values(work.device), tally:
-            _forward_and_backward(model, cfg, work, autocast)
-            if cfg.optim_wrapper.get('accumulative_counts', 1) > 1:  # later batches meet the gradients of the first
-                tally.start()
+        with as_on(work.device, autocast), without_values(work.device, work.objects), tally:
+            with _blamed(model):
                 _forward_and_backward(model, cfg, work, autocast)
+                if cfg.optim_wrapper.get('accumulative_counts', 1) > 1:  # later batches meet the first one's gradients
+                    tally.start()
+                    _forward_and_backward(model, cfg, work, autocast)
             found = tally.peak, tally.peak_gradients, dict(tally.fullest)
             update = _update(wrapper, tally, work.device)
     return Step(_weights(model, units, wrapper), _buffers(model), found[0], found[1], update, found[2])
+
+
+@contextmanager
+def _blamed(model: nn.Module) -> Iterator[None]:
+    """Say which model cannot be planned: its heads are anybody's code, and may ask for values in any way."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f'the training step of {type(model).__name__} cannot run without the values of tensors, so it cannot be '
+            f'planned: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else "no reason given"}. '
+            'SWINV2_MM_TRACEBACK=1 shows where.'
+        ) from error
 
 
 @contextmanager
