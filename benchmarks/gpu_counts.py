@@ -17,20 +17,15 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from measuring import about, new_table, print_report, report
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.models import attention, cache, position_bias, window
-from swinv2_mm.models.kernels import choose
-from swinv2_mm.models.kernels.gpu import usable
+from swinv2_mm.engine.costs.plan.machine import Autocast, as_on
 
 # Operations that only allocate; ``scalar_tensor`` is a number that meta tensors wrap.
 ALLOCATE = {'empty', 'new_empty', 'empty_like', 'empty_strided', 'new_empty_strided', 'set_', 'scalar_tensor'}
@@ -80,54 +75,6 @@ def _bytes(tensor: Tensor) -> int:
     return torch.Size(sizes).numel() * tensor.element_size()
 
 
-class _Autocast(TorchFunctionMode):
-    """Autocast of CUDA to bfloat16, for tensors whose device has none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.narrowed: dict[int, Tensor] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (F.linear, torch.conv2d):
-            args = tree_map(self._narrow, args)
-        elif func is F.layer_norm:
-            args = tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, args)
-        return func(*args, **(kwargs or {}))
-
-    def _narrow(self, x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.dtype != torch.float32:
-            return x
-        if not isinstance(x, torch.nn.Parameter):
-            return x.bfloat16()
-        if id(x) not in self.narrowed:
-            self.narrowed[id(x)] = x.bfloat16()
-        return self.narrowed[id(x)]
-
-
-@contextlib.contextmanager
-def as_on_gpu(amp: bool) -> Iterator[None]:
-    """Let the model take the path of an NVIDIA GPU on meta tensors, and keep between calls what it keeps there."""
-    caches = window._kept_plan, position_bias._kept_coords, position_bias._kept_offset_index, attention._kept_zeros
-    with contextlib.ExitStack() as stack:
-        for place in (cache, choose):
-            stack.enter_context(mock.patch.object(place, 'is_recorded', lambda: False))
-        for place in (window, attention, position_bias):
-            stack.enter_context(mock.patch.object(place, 'may_keep', lambda device: True))
-        answers = dict(
-            is_autocast=lambda x: amp,
-            without_autocast=lambda x: torch._C.DisableTorchFunction() if amp else contextlib.nullcontext(),
-            linear_dtype=lambda layer, x: torch.bfloat16 if amp else x.dtype,
-        )
-        stack.enter_context(mock.patch.object(usable, '_is_nvidia', lambda x: True))
-        stack.enter_context(mock.patch.object(usable, 'capability', lambda device: (8, 0)))
-        for name, answer in answers.items():
-            stack.enter_context(mock.patch.object(choose, name, answer))
-        for kept in caches:
-            kept.cache_clear()
-            stack.callback(kept.cache_clear)
-        yield
-
-
 def count(
     model: SwinTransformerV2, size: tuple[int, int], batch: int, training: bool, amp: bool = False, steps: int = 2
 ) -> list[dict[str, Any]]:
@@ -140,12 +87,13 @@ def count(
     marks: dict[tuple[str, int], int] = {}
     blocks = [block for stage in model.stages for block in stage.blocks]
     hooks = [_mark(block, index, counts, marks) for index, block in enumerate(blocks)]
-    with as_on_gpu(amp), torch.set_grad_enabled(training):
+    autocast = Autocast(torch.bfloat16 if amp else None, 'cuda')
+    with as_on('cuda', autocast), torch.set_grad_enabled(training):
         for step in range(steps):
             images = torch.empty(batch, model.patch_embed.proj.in_channels, *size, device='meta')
             for name in ('forward', 'backward')[: 1 + training]:
                 counts.reset()
-                with counts, _Autocast() if amp and name == 'forward' else contextlib.nullcontext():
+                with counts, autocast if name == 'forward' else contextlib.nullcontext():
                     if name == 'forward':
                         maps = model(images)
                     else:
@@ -163,6 +111,7 @@ def count(
                     )
                 )
             model.zero_grad()
+            autocast.forget()
     for hook in itertools.chain.from_iterable(hooks):
         hook.remove()
     return rows

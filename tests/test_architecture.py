@@ -106,6 +106,24 @@ ROOMS = {
         {'torch', 'mmengine'},
         {'checkpoints', 'engine/checks', 'engine/config', 'errors', 'models/swin_v2', 'sizes'},
     ),
+    'engine/costs/plan': (
+        {'torch', 'mmengine', 'numpy', 'rich'},
+        {
+            'compat',
+            'engine/checks',
+            'engine/config',
+            'engine/costs',
+            'engine/recipe',
+            'errors',
+            'models/attention',
+            'models/cache',
+            'models/kernels',
+            'models/position_bias',
+            'models/swin_v2',
+            'models/window',
+            'sizes',
+        },
+    ),
     'engine/runs': (
         {'mmengine', 'torch'},
         {
