@@ -20,8 +20,8 @@ from swinv2_mm.errors import UserError
 
 GIB = 2**30
 # What a process takes beside its tensors, the contexts of CUDA, cuBLAS and NCCL with their buffers: an estimate. And a
-# share of the tensors for what the allocator cannot use, workspaces of kernels, and the error of the plan, which was 8 %
-# on a CPU (docs/large_models.md).
+# share of the tensors for what the allocator cannot use, workspaces of kernels, and the error of the plan, up to 8 % on
+# a CPU (docs/large_models.md).
 CONTEXT_BYTES, MARGIN = 2 * GIB, 0.10
 RUNNERS = dict(ddp='Runner', zero1='swinv2_mm.Zero1Runner', fsdp2='swinv2_mm.FSDP2Runner')
 # How long a step takes with each of them, relative to one without: for the order alone. Half precision has twice the

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from swinv2_mm.engine.costs.plan import CONTEXT_BYTES, MARGIN, GIB, Plan, Row, Setting, options
+from swinv2_mm.engine.costs.plan import CONTEXT_BYTES, GIB, MARGIN, Plan, Row, Setting, options
 from swinv2_mm.engine.costs.plan.sharding import WAYS, Held
 from swinv2_mm.engine.costs.plan.traffic import LINKS, OVERLAPS, traffic
 
