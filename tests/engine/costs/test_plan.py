@@ -215,7 +215,7 @@ def test_a_step_that_needs_values_is_named(simmim, monkeypatch):
     """Bug: a traceback from the middle of somebody's head, or a plan without it."""
     from swinv2_mm.models.simmim import SimMIM
 
-    monkeypatch.setattr(SimMIM, 'loss', lambda model, *_: open('/nowhere'))
+    monkeypatch.setattr(SimMIM, 'loss', lambda model, *_: Path('/nowhere').read_text())
     with pytest.raises(UserError, match=r'step of SimMIM cannot run .*planned: FileNotFoundError'):
         trace(simmim, SMALL)
 

@@ -19,9 +19,10 @@ from swinv2_mm.engine.costs.plan.step import Step, Work, trace
 from swinv2_mm.errors import UserError
 
 GIB = 2**30
-# What a process takes beside its tensors: the contexts of CUDA, cuBLAS and NCCL with their buffers, and what the
-# allocator of torch cannot use, as a share of the tensors. Estimates, not measured.
-CONTEXT_BYTES, FRAGMENTS = 2 * GIB, 0.05
+# What a process takes beside its tensors, the contexts of CUDA, cuBLAS and NCCL with their buffers: an estimate. And a
+# share of the tensors for what the allocator cannot use, workspaces of kernels, and the error of the plan, up to 8 % on
+# a CPU (docs/large_models.md).
+CONTEXT_BYTES, MARGIN = 2 * GIB, 0.10
 RUNNERS = dict(ddp='Runner', zero1='swinv2_mm.Zero1Runner', fsdp2='swinv2_mm.FSDP2Runner')
 # How long a step takes with each of them, relative to one without: for the order alone. Half precision has twice the
 # rate; with_cp repeats the forward pass, a third of a step; FSDP2 sends half as much again.
@@ -56,7 +57,7 @@ class Row:
     @property
     def needs(self) -> float:
         """Bytes of a GPU, with what is no tensor."""
-        return self.held.total * (1 + FRAGMENTS) + CONTEXT_BYTES
+        return self.held.total * (1 + MARGIN) + CONTEXT_BYTES
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich import box
 from rich.table import Table
 
-from swinv2_mm.engine.costs.plan import CONTEXT_BYTES, FRAGMENTS, GIB, Plan, Row, Setting, options
+from swinv2_mm.engine.costs.plan import CONTEXT_BYTES, GIB, MARGIN, Plan, Row, Setting, options
 from swinv2_mm.engine.costs.plan.sharding import WAYS, Held
 from swinv2_mm.engine.costs.plan.traffic import LINKS, OVERLAPS, traffic
 
@@ -29,9 +29,9 @@ def settings_table(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify='left')
     for name in ('sharding', 'type', 'with_cp', 'attn_chunk'):
         table.add_column(name, no_wrap=True)
-    for name in ('parameters', 'gradients', 'optimizer', 'activations', 'communication', 'peak', 'GPU needs'):
-        table.add_column(name, justify='right')
-    table.add_column('fits')
+    for name in ('params', 'grads', 'optimizer', 'activations', 'comm.', 'peak', 'GPU needs'):
+        table.add_column(name, justify='right', no_wrap=True)
+    table.add_column('fits', no_wrap=True)
     for row in plan.rows:
         parts = [f'{value / GIB:.1f}' for value in (*parts_of(row.held), row.held.total, row.needs)]
         own = ' (config)' if row.setting == plan.own else ''
@@ -53,8 +53,8 @@ def advice(plan: Plan, config: str) -> Iterator[str]:
     """What to run, line by line."""
     memory = f'{plan.memory / GIB:g} GiB'
     yield (
-        f'A GPU also holds contexts and buffers of CUDA and NCCL, taken as {CONTEXT_BYTES / GIB:g} GiB, and what its '
-        f'allocator cannot use, taken as {FRAGMENTS:.0%} of the peak. No GPU has confirmed these numbers.'
+        f'A GPU needs {CONTEXT_BYTES / GIB:g} GiB more than the peak for CUDA and NCCL, and {MARGIN:.0%} for its '
+        'allocator, workspaces and the error of this plan: estimates. No GPU has confirmed these numbers.'
     )
     found = {half: plan.fastest(half) for half in (True, False)}
     if not any(found.values()):
