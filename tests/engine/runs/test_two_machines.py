@@ -19,6 +19,7 @@ MODES = ('ddp', 'zero1', 'fsdp2')
 PIECES = {mode: (ROOT / 'configs' / '_base_' / 'sharding' / f'{mode}.py').read_text() for mode in MODES[1:]}
 KILL = "custom_hooks.append(dict(type='KillHook', iteration=3, rank=2))\n"
 WAIT = "custom_hooks.append(dict(type='WaitHook', iteration=3))\n"
+ENDED = r'On node1 \(10\.99\.7\.2\) process(es)? [23].* ended'  # the launcher may be about to end the other one
 SHORT = 'env_cfg = dict(dist_cfg=dict(timeout=8))\n'
 
 
