@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = read_config(args.config, args.cfg_options, 'train')
     work = work_of(cfg, args.shape, args.batch, args.objects)
     show = Console(highlight=False)
-    show.width = max(show.width, 125)
+    show.width = max(show.width, 132)
     found = plan(cfg, args.gpus, args.gpu_memory * GIB, work, bar('settings'))
     show.print(settings_table(found))
     for line in advice(found, args.config):

@@ -14,6 +14,7 @@ from support.zoo import load
 
 from swinv2_mm.engine.costs import plan as planning
 from swinv2_mm.engine.costs.plan import GIB, Setting, options, plan, work_of
+from swinv2_mm.engine.costs.plan.answers import Answers
 from swinv2_mm.engine.costs.plan.sharding import held, shares
 from swinv2_mm.engine.costs.plan.sizes import with_arch
 from swinv2_mm.engine.costs.plan.step import Work, trace
@@ -161,6 +162,16 @@ def test_heads_of_all_kinds_are_planned(name):
     heads = sum(w.bytes for w in found.weights if not w.name.startswith('backbone.'))
     assert heads > 0 and found.peak > 1e6
     assert all(w.state == 2 * w.bytes for w in found.weights if w.trained)
+
+
+def test_values_are_known_until_somebody_writes_into_a_part():
+    """Bug: a mask of the places that a head has filled counts none of them, as a view of the labels was written to."""
+    with Answers(20):
+        labels = torch.full((8,), 3, device='meta')
+        assert labels.sum().item() == 24 and (labels == 3).nonzero().shape == (8, 1)
+        assert (labels == 4).nonzero().shape == (0, 1)
+        labels[:4].copy_(torch.empty(4, dtype=torch.int64, device='meta'))
+        assert (labels == 4).nonzero().shape == (8, 1)
 
 
 @pytest.fixture(scope='module')

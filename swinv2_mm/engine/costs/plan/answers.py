@@ -47,8 +47,8 @@ class Answers(TorchDispatchMode):
             return _with_values(func, name, args, kwargs)
         if name in _CONSTANT:
             return _constant(func, args, kwargs)
-        if func._schema.is_mutable and isinstance(first, Tensor):
-            first.value = None  # type: ignore[attr-defined]
+        if func._schema.is_mutable and isinstance(first, Tensor) and _value(first) is not None:
+            _value(first).untyped_storage().changed = True  # type: ignore[union-attr]  # of all its views
         if isinstance(first, Tensor) and first.is_meta:
             if name in _UNIQUE:
                 count = first.numel() if first.ndim == 1 else min(first.numel(), self.objects)
@@ -72,7 +72,8 @@ class Answers(TorchDispatchMode):
 
 def _value(x: Tensor) -> Tensor | None:
     """The values of a small tensor, if they are known."""
-    return getattr(x, 'value', None) if x.is_meta else x if x.numel() <= KNOWN else None
+    value = getattr(x, 'value', None) if x.is_meta else x if x.numel() <= KNOWN else None
+    return None if value is None or hasattr(value.untyped_storage(), 'changed') else value
 
 
 def _with_values(func: Any, name: str, args: Any, kwargs: Any) -> Any:
