@@ -137,7 +137,13 @@ def work_of(cfg: Config, shape: Sequence[int] | None, batch: int | None, objects
         raise UserError(f'--batch: expected the images of a process, 1 or more, not {batch}.')
     if objects < 1:
         raise UserError(f'--objects: expected the objects of an image, 1 or more, not {objects}.')
-    rows, columns = image_shape(shape, input_size(cfg))
+    own = input_size(cfg)
+    if shape is None and own is None:
+        raise UserError(
+            '--shape: the config does not say how large the images of its training are; give rows and columns, as in '
+            '--shape 800 1333.'
+        )
+    rows, columns = image_shape(shape, own)
     multiple = (cfg.model.get('data_preprocessor') or {}).get('pad_size_divisor') or 1
     padded = -(-rows // multiple) * multiple, -(-columns // multiple) * multiple
     return Work(padded, batch, objects, device)
