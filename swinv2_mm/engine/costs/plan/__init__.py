@@ -105,13 +105,14 @@ def plan(
     check_version()
     check_backbone(cfg.model)
     own, steps, rows = own_setting(cfg), {}, []
+    ways = WAYS if processes > 1 else (own.way,)  # a process alone trains as always
     kinds = list(itertools.product((False, True), _chunks(own), (True, False)))
     for with_cp, chunk, half in track(kinds):
         setting = Setting('ddp', with_cp, chunk, half)
         steps[with_cp, chunk, half] = step = trace(
             with_setting(cfg, setting), replace(work, dtype=torch.bfloat16 if half else None)
         )
-        rows += [Row(replace(setting, way=way), held(step, way, processes, averages(cfg))) for way in WAYS]
+        rows += [Row(replace(setting, way=way), held(step, way, processes, averages(cfg))) for way in ways]
     rows.sort(key=lambda row: (row.setting.slowness, row.needs))
     return Plan(own, work, processes, memory, tuple(rows), steps[own.with_cp, own.attn_chunk, own.half])
 
