@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     show.print(settings_table(found))
     for line in advice(found, args.config):
         show.print(line, soft_wrap=True)
-    show.print()
-    show.print(traffic_table(found))
+    if args.gpus > 1:
+        show.print()
+        show.print(traffic_table(found))
     if args.sizes:
         sizes = plan_sizes(cfg, args.gpus, work, bar('sizes'))
         show.print(sizes_table(sizes, args.gpus))

@@ -27,6 +27,14 @@ def test_a_plan_is_printed(run_tool, capsys, config):
     assert '(config)' in found and 'NVLink' in found and 'No GPU has confirmed' in found
 
 
+def test_a_gpu_alone_shards_nothing(run_tool, capsys, config):
+    """Bug: advice to divide among processes that are not there."""
+    assert run_tool('plan', config, '--gpus', '1', '--shape', '64') == 0
+    found = capsys.readouterr().out
+    assert found.count(f'python tools/train.py {config}') == 2
+    assert 'FSDP2' not in found and 'NVLink' not in found
+
+
 def test_what_does_not_fit_is_said(run_tool, capsys, config):
     """Bug: a setting that does not fit as advice, or silence."""
     assert run_tool('plan', config, '--gpu-memory', '1', '--shape', '64', '--batch', '2') == 0

@@ -212,6 +212,8 @@ def test_numbers_that_are_none_are_refused(simmim):
         work_of(simmim, [64], 1, 0)
     with pytest.raises(UserError, match='--shape: expected'):
         work_of(simmim, [64, 64, 3], 1, 4)
+    with pytest.raises(UserError, match='--shape: the config does not say'):
+        work_of(load(CONFIGS / 'maskrcnn_swinv2_t_shapes.py'), None, 1, 4)
     assert work_of(simmim, [64], None, 4) == Work((64, 64), simmim.train_dataloader.batch_size, 4)
 
 

@@ -105,13 +105,14 @@ def plan(
     check_version()
     check_backbone(cfg.model)
     own, steps, rows = own_setting(cfg), {}, []
+    ways = WAYS if processes > 1 else (own.way,)  # a process alone trains as always
     kinds = list(itertools.product((False, True), _chunks(own), (True, False)))
     for with_cp, chunk, half in track(kinds):
         setting = Setting('ddp', with_cp, chunk, half)
         steps[with_cp, chunk, half] = step = trace(
             with_setting(cfg, setting), replace(work, dtype=torch.bfloat16 if half else None)
         )
-        rows += [Row(replace(setting, way=way), held(step, way, processes, averages(cfg))) for way in WAYS]
+        rows += [Row(replace(setting, way=way), held(step, way, processes, averages(cfg))) for way in ways]
     rows.sort(key=lambda row: (row.setting.slowness, row.needs))
     return Plan(own, work, processes, memory, tuple(rows), steps[own.with_cp, own.attn_chunk, own.half])
 
@@ -137,7 +138,13 @@ def work_of(cfg: Config, shape: Sequence[int] | None, batch: int | None, objects
         raise UserError(f'--batch: expected the images of a process, 1 or more, not {batch}.')
     if objects < 1:
         raise UserError(f'--objects: expected the objects of an image, 1 or more, not {objects}.')
-    rows, columns = image_shape(shape, input_size(cfg))
+    own = input_size(cfg)
+    if shape is None and own is None:
+        raise UserError(
+            '--shape: the config does not say how large the images of its training are; give rows and columns, as in '
+            '--shape 800 1333.'
+        )
+    rows, columns = image_shape(shape, own)
     multiple = (cfg.model.get('data_preprocessor') or {}).get('pad_size_divisor') or 1
     padded = -(-rows // multiple) * multiple, -(-columns // multiple) * multiple
     return Work(padded, batch, objects, device)
