@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from mmengine.structures import instance_data
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 # Operations whose result depends on shapes and numbers alone.
 _CONSTANT = {
@@ -42,7 +42,7 @@ class Answers(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.split('::')[1]
         first = args[0] if args else None
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         if tensors and all(_value(x) is not None for x in tensors):
             return _with_values(func, name, args, kwargs)
         if name in _CONSTANT:
@@ -64,7 +64,7 @@ class Answers(TorchDispatchMode):
                 return first
         elif name == 'copy_' and isinstance(first, Tensor) and any(_is_meta(x) for x in args[1:]):
             return first
-        elif name not in ('_to_copy', 'lift_fresh', 'detach') and any(map(_is_meta, tree_leaves((args, kwargs)))):
+        elif name not in ('_to_copy', 'lift_fresh', 'detach') and any(map(_is_meta, tree_flatten((args, kwargs))[0])):
             # Numbers of the CPU among tensors of the device.
             args = tuple(_on_meta(x) for x in args)
         return func(*args, **kwargs)
@@ -79,7 +79,7 @@ def _value(x: Tensor) -> Tensor | None:
 def _with_values(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """The result of a function of known tensors: on the meta device, where its values are kept, or on the CPU."""
     moved = kwargs.get('device')
-    on_meta = moved.type == 'meta' if moved is not None else any(map(_is_meta, tree_leaves((args, kwargs))))
+    on_meta = moved.type == 'meta' if moved is not None else any(map(_is_meta, tree_flatten((args, kwargs))[0]))
     with _disable_current_modes():
         real = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
         if func._schema.is_mutable:

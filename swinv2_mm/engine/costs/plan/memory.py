@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 # A block of torch's allocator on a GPU.
 BLOCK = 512
@@ -75,7 +75,7 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         before = self.bytes
-        for leaf in tree_leaves(result):
+        for leaf in tree_flatten(result)[0]:
             if isinstance(leaf, Tensor) and leaf.is_meta:
                 self._note(leaf)
         if self.bytes > before:
