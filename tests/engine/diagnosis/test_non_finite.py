@@ -75,7 +75,7 @@ class KeepHook(Hook):
 def test_repeats_the_step_exactly(tmp_path):
     """Bug: another drop path and dropout, in which the numbers may well be finite."""
     stopped(poisoned(tmp_path, 'backward'))
-    assert LOSSES[-1] == LOSSES[-2] != LOSSES[-3]
+    assert LOSSES[-1] == pytest.approx(LOSSES[-2], rel=1e-6) and abs(LOSSES[-2] - LOSSES[-3]) > 1e-4
 
 
 def test_infinite_gradients_are_the_loss_scale_s_business(tmp_path):

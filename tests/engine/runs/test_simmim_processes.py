@@ -57,7 +57,7 @@ def test_sharded_pre_training_ends_like_data_parallelism(name, folder):
             torch.testing.assert_close(found['optimizer']['state'][index][key], tensor, rtol=0, atol=2e-5)
     before = read_checkpoint(folder / 'ddp' / 'epoch_1.pth')['state_dict']
     for key in ('mask_token', 'decoder.weight'):
-        assert (expected['state_dict'][key] - before[key]).abs().max() > 1e-3  # or any two runs would be equal
+        assert (expected['state_dict'][key] - before[key]).abs().max() > 1e-4  # or any two runs would be equal
 
 
 def test_blocks_in_bfloat16_pre_train(folder):
