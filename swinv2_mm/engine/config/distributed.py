@@ -29,7 +29,7 @@ def this_run() -> str | None:
 
 
 def on_several_machines() -> bool:
-    """Whether torchrun has started processes of this run on other machines, too."""
+    """Whether a launcher has started processes of this run on other machines, too."""
     everywhere = os.environ.get('WORLD_SIZE', '1')
     return int(everywhere) > int(os.environ.get('LOCAL_WORLD_SIZE', everywhere))
 

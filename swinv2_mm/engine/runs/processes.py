@@ -73,6 +73,8 @@ def _take_from_slurm() -> None:
         os.environ['MASTER_ADDR'] = subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()[0]
     for name, slurms in (('RANK', 'PROCID'), ('LOCAL_RANK', 'LOCALID'), ('WORLD_SIZE', 'NTASKS')):
         os.environ[name] = os.environ[f'SLURM_{slurms}']
+    nodes = int(os.environ.get('SLURM_STEP_NUM_NODES', 1))
+    os.environ.setdefault('LOCAL_WORLD_SIZE', str(int(os.environ['WORLD_SIZE']) // nodes))
 
 
 def leave_processes() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from swinv2_mm.engine.config.distributed import address_here, interface_of
+from swinv2_mm.engine.config.distributed import address_here, interface_of, on_several_machines
 from swinv2_mm.engine.runs import processes
 from swinv2_mm.engine.runs.processes import choose_interface, started_processes
 
@@ -46,6 +46,7 @@ SRUN = {
     'SLURM_LOCALID': '1',
     'SLURM_NTASKS': '4',
     'SLURM_STEP_NODELIST': 'node[1-2]',
+    'SLURM_STEP_NUM_NODES': '2',
 }
 
 
@@ -54,14 +55,14 @@ def srun(monkeypatch):
     """Be a process that srun has started; scontrol writes out the list of nodes."""
     for name, value in SRUN.items():
         monkeypatch.setenv(name, value)
-    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+    for name in ('MASTER_ADDR', 'MASTER_PORT', 'LOCAL_WORLD_SIZE'):
         monkeypatch.delenv(name, raising=False)
     written = SimpleNamespace(stdout='node1\nnode2\n')
     monkeypatch.setattr(processes.subprocess, 'run', lambda command, **_: command[-1] == 'node[1-2]' and written)
 
 
 def test_processes_of_slurm_join_without_gpus(srun, joined, monkeypatch):
-    """Bug: mmengine sets a CUDA device for each process of Slurm."""
+    """Bug: mmengine sets a CUDA device for each process of Slurm; gloo takes another network than that of the nodes."""
     monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
     cfg = Config({'launcher': 'slurm'})
     with started_processes(cfg):
@@ -69,6 +70,7 @@ def test_processes_of_slurm_join_without_gpus(srun, joined, monkeypatch):
     assert joined[0][0] == ('gloo',) and cfg.model_wrapper_cfg.device_ids is None
     told = {'RANK': '3', 'LOCAL_RANK': '1', 'WORLD_SIZE': '4', 'MASTER_ADDR': 'node1'}
     assert {name: os.environ[name] for name in told} == told
+    assert os.environ['LOCAL_WORLD_SIZE'] == '2' and on_several_machines()
 
 
 def test_jobs_and_steps_of_slurm_have_ports_of_their_own(srun, joined, monkeypatch):
