@@ -12,6 +12,7 @@ from swinv2_mm.engine.config.distributed import address_here, interface_of, on_s
 from swinv2_mm.engine.runs import processes
 from swinv2_mm.engine.runs.processes import choose_interface, started_processes
 
+# It gives the environment back, which is changed here without monkeypatch: that would bring back what the code has set.
 pytestmark = pytest.mark.usefixtures('own_process')
 
 
@@ -54,9 +55,9 @@ SRUN = {
 def srun(monkeypatch):
     """Be a process that srun has started; scontrol writes out the list of nodes."""
     for name, value in SRUN.items():
-        monkeypatch.setenv(name, value)
+        os.environ[name] = value
     for name in ('MASTER_ADDR', 'MASTER_PORT', 'LOCAL_WORLD_SIZE'):
-        monkeypatch.delenv(name, raising=False)
+        os.environ.pop(name, None)
     written = SimpleNamespace(stdout='node1\nnode2\n')
     monkeypatch.setattr(processes.subprocess, 'run', lambda command, **_: command[-1] == 'node[1-2]' and written)
 
@@ -78,13 +79,13 @@ def test_jobs_and_steps_of_slurm_have_ports_of_their_own(srun, joined, monkeypat
     monkeypatch.setattr(processes, 'get_device', lambda: 'cuda')
     ports = set()
     for job, step in (('31', '2'), ('31', '3'), ('32', '2')):
-        monkeypatch.setenv('SLURM_JOB_ID', job)
-        monkeypatch.setenv('SLURM_STEP_ID', step)
-        monkeypatch.delenv('MASTER_PORT', raising=False)
+        os.environ['SLURM_JOB_ID'] = job
+        os.environ['SLURM_STEP_ID'] = step
+        os.environ.pop('MASTER_PORT', None)
         with started_processes(Config({'launcher': 'slurm'})):
             ports.add(os.environ['MASTER_PORT'])
     assert len(ports) == 3 and joined == []
-    monkeypatch.setenv('MASTER_PORT', '7')
+    os.environ['MASTER_PORT'] = '7'
     with started_processes(Config({'launcher': 'slurm'})):
         assert os.environ['MASTER_PORT'] == '7'
 
@@ -111,21 +112,21 @@ def test_alone_nothing_is_started(joined):
 )
 def test_gloo_takes_the_network_of_the_first_machine(here, address, chosen, monkeypatch):
     """Of several machines only, and not the loopback. Bug: gloo takes 127.0.1.1, a machine's name for itself."""
-    monkeypatch.delenv('GLOO_SOCKET_IFNAME', raising=False)
-    monkeypatch.setenv('WORLD_SIZE', '4')
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(here))
+    os.environ.pop('GLOO_SOCKET_IFNAME', None)
+    os.environ['WORLD_SIZE'] = '4'
+    os.environ['LOCAL_WORLD_SIZE'] = str(here)
     monkeypatch.setattr(processes, 'address_here', lambda: address)
     monkeypatch.setattr(processes, 'interface_of', {'10.9.8.7': 'net7', '127.0.0.1': 'lo'}.get)
     choose_interface()
     assert os.environ.get('GLOO_SOCKET_IFNAME') == chosen
-    monkeypatch.setenv('GLOO_SOCKET_IFNAME', 'mine')
+    os.environ['GLOO_SOCKET_IFNAME'] = 'mine'
     choose_interface()
     assert os.environ['GLOO_SOCKET_IFNAME'] == 'mine'
 
 
 def test_addresses_and_interfaces_are_found(monkeypatch):
-    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    os.environ['MASTER_ADDR'] = '127.0.0.1'
     assert address_here() == '127.0.0.1' and interface_of('127.0.0.1').startswith('lo')
     assert interface_of('192.0.2.99') is None
-    monkeypatch.setenv('MASTER_ADDR', 'no.such.host')
+    os.environ['MASTER_ADDR'] = 'no.such.host'
     assert address_here() is None
