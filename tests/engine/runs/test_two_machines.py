@@ -28,7 +28,13 @@ def straight(machines, fork_server, tmp_path_factory):  # noqa: F811
     """Undisturbed runs of each mode, ``straight_{mode}``: by two processes on each machine, and by four on one."""
     one = tmp_path_factory.mktemp('one_machine')
     for mode in MODES:
-        for name, extra in (('straight', ''), ('killed', KILL), ('waiting', SHORT + WAIT), ('patient', WAIT)):
+        for name, extra in (
+            ('straight', ''),
+            ('killed', KILL),
+            ('waiting', SHORT + WAIT),
+            ('patient', WAIT),
+            ('hasty', SHORT),
+        ):
             for folder in (one, *(machine.folder for machine in machines)):
                 write_config(folder, f'{name}_{mode}.py', PIECES.get(mode, '') + extra, batch_size=1)
         codes, outputs = machines.train(f'straight_{mode}', f'straight_{mode}.py')
@@ -163,7 +169,7 @@ def test_another_number_of_processes_resumes(mode, machines, straight):  # noqa:
 
 def test_a_wrong_interface_is_named(machines, straight):  # noqa: F811
     """Bug: ``Gloo connectFullMesh failed``, with a traceback, and nobody knows which network was tried."""
-    codes, outputs = machines.train('wrong', 'straight_ddp.py', environment={'GLOO_SOCKET_IFNAME': 'lo'})
+    codes, outputs = machines.train('wrong', 'hasty_ddp.py', environment={'GLOO_SOCKET_IFNAME': 'lo'})
     for code, output in zip(codes, outputs, strict=True):
         assert 2 in code and 'did not reach the others' in output and 'network interface, here lo.' in output
         assert 'Traceback' not in output
