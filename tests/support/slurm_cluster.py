@@ -125,6 +125,7 @@ class Cluster:
             if said['JobState'] in ('COMPLETED', 'FAILED', 'TIMEOUT', 'CANCELLED', 'NODE_FAIL'):
                 return said
             if said['JobState'] == 'PENDING' and said.get('Reason') == 'BeginTime':
+                time.sleep(2)  # within a second Slurm takes it for the job that it has just revoked
                 self.run('scontrol', 'update', f'jobid={number}', 'starttime=now')
             time.sleep(0.5)
         raise TimeoutError(self.job(number) + self.logs())
