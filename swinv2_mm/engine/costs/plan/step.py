@@ -28,6 +28,7 @@ from swinv2_mm.engine.costs.plan.machine import Autocast, again_in_backward, as_
 from swinv2_mm.engine.costs.plan.memory import Moment, Tally
 from swinv2_mm.engine.recipe.precision import keep_boxes_in_float32
 from swinv2_mm.errors import UserError
+from swinv2_mm.models.kernels.choose import has_arithmetic
 from swinv2_mm.models.swin_v2 import SwinTransformerV2Block
 
 Pair = tuple[int, int]
@@ -79,7 +80,8 @@ def trace(cfg: Config, work: Work) -> Step:
         UserError: The backbone is not ours, or the step needs values that nobody can know.
     """
     scope = cfg.get('default_scope') or 'mmengine'
-    autocast = Autocast(work.dtype, work.device)
+    slow = work.device == 'cpu' and work.dtype is not None and not has_arithmetic(work.dtype)
+    autocast = Autocast(None if slow else work.dtype, work.device)  # such a processor trains in float32
     with _quiet(), DefaultScope.overwrite_default_scope(scope):
         model = build(cfg)
         wrapper = build_optimizer(deepcopy(cfg.optim_wrapper), model)
